@@ -6,14 +6,13 @@ approved any more.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
 from daemon.champions import promotion
 from daemon.champions.blind_review import require_reviewed
 from daemon.champions.history import blocked, unhealthy_models
-from daemon.champions.promotion import TryOut, change_by_hand, check_files
+from daemon.champions.promotion import TryOut, change_by_hand, change_to, check_files
 from daemon.queue.states import known_run
 from daemon.state import run_files
 from daemon.state.clauses import forcing
@@ -66,67 +65,43 @@ def force(
     if identity == serving.model_id:
         message = f"the model of run {run_id} is the champion of track {run.track} already"
         raise DropforgeError(message, f"look at it: dropforge champion --track {run.track}")
-    change = Promotion(
-        track=run.track,
-        run_id=run_id,
-        kind=PromotionKind.FORCED,
-        generation=serving.generation + 1,
-        model_id=identity,
-        model_path=f"models/{identity}",
-        reason=word.reason,
-        created_at=word.at,
-        approved_by=word.by,
-        overrode=run.outcome or run.state,
-    )
+    model = ModelRef(model_id=identity, path=f"models/{identity}", generation=serving.generation + 1)
+    change = change_to(model, PromotionKind.FORCED, run.track, run_id, word)
+    change.overrode = run.outcome or run.state
     return change_by_hand(engine, work_folder, change, f"the model of run {run_id}", try_out)
 
 
-@dataclass(frozen=True)
-class Target:
-    """The former champion to roll back to, and the generation expected to serve until then."""
-
-    track: str
-    generation: int | None = None
-    """`None` for the latest champion that is another model; refused if that is blocked, unhealthy or gone."""
-    over: int | None = None
-    """Generation that must be the champion now; `None` if any may be."""
-
-
-def rollback(
-    engine: Engine, work_folder: WorkFolder, to: Target, word: Word, *, try_out: TryOut = lambda _folder: None
+def rollback(  # noqa: PLR0913 - the last three go by name
+    engine: Engine,
+    work_folder: WorkFolder,
+    track: str,
+    word: Word,
+    *,
+    to: int | None = None,
+    over: int | None = None,
+    try_out: TryOut = lambda _folder: None,
 ) -> Promotion:
     """
-    Make a former champion the champion again, as the next generation; return the promotion's row.
+    Make the former champion of generation `to` the champion again, as the next generation; return the promotion's row.
 
-    Without `to.generation` it is the latest other model, refused if that is blocked, unhealthy or gone. Before the
-    change every file of its model is compared with its hash, and `try_out` is called with its folder. The model that is
-    replaced is blocked: no run promotes it again, only a person does. The track's pending approvals end. Raises
-    `DropforgeError` if there is no such champion, it serves already or its files have changed; what `try_out` raises;
-    `ChampionMoved` if another change came first.
+    Without `to` it is the latest other model, refused if that is blocked, unhealthy or gone. `over` is the generation
+    that must serve until then, `None` if any may. Before the change every file of its model is compared with its hash,
+    and `try_out` is called with its folder. The model that is replaced is blocked: no run promotes it again, only a
+    person does. The track's pending approvals end. Raises `DropforgeError` if there is no such champion, it serves
+    already or its files have changed; what `try_out` raises; `ChampionMoved` if another change came first.
     """
-    track = to.track
     with transaction(engine) as session:
         serving = promotion.champion(session, track)
-        if to.over is not None:
-            promotion.require_generation(session, track, to.over)
+        if over is not None:
+            promotion.require_generation(session, track, over)
         row, past = session.get_one(Track, track), promotion.champions_of(session, track)
     for one in past:
         if one.model_id == row.base_model_id and row.base_path is not None:
             one.model_path = row.base_path
-    target = _target(past, serving, to.generation, work_folder)
-    change = Promotion(
-        track=track,
-        run_id=target.run_id,
-        drops=target.drops,
-        kind=PromotionKind.ROLLBACK,
-        generation=serving.generation + 1,
-        model_id=target.model_id,
-        model_path=target.model_path,
-        reason=word.reason,
-        restored=target.generation,
-        created_at=word.at,
-        approved_by=word.by,
-    )
+    target = _target(past, serving, to, work_folder)
+    model = ModelRef(model_id=target.model_id, path=target.model_path, generation=serving.generation + 1)
+    change = change_to(model, PromotionKind.ROLLBACK, track, target.run_id, word)
+    change.drops, change.restored = target.drops, target.generation
     return change_by_hand(engine, work_folder, change, f"the model of generation {target.generation}", try_out)
 
 

@@ -17,14 +17,13 @@ from sqlmodel import Session, col, select
 from daemon.champions.history import blocked, no_champion
 from daemon.queue.states import Claim, held_run, require_not_cancelled
 from daemon.state.clauses import forcing
-from daemon.state.database import open_engine, open_reader, transaction
+from daemon.state.database import open_reader, transaction
 from daemon.state.events import Word, record_event
-from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
 from daemon.state.troubles import concerns_all
-from daemon.system.folders import StateFolder, WorkFolder
+from daemon.system.folders import WorkFolder
 from pipeline.artifacts import ModelRef, Verdict
 from pipeline.decide.explain import brief
 from pipeline.durable import fsync_folder
@@ -105,18 +104,24 @@ def promote(  # noqa: PLR0913 - the last goes by name
             see = f"see why: dropforge history --track {run.track}"
             raise Blocked(message, f"{see}; to bring it back: {forcing(run_id)}")
         require_there(work_folder / model.path, f"the model of run {run_id}", run.track)
-        change = Promotion(
-            track=run.track,
-            run_id=run_id,
-            generation=model.generation,
-            model_id=model.model_id,
-            model_path=model.path,
-            reason=word.reason,
-            verdict=brief(verdict),
-            created_at=word.at,
-            approved_by=word.by,
-        )
+        change = change_to(model, PromotionKind.PROMOTION, run.track, run_id, word)
+        change.verdict = brief(verdict)
         return change_champion(session, work_folder, change)
+
+
+def change_to(model: ModelRef, kind: PromotionKind, track: str, run_id: int | None, word: Word) -> Promotion:
+    """Return the row, to be completed, of a change of the track's champion to `model`."""
+    return Promotion(
+        track=track,
+        run_id=run_id,
+        kind=kind,
+        generation=model.generation,
+        model_id=model.model_id,
+        model_path=model.path,
+        reason=word.reason,
+        created_at=word.at,
+        approved_by=word.by,
+    )
 
 
 def change_by_hand(engine: Engine, work_folder: WorkFolder, change: Promotion, what: str, try_out: TryOut) -> Promotion:
@@ -262,13 +267,6 @@ def _links(session: Session, work_folder: WorkFolder, row: Track) -> dict[Path, 
     folder = work_folder / "tracks" / row.name
     named = {"champion": Path(path), "previous": Path(previous)}
     return {folder / name: one if one.is_absolute() else Path("..", "..", one) for name, one in named.items()}
-
-
-def sync_restored_links(state_folder: StateFolder, work_folder: WorkFolder) -> None:
-    """Make all links match the rows, or raise `OSError`."""
-    for error in sync_links(open_engine(state_folder / DATABASE_NAME), work_folder).values():
-        if error is not None:
-            raise error
 
 
 def _is_set(link: Path, target: Path) -> bool:

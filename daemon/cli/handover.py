@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from daemon.champions import decisions
-from daemon.champions.decisions import Target
 from daemon.champions.decisions import rollback as roll_back
 from daemon.champions.handover import server
 from daemon.champions.handover.export import export as write
@@ -84,8 +83,8 @@ def rollback(
     that serves then.
     """
     chosen_tracks(context, track)
-    root, target, word = load_settings(context).work_folder, Target(track, to), word_of_user(reason)
-    print_lines(confirmations.rolled_back(roll_back(open_writer(context), root, target, word, try_out=_try_out)))
+    root, word = load_settings(context).work_folder, word_of_user(reason)
+    print_lines(confirmations.rolled_back(roll_back(open_writer(context), root, track, word, to=to, try_out=_try_out)))
     _print_commands(context, track)
 
 

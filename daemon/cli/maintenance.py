@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions.promotion import sync_restored_links
+from daemon.champions.promotion import sync_links
 from daemon.cli.output import local, print_json, print_line, print_lines, print_table
 from daemon.cli.workspace import (
     JsonOption,
@@ -136,7 +136,8 @@ def restore(
     """
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
-    sync_restored_links(settings.state_folder, settings.work_folder)
+    for error in filter(None, sync_links(open_writer(context), settings.work_folder).values()):
+        raise error
     if as_json:
         print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
         return

@@ -16,7 +16,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from daemon.champions import blind_review, decisions
-from daemon.champions.decisions import Target, rollback
+from daemon.champions.decisions import rollback
 from daemon.champions.smoke_test import require_answer
 from daemon.dispatch import stale_steps
 from daemon.queue import drops, order, run_queue
@@ -164,8 +164,8 @@ def resume(site: SiteOf, name: Name, body: PerhapsWhy) -> Done:
 def roll_back(site: SiteOf, name: Name, body: Back) -> Done:
     """Make a former champion serve again, after it was checked and loaded (minutes), and block the replaced model."""
     require_track(site, name)
-    target, word = Target(name, body.to), _word(body.reason)
-    row = rollback(site.writer(), site.settings.work_folder, target, word, try_out=require_answer)
+    root, word = site.settings.work_folder, _word(body.reason)
+    row = rollback(site.writer(), root, name, word, to=body.to, try_out=require_answer)
     return _done(*confirmations.rolled_back(row))
 
 

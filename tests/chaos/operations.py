@@ -177,7 +177,7 @@ def _overtaken(folder: Path) -> None:
     daemon = Daemon(folder, START)
     _accepted(daemon, "second.jsonl", "second")
     daemon.until("decide", START, "worse")
-    decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 0), Word("it swears", START))
+    decisions.rollback(daemon.engine, daemon.root, "default", Word("it swears", START), to=0)
 
 
 def _compared_again(daemon: Daemon) -> None:
@@ -257,14 +257,12 @@ def _two_champions(folder: Path) -> None:
 
 def _going_back(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
-    return lambda: decisions.rollback(
-        daemon.engine, daemon.root, decisions.Target("default", 1), Word("it swears", NOW)
-    )
+    return lambda: decisions.rollback(daemon.engine, daemon.root, "default", Word("it swears", NOW), to=1)
 
 
 def _back(daemon: Daemon) -> None:
     if _serving(daemon)[0] == 2:
-        decisions.rollback(daemon.engine, daemon.root, decisions.Target("default", 1), Word("it swears", NOW))
+        decisions.rollback(daemon.engine, daemon.root, "default", Word("it swears", NOW), to=1)
     assert _serving(daemon) == (3, [None, 1, 2, 1])
     champion = daemon.root / "tracks/default/champion"
     assert b"weights of run 1" in (champion / "model.safetensors").read_bytes()

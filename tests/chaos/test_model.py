@@ -472,9 +472,7 @@ class House(RuleBasedStateMachine):
             with transaction(self.daemon.engine) as session:
                 moved = promotion.champion(session, "default").generation != generation
             if not moved:
-                decisions.rollback(
-                    self.daemon.engine, self.daemon.root, decisions.Target("default", to), Word("it swears", self.now)
-                )
+                decisions.rollback(self.daemon.engine, self.daemon.root, "default", Word("it swears", self.now), to=to)
 
         self.person(act, may=target is not None, refusal=DropforgeError)
         if target is not None:

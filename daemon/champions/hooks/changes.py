@@ -197,9 +197,8 @@ class Hooks:
             return None
         reason = f"health command failed: {error}"
         try:
-            back = decisions.Target(row.track, over=row.generation)
-            try_out = partial(self._try_out, stop=self._stop)
-            decisions.rollback(self._engine, self._root, back, Word(reason, now), try_out=try_out)
+            back, try_out = Word(reason, now), partial(self._try_out, stop=self._stop)
+            decisions.rollback(self._engine, self._root, row.track, back, over=row.generation, try_out=try_out)
         except promotion.ChampionMoved:
             return None  # somebody was quicker, and chose
         except DropforgeError as problem:

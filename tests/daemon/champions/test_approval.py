@@ -77,7 +77,7 @@ class House:
     def back(self, to: int | None = None) -> Promotion:
         self.now += 1000
         return decisions.rollback(
-            self.daemon.engine, WorkFolder(self.root), decisions.Target("default", to), Word("it swears", self.now)
+            self.daemon.engine, WorkFolder(self.root), "default", Word("it swears", self.now), to=to
         )
 
     @property

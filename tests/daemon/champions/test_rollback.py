@@ -46,9 +46,7 @@ class House(NamedTuple):
         return identity
 
     def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
-        return decisions.rollback(
-            self.engine, WorkFolder(self.state), decisions.Target("default", to), Word(reason, 50)
-        )
+        return decisions.rollback(self.engine, WorkFolder(self.state), "default", Word(reason, 50), to=to)
 
     @property
     def serving(self) -> tuple[int, int]:
@@ -176,7 +174,7 @@ def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house:
         decisions.rollback(
             house.engine,
             WorkFolder(house.state),
-            decisions.Target("default"),
+            "default",
             Word("it swears", 50),
             try_out=shutil.rmtree,
         )
@@ -188,8 +186,6 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
         house.ids.append(house.promote("four", 3))
 
     with pytest.raises(ChampionMoved):
-        decisions.rollback(
-            house.engine, WorkFolder(house.state), decisions.Target("default"), Word("it swears", 50), try_out=slow
-        )
+        decisions.rollback(house.engine, WorkFolder(house.state), "default", Word("it swears", 50), try_out=slow)
     assert house.serving == (4, 4)
     assert house.linked() == house.ids[4]

@@ -425,7 +425,7 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(box
     assert [one.drops for one in told[3].former] == [(1, 2), (1,), None]
     assert told[1].former[0].path == box.settings.base_model
     assert all((box.settings.state_folder / one.path).is_dir() for one in told[4].former)
-    decisions.rollback(box.engine, box.settings.work_folder, decisions.Target("default", 3), Word("it swears", NOW))
+    decisions.rollback(box.engine, box.settings.work_folder, "default", Word("it swears", NOW), to=3)
     box.drop("f")
     box.ticks()
     last = box.executor.submitted[-1]
@@ -742,7 +742,7 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
 
 
 def swears(engine: Engine, settings: Settings) -> None:
-    decisions.rollback(engine, settings.work_folder, decisions.Target("default", 0), Word("it swears", NOW + 60))
+    decisions.rollback(engine, settings.work_folder, "default", Word("it swears", NOW + 60), to=0)
 
 
 @pytest.mark.parametrize(
@@ -1210,9 +1210,7 @@ def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
     with monkeypatch.context() as patch:
         patch.setattr(promotion, "fsync_folder", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            decisions.rollback(
-                box.engine, box.settings.work_folder, decisions.Target("default"), Word("it swears", NOW)
-            )
+            decisions.rollback(box.engine, box.settings.work_folder, "default", Word("it swears", NOW))
     assert link.resolve() == Path(box.settings.base_model)
     box.dispatcher.tick(NOW + 29_000)
     assert link.resolve() == Path(box.settings.base_model)
