@@ -5,6 +5,7 @@ Counted per owner of the files, so that one user cannot use up the limit for the
 """
 
 import os
+import stat
 
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -12,11 +13,10 @@ from sqlmodel import Session
 from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.inbox.safe_copy import look
 from daemon.inbox.watcher import Settled
-from daemon.queue.evaluation_set import why_it_waits
 from daemon.queue.snapshots import proposed_drops, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
-from daemon.system.programs import name_of
+from daemon.system.programs import name_of, user
 from pipeline.words import count
 
 _LIMIT = "the limit (intake.max_waiting_drops)"
@@ -65,9 +65,25 @@ class WaitingLimit:
         return f"{count(self._most, 'drop')} of {name_of(info.st_uid)} wait for a run, {_LIMIT}"
 
     def why_it_waits(self, settled: Settled, info: os.stat_result) -> str | None:
-        """Return why a held-out file needs approval, by settings, owner and mode, or the inbox's mode; or `None`."""
-        why = why_it_waits(self._settings, settled.track, info.st_uid, info.st_mode)
-        return why or self._inbox.why_movable()
+        """
+        Return why a held-out file waits for approval; `None` if it is accepted at once.
+
+        It changes the evaluation set, and anybody who may write into the inbox can put a file there. So it is accepted
+        only with `gate.on = "pinned"`, if its owner is in `gate.pinned_by` (by default the settings' owner) and by its
+        mode, and the inbox's, nobody else may write to it. `info` is of the very file whose bytes were taken.
+        """
+        gate, owner = self._settings.track(settled.track).gate, name_of(info.st_uid)
+        # A track may name nobody; without a settings file it is the daemon's own user.
+        names = gate.pinned_by or self._settings.gate.pinned_by or (user(),)
+        if gate.on != "pinned":
+            why = f'gate.on is "{gate.on}"'
+        elif not {owner, str(info.st_uid)} & set(names):
+            why = f"gate.pinned_by is {', '.join(names)}"
+        elif info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            why = f"others may write into it (mode {stat.S_IMODE(info.st_mode):o})"
+        else:
+            return self._inbox.why_movable()
+        return f"it is {owner}'s, and {why}"
 
     def needs_approval(self, settled: Settled) -> bool:
         """Return whether a file needs approval; `False` for training files, or if its owner and mode cannot be read."""

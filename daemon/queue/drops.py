@@ -10,8 +10,7 @@ from sqlalchemy import Engine, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue, suspects
-from daemon.queue.evaluation_set import records_came
-from daemon.queue.snapshots import give_back, waiting_drops
+from daemon.queue.snapshots import give_back, records_came, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event

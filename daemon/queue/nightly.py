@@ -22,9 +22,8 @@ from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy import Engine, func
 from sqlmodel import Session, select
 
-from daemon.queue.evaluation_set import records_came
 from daemon.queue.run_queue import enqueue
-from daemon.queue.snapshots import waiting_drops
+from daemon.queue.snapshots import records_came, waiting_drops
 from daemon.queue.states import ensure_track
 from daemon.settings.cron import cron_trigger, next_fire
 from daemon.settings.model import Settings, TrackSettings

@@ -13,8 +13,7 @@ from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from daemon.queue.attempt_ends import Leave, Then
-from daemon.queue.evaluation_set import records_came
-from daemon.queue.snapshots import next_drops, take_snapshot
+from daemon.queue.snapshots import next_drops, records_came, take_snapshot
 from daemon.queue.states import (
     FINAL,
     RETRIABLE,

@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, bindparam, func, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from daemon.settings.model import Settings
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run, on_trial_beside
 
@@ -75,6 +76,21 @@ def _count(session: Session, counted: SelectOfScalar[int], track: str, owner: st
     if owner is not None:
         counted = counted.where(Drop.owner == owner)
     return session.exec(counted, params={"of_track": track}).one()
+
+
+def records_came(session: Session, settings: Settings, track: str) -> bool:
+    """
+    Return whether an accepted pinned drop is unused, and the last run with an outcome had `insufficient_evidence`.
+
+    Always `False` unless the track is declared and its `gate.on` is "pinned".
+    """
+    if track not in settings.track_names or settings.track(track).gate.on != "pinned":
+        return False
+    waiting = select(Drop.id).where(Drop.track == track, Drop.role == "heldout", Drop.state == DropState.ACCEPTED)
+    new = session.exec(waiting.where(col(Drop.first_run).is_(None)).limit(1)).first()
+    ended = select(Run.outcome).where(Run.track == track, col(Run.outcome).is_not(None))
+    last = session.exec(ended.order_by(col(Run.id).desc()).limit(1)).first()
+    return new is not None and last == "insufficient_evidence"
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:

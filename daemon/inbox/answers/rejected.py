@@ -20,7 +20,7 @@ from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import DropState, MessageState
 from daemon.state.tables import Drop, Event, Message
-from daemon.storage.garbage import Item
+from daemon.storage.gc import Item
 from daemon.storage.retention import DAY_MS
 from pipeline.words import printable
 

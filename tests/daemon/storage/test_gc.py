@@ -26,7 +26,7 @@ from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, RunState
 from daemon.state.tables import Attempt, Drop, Run
-from daemon.storage import garbage, gc
+from daemon.storage import gc
 from daemon.system.folders import WorkFolder
 from daemon.system.processes import lock_holder
 from pipeline import durable
@@ -249,7 +249,7 @@ def test_what_a_run_that_cannot_be_read_may_need_is_kept_and_the_rest_collected(
 def test_the_oldest_predictions_go_and_never_those_of_a_champion(
     history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 90)
+    monkeypatch.setattr(gc, "PREDICTIONS_BYTES", 90)
     made = history(keep_models=9)
     made.promote(made.run())
     for age, name in enumerate(("b", "a")):
@@ -262,7 +262,7 @@ def test_the_oldest_predictions_go_and_never_those_of_a_champion(
 def test_old_predictions_go_while_another_run_evaluates(
     history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 50)
+    monkeypatch.setattr(gc, "PREDICTIONS_BYTES", 50)
     made = history(keep_models=9)
     made.run(model="a")
     os.utime(made.root / "predictions/key-a/1.jsonl", (10, 10))
@@ -339,7 +339,7 @@ def test_what_is_in_use_is_kept_though_a_search_names_it(
 ) -> None:
     made = history()
     path = made.promote(made.run())
-    bad = garbage.Item(path=path, why="a defect", bytes=1)
+    bad = gc.Item(path=path, why="a defect", bytes=1)
     monkeypatch.setattr(gc, "find_garbage", lambda *_arguments: iter([bad]))
     assert made.collect().items == ()
     assert made.there(path) == [True]
@@ -375,9 +375,9 @@ def test_others_write_while_a_collection_searches_and_what_came_into_use_is_kept
 ) -> None:
     made = history(keep_models=0, keep_champions=1)
     loser, approved, retried = made.run(), made.run(), made.run("failed", attempts=("failed",))
-    real = garbage.find_garbage
+    real = gc.find_garbage
 
-    def find(*arguments: Any) -> Iterator[garbage.Item]:
+    def find(*arguments: Any) -> Iterator[gc.Item]:
         found = list(real(*arguments))
         assert lock_holder(made.root / "gc.lock") is None
         made.promote(approved)
@@ -438,9 +438,9 @@ def test_runs_go_on_while_a_collection_searches(
     made.run()
     made.run("waiting")
     searching, go_on = threading.Event(), threading.Event()
-    real = garbage.find_garbage
+    real = gc.find_garbage
 
-    def find(*arguments: Any) -> Iterator[garbage.Item]:
+    def find(*arguments: Any) -> Iterator[gc.Item]:
         searching.set()
         assert go_on.wait(30)
         return real(*arguments)
@@ -515,7 +515,7 @@ def lived(folder: Path) -> History:
 def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(garbage, "PREDICTIONS_BYTES", 50)
+    monkeypatch.setattr(gc, "PREDICTIONS_BYTES", 50)
     made = lived(tmp_path / "first")
     whole = made.copy(tmp_path / "whole")
     whole.collect()
