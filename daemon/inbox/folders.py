@@ -58,10 +58,6 @@ class Folder:
         """A path to this folder, even after it was moved, for functions that take a path; valid while it is open."""
         return Path(f"/proc/self/fd/{self.fd}")
 
-    def is_same(self, other: "Folder") -> bool:
-        """Return whether `other` is the same folder on disk."""
-        return os.path.samestat(os.fstat(self.fd), os.fstat(other.fd))
-
 
 class InboxFolders:
     """The inbox and the folders below it; methods create missing folders and raise `InboxUnusable`."""
@@ -85,17 +81,13 @@ class InboxFolders:
                 if self._root is not None:
                     log.warning("inbox_replaced", inbox=str(self.path))
                 self._root = Folder(os.open(self.path, _FOLDER))
-                self._make_sticky(self._root)
+                info = os.fstat(self._root.fd)
+                if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
+                    with contextlib.suppress(OSError):  # a unit may forbid it if the set-group-id bit is set
+                        os.fchmod(self._root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
         except OSError as error:
             raise _unusable(self.path, error) from error
         return self._root
-
-    def _make_sticky(self, root: Folder) -> None:
-        """Set the sticky bit if the daemon owns the inbox and others may write there; ignore errors."""
-        info = os.fstat(root.fd)
-        if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
-            with contextlib.suppress(OSError):  # a unit may forbid it if the set-group-id bit is set
-                os.fchmod(root.fd, stat.S_IMODE(info.st_mode) | stat.S_ISVTX)
 
     def why_movable(self) -> str | None:
         """Return why users can move each other's files in the inbox, by its mode; `None` if they cannot."""
@@ -127,16 +119,18 @@ class InboxFolders:
         folder = self.root()
         rights = mended(stat.S_IMODE(os.fstat(folder.fd).st_mode)) & ~(stat.S_ISVTX if is_closed else 0)
         for depth, name in enumerate(names, 1):
-            shown = self.path.joinpath(*names[:depth])
-            folder, is_new = _entered(folder, name, rights, shown)
+            path = self.path.joinpath(*names[:depth])
+            folder, is_new = _entered(folder, name, rights, path)
             has = stat.S_IMODE(os.fstat(folder.fd).st_mode)
-            _set_rights(
-                folder,
-                rights | has if is_new else mended(has),
-                shown,
-                "chmod go-w" if is_closed else "chmod +t",
-                may_fail=is_new,
-            )
+            wants = rights | has if is_new else mended(has)
+            try:
+                if wants != has:
+                    os.fchmod(folder.fd, wants)
+            except OSError as error:
+                if not is_new:
+                    message = f"others may move or replace what lies in {printable(str(path))}"
+                    hint = f"{'chmod go-w' if is_closed else 'chmod +t'} {printable(str(path))}"
+                    raise InboxUnusable(message, hint) from error
         return folder
 
     def answers(self, *names: str, owner: int) -> Folder:
@@ -258,18 +252,6 @@ def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folde
         )
         raise InboxUnusable(message, "move it away: the daemon makes the folder itself")
     return folder, is_new
-
-
-def _set_rights(folder: Folder, wants: int, shown: Path, command: str, *, may_fail: bool) -> None:
-    """Set a folder's mode to `wants` if it differs. Raises `InboxUnusable` on failure, unless `may_fail`."""
-    if wants == stat.S_IMODE(os.fstat(folder.fd).st_mode):
-        return
-    try:
-        os.fchmod(folder.fd, wants)
-    except OSError as error:
-        if not may_fail:
-            message = f"others may move or replace what lies in {printable(str(shown))}"
-            raise InboxUnusable(message, f"{command} {printable(str(shown))}") from error
 
 
 def _unusable(path: Path, error: OSError) -> InboxUnusable:

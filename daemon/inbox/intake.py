@@ -134,9 +134,10 @@ class Intake:
             drop is not None and drop.state != DropState.REJECTED and not drop.quarantined
         ):  # else its findings are needed
             return self._answer(source, drop, _receipt(drop, detail, original, drop.sha256))
-        refused = None if full else self._refused_unread(source)
+        refused = None if full else refusal(source.info, self._settings.intake.max_bytes)
         if refused is not None:
-            return self._reject(source, refused, refused.reason, sha256="")
+            validation = _one_finding(*refused)
+            return self._reject(source, validation, validation.reason, sha256="")
         no_room = full or self._no_room(source.info.st_size)
         if no_room:
             return self._left(settled, "queue_full" if full else "no_room", no_room, source.now)
@@ -247,16 +248,6 @@ class Intake:
         kind: Kind = next((kind for kind in get_args(Taken) if kind == drop.state), "accepted")
         message, run = (receipt["sentence"], receipt["run"]) if receipt else (str(drop.reason), None)
         return Outcome(kind, drop.track, drop.name, drop.id, run, message)
-
-    def _refused_unread(self, source: _Source) -> Validation | None:
-        why = refusal(source.info)
-        most = self._settings.intake.max_bytes
-        if why is not None:
-            return _one_finding("file", *why)
-        if source.info.st_size > most:
-            size = f"the file has {source.info.st_size:,} bytes, {most:,} are allowed"
-            return _one_finding("too_large", size, "split it, or raise intake.max_bytes")
-        return None
 
     def _no_room(self, size: int) -> str:
         """Return why the disk has no room for a file of this size; empty if it has."""

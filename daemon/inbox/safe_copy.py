@@ -49,15 +49,17 @@ def identity(info: os.stat_result) -> str:
     return f"{info.st_ino}:{info.st_ctime_ns}:{info.st_size}"
 
 
-def refusal(info: os.stat_result) -> tuple[str, str] | None:
-    """Return reason and remedy if a file is rejected unopened (not regular, or hard-linked), or `None`."""
+def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
+    """Return rule, reason and remedy if a file is rejected unopened: not regular, hard-linked, over `most` bytes."""
     if not stat.S_ISREG(info.st_mode):
-        return (
-            f"the file is {_KINDS.get(stat.S_IFMT(info.st_mode), 'no regular file')}",
-            "copy the data itself into the inbox",
-        )
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode), "no regular file")
+        return "file", f"the file is {kind}", "copy the data itself into the inbox"
     if info.st_nlink > 1:
-        return "the file has another name elsewhere (a hard link)", "copy it into the inbox instead of linking it"
+        reason = "the file has another name elsewhere (a hard link)"
+        return "file", reason, "copy it into the inbox instead of linking it"
+    if info.st_size > most:
+        reason = f"the file has {info.st_size:,} bytes, {most:,} are allowed"
+        return "too_large", reason, "split it, or raise intake.max_bytes"
     return None
 
 

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 from watchdog.events import FileClosedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
@@ -27,6 +26,7 @@ from watchdog.observers.polling import PollingObserver
 
 from daemon.inbox.drop_folders import DONE, HELDOUT, REJECTED, WatchedFolder, folder_names, is_skipped, watched_folders
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.inbox.safe_copy import identity
 from daemon.settings.model import Settings
 from daemon.settings.text import nearest
 from pipeline.artifacts import Role
@@ -59,21 +59,11 @@ class Settled:
         return folder_names(self.track, self.role)
 
 
-class _Shape(NamedTuple):
-    """The stat fields that must not change while a file settles."""
-
-    ctime_ns: int
-    mtime_ns: int
-    size: int
-    inode: int
-    regular: bool
-
-
 @dataclass
 class _Candidate:
     """A file in the inbox that may be incomplete."""
 
-    shape: _Shape
+    info: os.stat_result
     since: float
     """When it was first seen like this, on the caller's monotonic clock."""
     has_writer: bool = False
@@ -134,7 +124,7 @@ class Watcher:
         scan except while it is put off. Raises `InboxUnusable` if the inbox, `done/` or `rejected/` cannot be used.
         """
         self._refresh()
-        settled: list[tuple[_Shape, Settled]] = []
+        settled: list[tuple[int, bytes, Settled]] = []
         seen: set[tuple[Path, bytes]] = set()
         for place, folder in self._open.items():
             known = self._candidates.setdefault(place, {})
@@ -142,14 +132,14 @@ class Watcher:
             for name in known.keys() - listing.keys():
                 del known[name]
             seen.update(itertools.product([folder.path], listing))
-            for name, shape in listing.items():
+            for name, info in listing.items():
                 candidate = known.get(name)
-                if candidate is None or candidate.shape != shape:
-                    candidate = known[name] = _Candidate(shape, now)
+                if candidate is None or _shape(candidate.info) != _shape(info):
+                    candidate = known[name] = _Candidate(info, now)
                 if now >= candidate.not_before and self._is_complete(folder, name, candidate, now):
-                    settled.append((shape, Settled(place.track, place.role, name)))
+                    settled.append((info.st_ctime_ns, name, Settled(place.track, place.role, name)))
         self._handler.forget_all_but(seen)
-        return [file for _shape, file in sorted(settled, key=lambda pair: (pair[0].ctime_ns, pair[1].name))]
+        return [file for *_, file in sorted(settled, key=lambda entry: entry[:2])]
 
     def postpone(self, settled: Settled, why: str, now: float) -> None:
         """
@@ -214,7 +204,7 @@ class Watcher:
             old = self._open.get(place)
             try:
                 folder = self.inbox.shared(*place.names)
-                if old is None or not folder.is_same(old):
+                if old is None or not os.path.samestat(os.fstat(folder.fd), os.fstat(old.fd)):
                     self._forget(place)
                     self._open[place] = folder
                 if self._observer is not None and place not in self._watches:
@@ -251,7 +241,7 @@ class Watcher:
         if not quiet and not self._handler.was_renamed((folder.path, name)):
             return False
         # `None` if not known: the file system has no leases, our rights allow none, or the file is not regular.
-        asked = candidate.shape.regular and self._settings.observer == "native"
+        asked = stat.S_ISREG(candidate.info.st_mode) and self._settings.observer == "native"
         writer = has_writer(name, folder.fd) if asked else None
         candidate.has_writer = quiet and writer is True
         # Without a sure answer about writers a rename proves nothing: the settle time decides.
@@ -259,20 +249,22 @@ class Watcher:
         return candidate.given
 
 
-def _listing(folder: Folder) -> dict[bytes, _Shape]:
-    """Return name → stat fields of the files in a folder, without ignored names and subfolders."""
-    found = {}
+def _shape(info: os.stat_result) -> tuple[str, int]:
+    """Return what must not change while a file settles."""
+    return identity(info), info.st_mtime_ns
+
+
+def _listing(folder: Folder) -> dict[bytes, os.stat_result]:
+    """Return name → stat result of the files in a folder, without ignored names and subfolders."""
+    files = {}
     with os.scandir(folder.fd) as entries:
         for entry in entries:
             name = os.fsencode(entry.name)
             # A mounted file system may refuse every call: such an entry is ignored.
             with contextlib.suppress(OSError):
-                if is_skipped(name) or entry.is_dir(follow_symlinks=False):
-                    continue
-                info = entry.stat(follow_symlinks=False)
-                regular = stat.S_ISREG(info.st_mode)
-                found[name] = _Shape(info.st_ctime_ns, info.st_mtime_ns, info.st_size, info.st_ino, regular)
-    return found
+                if not is_skipped(name) and not entry.is_dir(follow_symlinks=False):
+                    files[name] = entry.stat(follow_symlinks=False)
+    return files
 
 
 def _shown(place: WatchedFolder, name: bytes) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
 from daemon.queue.attempt_ends import Leave, Then
-from daemon.queue.snapshots import next_drops, records_came, take_snapshot
+from daemon.queue.snapshots import free_drops, records_came, take_snapshot
 from daemon.queue.states import (
     FINAL,
     RETRIABLE,
@@ -104,7 +104,7 @@ def enqueue_by_hand(engine: Engine, track: str, now: int, *, search: bool = Fals
     `DropforgeError` if the track has no accepted training drop, or all of them are on trial.
     """
     with transaction(engine) as session:
-        drops = next_drops(session, track)
+        drops = free_drops(session, None, col(Drop.track) == track)
         if all(drop.role != "train" for drop in drops):
             message = f"track {track} has no drop to train on"
             raise DropforgeError(message, "drop a file of records into its inbox; what is there: dropforge drops")

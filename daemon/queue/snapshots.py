@@ -23,7 +23,7 @@ def take_snapshot(session: Session, run: Run) -> list[int]:
     and nothing is marked, if there is no training drop. `run` itself is not changed.
     """
     of_track = col(Drop.track) == run.track
-    drops = _free(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(run.snapshot))
+    drops = free_drops(session, run.id, of_track if run.snapshot is None else col(Drop.id).in_(run.snapshot))
     if all(drop.role != "train" for drop in drops):
         return []
     for drop in drops:
@@ -38,12 +38,8 @@ def give_back(session: Session, run_id: int) -> None:
     session.exec(update(Drop).where(col(Drop.first_run) == run_id).values(first_run=None))
 
 
-def next_drops(session: Session, track: str) -> Sequence[Drop]:
-    """Return the drops that a run of the track would use if it began now, oldest first."""
-    return _free(session, None, col(Drop.track) == track)
-
-
-def _free(session: Session, run_id: int | None, which: ColumnElement[bool]) -> Sequence[Drop]:
+def free_drops(session: Session, run_id: int | None, which: ColumnElement[bool]) -> Sequence[Drop]:
+    """Return the accepted drops that match `which` and that a run may use, oldest first; `run_id` may be a trial's."""
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
     free = accepted.where(col(Drop.id).not_in(on_trial_beside(run_id)))
     return session.exec(free.order_by(col(Drop.id))).all()

@@ -227,26 +227,23 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
     If it was not, the champion may have been lucky on these records, and every further trial would be held against it.
     """
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
-    found, trial = None if evaluation is None else evaluation.trial, suspect.trial_run
+    scores, trial, end = None if evaluation is None else evaluation.trial, suspect.trial_run, SuspectEnd.CLEARED
+    if scores is not None and policy.suspends(scores):
+        drop, end = session.get_one(Drop, suspect.drop_id), SuspectEnd.SUSPENDED
+        suspension = Suspension(
+            blamed_run=suspect.blamed_run,
+            trial=trial or 0,
+            tested=tuple(sorted(_tested(session, suspect, _known(session, suspect.track)))),
+            control=control.id or 0,
+            scores=scores,
+        )
+        drop.state, drop.suspension = DropState.SUSPENDED, suspension.model_dump(mode="json")
+        session.add(drop)
+        record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id)
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
-    if found is None or not policy.suspends(found):
-        for cleared in (*session.exec(others).all(), suspect):
-            _end(session, settings, cleared, now)
-        return
-    drop = session.get_one(Drop, suspect.drop_id)
-    suspension = Suspension(
-        blamed_run=suspect.blamed_run,
-        trial=trial or 0,
-        tested=tuple(sorted(_tested(session, suspect, _known(session, suspect.track)))),
-        control=control.id or 0,
-        scores=found,
-    )
-    drop.state, drop.suspension = DropState.SUSPENDED, suspension.model_dump(mode="json")
-    session.add(drop)
-    record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id)
     for other in session.exec(others).all():
         _end(session, settings, other, now)
-    suspect.ended = SuspectEnd.SUSPENDED
+    suspect.ended = end
     _end(session, settings, suspect, now)
 
 
@@ -263,9 +260,9 @@ def _end(session: Session, settings: Settings, suspect: Suspect, now: int) -> No
     run, track, end = suspect.trial_run or suspect.blamed_run, suspect.track, str(suspect.ended)
     record_event(session, "suspicion_ended", now, track=track, run_id=run, drop_id=suspect.drop_id, end=end)
     search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
-    won = any(one.trial_run is not None and promotion_of(session, one.trial_run) is not None for one in search)
-    taken = any(one.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED} for one in search)
-    if all(one.ended is not None for one in search) and (won or taken):
+    won = any(each.trial_run is not None and promotion_of(session, each.trial_run) is not None for each in search)
+    taken = any(each.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED} for each in search)
+    if all(each.ended is not None for each in search) and (won or taken):
         run_again(session, settings, suspect.track, now)
 
 

@@ -210,7 +210,11 @@ def publish(
         durable.fsync_tree(root / artifact.folder)
     else:
         place = root / spec.folder
-        bad = [name for name, digest in result.outputs.items() if not _is_whole(place / name, digest)]
+        bad = [
+            name
+            for name, digest in result.outputs.items()
+            if not (place / name).is_file() or durable.sha256_file(place / name) != digest
+        ]
         if bad:
             message = f"step {spec.step} named files that are missing or not as it left them: {', '.join(bad[:3])}"
             raise StepFailed(message, f"retry the run: dropforge retry {spec.run}")
@@ -221,10 +225,6 @@ def publish(
             _keep_predictions(root, spec, artifact)
         durable.write_json(run_folder(root, spec.run) / f"{spec.step}.json", artifact.model_dump(mode="json"))
     return artifact
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    return path.is_file() and durable.sha256_file(path) == digest
 
 
 def unpublish(work_folder: WorkFolder, run_id: int, step: str) -> None:

@@ -9,6 +9,7 @@ number, the newest first (settings `gc`).
 import contextlib
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,14 @@ def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tu
     """
     kept = what_is_in_use(session, settings)
     _list_ended(session, settings.work_folder, kept, now, cleared)
-    _keep_newest(settings, kept)
+    # Of each track the newest with files, counted apart by whether they succeeded.
+    models, counts = settings.work_folder / "models", Counter[tuple[str, bool]]()
+    for run in kept.ended:
+        has_files = run.working or any(not kept.holds(models / name) for name in run.models)
+        if has_files and run.id not in kept.champion_runs:
+            counts[run.track, run.state == RunState.SUCCEEDED] += 1
+            if counts[run.track, run.state == RunState.SUCCEEDED] <= settings.gc.keep_models:
+                kept.newest_runs.add(run.id)
     for run_id in kept.newest_runs:
         kept.keep(models_of(settings.work_folder, run_id))
     for folder in (settings.work_folder / "runs" / str(run_id) for run_id in kept.runs):
@@ -183,19 +191,6 @@ def _keep_open(root: Path, run: Run, kept: Kept) -> None:
         identity = artifact.get("model_id") if path.name == RESULT_NAME and isinstance(artifact, dict) else None
         champion = champion.get("path") if path.name == SPEC_NAME and isinstance(champion, dict) else None
         kept.keep(_places(root, champion, f"models/{identity}" if identity else None))
-
-
-def _keep_newest(settings: Settings, kept: Kept) -> None:
-    """Choose the ended runs to keep: of each track the newest with files, counted apart by whether they succeeded."""
-    models = settings.work_folder / "models"
-    counts: dict[tuple[str, bool], int] = {}
-    for run in kept.ended:
-        if run.id in kept.champion_runs or not (run.working or any(not kept.holds(models / one) for one in run.models)):
-            continue
-        kind = (run.track, run.state == RunState.SUCCEEDED)
-        counts[kind] = counts.get(kind, 0) + 1
-        if counts[kind] <= settings.gc.keep_models:
-            kept.newest_runs.add(run.id)
 
 
 def models_of(root: Path, run_id: int) -> set[Path]:

@@ -128,33 +128,26 @@ class FileLock:
     def acquire(self) -> bool:
         """Try for 0.2 s to take the lock, and return whether it was taken; then this process's pid is in the file."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        if not _locked(fd):
-            os.close(fd)
-            return False
-        os.ftruncate(fd, 0)
-        # The number is for people; the lock itself holds on a full disk too.
-        with contextlib.suppress(OSError):
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        self._fd = fd
-        return True
+        for _ in range(_TRIES):  # `lock_holder` may lock it for a moment
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
+                continue
+            os.ftruncate(fd, 0)
+            # The number is for people; the lock itself holds on a full disk too.
+            with contextlib.suppress(OSError):
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            self._fd = fd
+            return True
+        os.close(fd)
+        return False
 
     def release(self) -> None:
         """Release the lock, leaving the file; do nothing if it is not held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-
-
-def _locked(fd: int) -> bool:
-    """Try to lock an open file, four times as `lock_holder` may lock it for a moment; return whether this worked."""
-    for _ in range(_TRIES):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_POLL_SECONDS)
-        else:
-            return True
-    return False
 
 
 def lock_holder(path: Path) -> int | None:
