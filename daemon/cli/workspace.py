@@ -100,7 +100,7 @@ def _refuse_planted(settings: Settings) -> None:
 def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:
     """Raise `SettingsError` if a required package, program, suite, address (or base, `with_bases`) is unusable."""
     from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
-    from daemon.views.doctor import bases, needs  # noqa: PLC0415 - a quick start
+    from daemon.views.preflight import bases, needs  # noqa: PLC0415 - a quick start
 
     file, looked = chosen_file(context), bases(settings) if with_bases else ()
     bad = [one for one in (*looked, *needs(settings), *examine(settings.messages, file)) if one.level == "bad"]

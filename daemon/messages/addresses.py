@@ -8,7 +8,7 @@ from daemon.messages import delivery
 from daemon.messages.delivery import NotSent
 from daemon.settings.messages import MessageSettings
 from daemon.settings.text import read_toml
-from daemon.views.finding import Finding, bad, warn
+from daemon.views.preflight import Finding, bad, warn
 from pipeline.artifacts import Frozen
 
 _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH

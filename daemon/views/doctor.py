@@ -16,13 +16,11 @@ from daemon.state.ownership import ShareGone, require_share
 from daemon.storage.backup import named_files
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.processes import lock_holder
-from daemon.views import preflight, slurm_probe
-from daemon.views.finding import Finding, bad, ok, warn
 from daemon.views.overview import Overview
-from pipeline.durable import open_regular
+from daemon.views.preflight import Finding, bad, bases, needs, ok, warn
+from daemon.views.slurm_probe import slurm
 from pipeline.errors import DropforgeError
 from pipeline.models.gpu_driver import nvidia_driver
-from pipeline.models.manifest import check_base, model_files
 from pipeline.words import count, size_words
 
 
@@ -44,7 +42,7 @@ def examine(settings: Settings) -> list[Finding]:
         needs,
         _gpu,
         _judge,
-        slurm_probe.slurm,
+        slurm,
         _daemon,
     )
     try:
@@ -146,26 +144,6 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
             yield warn("inbox rights", text, f"chmod +t {folder}")
 
 
-def bases(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding per track: "ok" if its base model exists, is readable and can be trained, else "bad"."""
-    for track in settings.track_names:
-        name, folder = f"base of {track}", settings.track(track).base_model
-        if not folder:
-            yield bad(name, "no base model is set", "set base_model in dropforge.toml to a model folder")
-            continue
-        try:
-            check_base(Path(folder))
-            for path in model_files(Path(folder)):
-                with open_regular(path) as file:
-                    file.read(1)
-        except DropforgeError as error:
-            yield bad(name, error.message, error.hint)
-        except OSError as error:
-            yield bad(name, f"{error.filename}: {error.strerror}", "let the daemon's user read that file")
-        else:
-            yield ok(name, folder)
-
-
 def _champions(settings: Settings) -> Iterator[Finding]:
     """Yield a finding per champion: whether its folder exists and its link leads there; contents are not checked."""
     overview = Overview.of(settings)
@@ -183,21 +161,6 @@ def _champions(settings: Settings) -> Iterator[Finding]:
             yield bad(name, text, "start the daemon, which mends it: dropforge run")
         else:
             yield ok(name, f"{what}, {champion.path}")
-
-
-def needs(settings: Settings) -> Iterator[Finding]:
-    """
-    Yield a finding for the training packages, and for each program and suite that the settings need.
-
-    Its level is "ok", or "bad" if it is missing or unusable; "warn" if only steps need it and the worker is separate.
-    """
-    for name, look, of_steps in preflight.needs(settings):
-        try:
-            yield ok(name, look())
-        except DropforgeError as error:
-            # A separate worker has its own environment.
-            make = warn if of_steps and settings.worker == "separate" else bad
-            yield make(name, error.message, error.hint)
 
 
 def _gpu(settings: Settings) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Check that the packages, programs and suites that settings need are there for this user; loads no model."""
+"""Findings on what settings need: base models, packages, programs and suites, for this user; loads no model."""
 
 import importlib.util
 import re
@@ -6,37 +6,94 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import Literal
 
 from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
+from pipeline.artifacts import Frozen
+from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
 from pipeline.evaluate.suites import BUILTIN, read_suite
 from pipeline.evaluate.vllm import read_version
+from pipeline.models.manifest import check_base, model_files
 from pipeline.words import count
 
 
-def needs(settings: Settings) -> Iterator[tuple[str, Callable[[], str], bool]]:
-    """
-    Yield each requirement of the settings: its name, a function that checks it, and whether only steps need it.
+class Finding(Frozen):
+    """The result of one check."""
 
-    Nothing is checked until the function is called. It returns a description, and raises `DropforgeError` if the
-    required thing is missing or unusable.
+    name: str
+    level: Literal["ok", "warn", "bad"]
+    text: str
+    remedy: str = ""
+
+
+def ok(name: str, text: str) -> Finding:
+    """Return the finding that there is no problem."""
+    return Finding(name=name, level="ok", text=text)
+
+
+def warn(name: str, text: str, remedy: str) -> Finding:
+    """Return the finding of a possible problem."""
+    return Finding(name=name, level="warn", text=text, remedy=remedy)
+
+
+def bad(name: str, text: str, remedy: str) -> Finding:
+    """Return the finding of a problem with which runs fail."""
+    return Finding(name=name, level="bad", text=text, remedy=remedy)
+
+
+def tried(name: str, look: Callable[[], str], make: Callable[[str, str, str], Finding] = bad) -> Finding:
+    """Return "ok" with the text that `look` returns, or what `make` returns for a `DropforgeError` that it raises."""
+    try:
+        return ok(name, look())
+    except DropforgeError as error:
+        return make(name, error.message, error.hint)
+
+
+def bases(settings: Settings) -> Iterator[Finding]:
+    """Yield a finding per track: "ok" if its base model exists, is readable and can be trained, else "bad"."""
+    for track in settings.track_names:
+        yield tried(f"base of {track}", partial(try_base, settings.track(track).base_model))
+
+
+def needs(settings: Settings) -> Iterator[Finding]:
     """
-    yield "training", partial(try_training, settings.device), True
-    own = settings.hooks
-    around = {"hooks.before_training": own.before_training, "hooks.after_training": own.after_training}
+    Yield a finding for the training packages, and for each program and suite that the settings need.
+
+    Its level is "ok", or "bad" if it is missing or unusable; "warn" if only steps need it and the worker is separate.
+    """
+    # A separate worker has its own environment.
+    of_steps = warn if settings.worker == "separate" else bad
+    yield tried("training", partial(try_training, settings.device), of_steps)
+    hooks = settings.hooks
+    around = {"hooks.before_training": hooks.before_training, "hooks.after_training": hooks.after_training}
     for name, argv in {**around, "export.gguf": settings.export.gguf}.items():
         if argv:
-            yield name, partial(find_program, argv[0]), False
+            yield tried(name, partial(find_program, argv[0]))
     for track in settings.track_names:
-        own, evaluate = settings.track(track).hooks, settings.track(track).evaluate
+        hooks, evaluate = settings.track(track).hooks, settings.track(track).evaluate
         for suite in dict.fromkeys(evaluate.general):
-            yield f"suites of {track}", partial(try_suite, suite), False
-        for argv in (own.after_promotion, own.health):
+            yield tried(f"suites of {track}", partial(try_suite, suite))
+        for argv in (hooks.after_promotion, hooks.health):
             if argv:
-                yield f"hooks of {track}", partial(find_program, argv[0]), False
+                yield tried(f"hooks of {track}", partial(find_program, argv[0]))
         if evaluate.vllm:
-            yield f"vLLM of {track}", partial(try_vllm, evaluate.vllm), True
+            yield tried(f"vLLM of {track}", partial(try_vllm, evaluate.vllm), of_steps)
+
+
+def try_base(folder: str) -> str:
+    """Return the folder of a base model. Raises `DropforgeError` if it is not set, not readable or not trainable."""
+    if not folder:
+        raise DropforgeError("no base model is set", "set base_model in dropforge.toml to a model folder")
+    try:
+        check_base(Path(folder))
+        for path in model_files(Path(folder)):
+            with open_regular(path) as file:
+                file.read(1)
+    except OSError as error:
+        raise DropforgeError(f"{error.filename}: {error.strerror}", "let the daemon's user read that file") from error
+    return folder
 
 
 def try_training(device: str) -> str:

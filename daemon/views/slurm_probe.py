@@ -14,7 +14,7 @@ from typing import Any
 
 from daemon.settings.model import ExecutorSettings, Settings
 from daemon.system.slurm_commands import CannotAsk, ask, job_number
-from daemon.views.finding import Finding, bad, ok, warn
+from daemon.views.preflight import Finding, bad, ok, warn
 from pipeline.contract import GRACE_SECONDS
 from pipeline.durable import read_object
 from pipeline.words import count

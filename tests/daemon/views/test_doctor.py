@@ -25,8 +25,8 @@ from daemon.system.processes import FileLock
 from daemon.system.programs import user
 from daemon.views import doctor
 from daemon.views.doctor import examine
-from daemon.views.finding import Finding
 from daemon.views.overview import Overview
+from daemon.views.preflight import Finding
 from pipeline import durable
 from pipeline.config import JudgeConfig
 from pipeline.models import gpu_driver

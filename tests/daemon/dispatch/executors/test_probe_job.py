@@ -6,7 +6,7 @@ import pytest
 
 from daemon.settings.model import Settings
 from daemon.views import doctor, slurm_probe
-from daemon.views.finding import Finding
+from daemon.views.preflight import Finding
 from tests.daemon.dispatch.executors.test_slurm import wrap
 from tests.slurm.cluster import Cluster
 
