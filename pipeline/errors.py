@@ -1,7 +1,6 @@
 """The errors of steps, each with its exit code and a remedy for the user."""
 
 import errno
-from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -16,13 +15,14 @@ EXIT_START_AGAIN = 76
 class DropforgeError(Exception):
     """An error that the user can act on: `message` describes it, `hint` is the remedy."""
 
-    exit_code: ClassVar[int] = EXIT_FAILED
+    exit_code = EXIT_FAILED
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        """Keep `message` (one sentence) and `hint` (the remedy, an exact command where there is one)."""
+    def __init__(self, message: str, hint: str = "", exit_code: int | None = None) -> None:
+        """Keep `message` (one sentence), `hint` (the remedy, an exact command) and the class's exit code or another."""
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.exit_code = exit_code or self.exit_code
 
 
 class StepFailed(DropforgeError):

@@ -31,12 +31,6 @@ _START_FILE = """\
 """
 
 
-class BadDrop(DropforgeError):
-    """The file would be rejected if it were dropped."""
-
-    exit_code = EXIT_BAD_DATA
-
-
 def init(
     *,
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where; made if it is not there.")] = Path(),
@@ -128,7 +122,8 @@ def submit(
     validation, ruling = _look_at(file, settings, track)
     if not ruling.accepted:
         _print_findings(file, validation, ruling, ())
-        raise BadDrop(f"{file} was not submitted: {ruling.reason}", f"mend it, then look again: dropforge check {file}")
+        hint = f"mend it, then look again: dropforge check {file}"
+        raise DropforgeError(f"{file} was not submitted: {ruling.reason}", hint, EXIT_BAD_DATA)
     target = copy_in(file, settings, track, heldout=heldout)
     print_line(f"copied {count(validation.rows, 'record')} to {target}")
     if not validation.ok:
@@ -141,31 +136,29 @@ def submit(
 
 
 def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:
-    """Validate a file for a track and rule whether it is accepted. Raises `BadDrop` if its type or size is wrong."""
-    _refuse(file, settings)
+    """Validate a file for a track and rule whether it is accepted. Raises an error if its type or size is wrong."""
+    problem = _problem(file, settings)
+    if problem is not None:
+        raise DropforgeError(*problem, EXIT_BAD_DATA)
     validation = validate(file, validation_options(settings, track, str(file)))
     return validation, rule(validation, settings.intake)
 
 
-def _refuse(file: Path, settings: Settings) -> None:
+def _problem(file: Path, settings: Settings) -> tuple[str, str] | None:
+    """Return why no file of this type or size is read, with a remedy; `None` if it is read."""
     if not file.is_file():
-        raise BadDrop(
-            f"{file} is not a file" if file.exists() else f"there is no file {file}",
-            "name a .jsonl or .json file of records with instruction, input and output",
-        )
+        words = f"{file} is not a file" if file.exists() else f"there is no file {file}"
+        return words, "name a .jsonl or .json file of records with instruction, input and output"
     if not file.name.lower().endswith((".jsonl", ".json")):
         with file.open("rb") as opened:
             foreign = foreign_format(opened.read(HEAD_BYTES))
         if foreign is not None:
-            raise BadDrop(f"{file} is {foreign.name}", name_file(foreign.remedy, str(file)))
-        raise BadDrop(
-            f"the name of {file} does not end in .jsonl or .json", "if it holds records, rename it to end in .jsonl"
-        )
+            return f"{file} is {foreign.name}", name_file(foreign.remedy, str(file))
+        return f"the name of {file} does not end in .jsonl or .json", "if it holds records, rename it to end in .jsonl"
     if file.stat().st_size > settings.intake.max_bytes:
-        raise BadDrop(
-            f"{file} has more than the {settings.intake.max_bytes:,} bytes that are allowed",
-            "split it, or raise intake.max_bytes",
-        )
+        most = f"{settings.intake.max_bytes:,} bytes that are allowed"
+        return f"{file} has more than the {most}", "split it, or raise intake.max_bytes"
+    return None
 
 
 def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from daemon.cli.output import print_json, print_line, waiting_words
-from daemon.cli.status import describe_run, files_in_inbox
+from daemon.cli.status import EXIT_UNAVAILABLE, describe_run, files_in_inbox
 from daemon.cli.workspace import JsonOption, TrackOption, load_settings
 from daemon.settings.model import Settings
 from daemon.state.questions import GAVE_BACK
@@ -62,18 +62,6 @@ class Settled(Frozen):
 Ask = Callable[[], Settled | RunView | DropView | str]
 
 
-class TimedOut(DropforgeError):
-    """The timeout passed without a verdict."""
-
-    exit_code = EXIT_TIMED_OUT
-
-
-class NoDaemon(DropforgeError):
-    """No verdict will come, since no daemon is running."""
-
-    exit_code = 69
-
-
 def wait(
     context: typer.Context,
     *,
@@ -108,7 +96,7 @@ def wait(
 
 
 def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settled:
-    """Poll `ask` every second until a verdict, printing each new state to stderr. Raises `TimedOut` or `NoDaemon`."""
+    """Poll `ask` every second until a verdict, printing each new state to stderr. Raises an error without one."""
     end = math.inf if timeout is None else time.monotonic() + timeout
     shown: object = None
     alive_at = -math.inf
@@ -118,14 +106,14 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > _GONE_SECONDS:
             words = f"{_words(found)}; the daemon is not running, so no verdict will come"
-            raise NoDaemon(words, "start it: dropforge run")
+            raise DropforgeError(words, "start it: dropforge run", EXIT_UNAVAILABLE)
         if key != shown:
             print(printable(_words(found)), file=sys.stderr, flush=True)
             shown = key
         left = end - time.monotonic()
         if left <= 0:
             words = f"no verdict after {timeout:g} s: {_words(found)}"
-            raise TimedOut(words, "wait again, or look at it: dropforge watch")
+            raise DropforgeError(words, "wait again, or look at it: dropforge watch", EXIT_TIMED_OUT)
         time.sleep(min(left, _LOOK_SECONDS))
     return found
 

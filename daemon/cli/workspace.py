@@ -15,7 +15,6 @@ from daemon.settings.text import flat
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner, name_of
 from daemon.views.overview import Overview
-from pipeline.errors import DropforgeError
 from pipeline.words import listed
 
 if TYPE_CHECKING:
@@ -35,12 +34,6 @@ TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track
 MOST_LISTED = 50
 #: The settings of the service, as README.md installs it.
 SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
-
-
-class NoWorkspace(DropforgeError):
-    """The command was started outside of a workspace."""
-
-    exit_code = 2
 
 
 def config_path(context: typer.Context) -> Path | None:
@@ -70,10 +63,10 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     Return the settings in force.
 
     With `as_owner` a process of root becomes the user that owns the state folder, for good (`act_as_owner`). Raises
-    `SettingsError` if they cannot be used, `NoWorkspace` if there are neither settings nor a state folder.
+    `SettingsError` if they cannot be used, or if there are neither settings nor a state folder.
     """
     if config_path(context) is None and not _is_workspace():
-        raise NoWorkspace(
+        raise SettingsError(
             f"there is no workspace in {Path.cwd()}: no dropforge.toml, nor one of a service: {SERVICE_FILE}",
             "make one: dropforge init; or name its settings: dropforge --config FILE COMMAND",
         )

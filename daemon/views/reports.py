@@ -13,10 +13,6 @@ from pipeline.errors import DropforgeError
 from pipeline.report.facts import Story
 
 
-class ReportDamaged(DropforgeError):
-    """A run's report.json is missing or damaged."""
-
-
 def report_folder(overview: Overview, run_id: int) -> Path:
     """Return the folder of a run's report.html and report.json. Raises `NotThere` without verdict or report.html."""
     run = overview.run(run_id)
@@ -36,14 +32,14 @@ def report_folder(overview: Overview, run_id: int) -> Path:
 
 
 def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
-    """Return a run's report.json. Raises `NotThere` if there is no report, `ReportDamaged` if its data is unusable."""
+    """Return a run's report.json. Raises `NotThere` if there is no report, `DropforgeError` if its data is unusable."""
     path = report_folder(overview, run_id) / JSON_NAME
     try:
         value = durable.read_json(path)
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise ReportDamaged(
+        raise DropforgeError(
             f"the data of the report of run {run_id} is damaged or gone: {path}",
             f"bring it back from a backup; the page is in the same folder: dropforge report {run_id}",
         )

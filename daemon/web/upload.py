@@ -16,19 +16,13 @@ from daemon.inbox.submit import incoming, require_usable
 from daemon.web.actions import Done
 from daemon.web.drawing import draw
 from daemon.web.site import SiteOf
-from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.errors import DropforgeError
 from pipeline.words import size_words
 
 router = APIRouter(tags=["act"])
 forms = APIRouter()
 #: Longest file name, in bytes.
 _MOST_NAME = 255
-
-
-class BadUpload(DropforgeError):
-    """The request is not a form with files, or one of its files is refused."""
-
-    exit_code = EXIT_BAD_DATA
 
 
 def put(
@@ -40,7 +34,7 @@ def put(
     """
     Copy the files of a form into the inbox under hidden names, then rename them; return a sentence per file.
 
-    A `heldout` of any text puts them into the track's folder for held-out records. Raises `BadUpload` if a file is
+    A `heldout` of any text puts them into the track's folder for held-out records. Raises `DropforgeError` if a file is
     refused; its message says of each file whether it is in the inbox. If a name is unusable, `track` is not declared or
     there is no inbox, it raises a `DropforgeError` and puts no file.
     """
@@ -62,7 +56,7 @@ def put(
                 results.append(f"{name} is refused: {error.message}")
                 refused = error
     if refused is not None:
-        raise BadUpload("; ".join(results), refused.hint) from refused
+        raise DropforgeError("; ".join(results), refused.hint) from refused
     return results
 
 
@@ -84,6 +78,8 @@ def by_form(request: Request, results: Results) -> Response:
 def _plain_name(name: str) -> str:
     """Return the name of an uploaded file. Raises `DropforgeError` if it is a path, too long or ignored."""
     if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > _MOST_NAME:
-        raise BadUpload("a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes")
+        raise DropforgeError(
+            "a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes"
+        )
     require_usable(name)
     return name

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import typer
 
@@ -55,12 +55,6 @@ on = "pinned"
 """
 
 
-class DaemonGone(DropforgeError):
-    """The demo's daemon ended before the demo did."""
-
-    exit_code: ClassVar[int] = EXIT_UNAVAILABLE
-
-
 @dataclass(frozen=True)
 class _Stage:
     """The running demo: its folder, its state and its daemon."""
@@ -76,12 +70,13 @@ class _Stage:
         return self.folder / "daemon.log"
 
     def wait(self, found: Callable[[], Any]) -> Any:
-        """Poll `found` until it returns a true value, and return it. Raises `DaemonGone` if the daemon ends first."""
+        """Poll `found` until it returns a true value, and return it. Raises an error if the daemon ends first."""
         while not (value := found()):
             if self.daemon.poll() is not None:
-                raise DaemonGone(
+                raise DropforgeError(
                     f"the daemon ended with exit code {self.daemon.returncode}",
                     f"it says why in {self.log}",
+                    EXIT_UNAVAILABLE,
                 )
             time.sleep(_POLL_SECONDS)
         return value

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from daemon.cli.commands import COMMANDS
-from daemon.cli.workspace import NoWorkspace
 from daemon.settings.load import load
+from daemon.settings.model import SettingsError
 from tests.daemon.conftest import SCRIPT
 
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
@@ -153,7 +153,7 @@ def test_nothing_that_reorders_or_hides_reaches_a_terminal(
 def test_a_traceback_comes_only_when_asked_for(dropforge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dropforge("status").code == 2
     monkeypatch.setenv("DROPFORGE_DEBUG", "1")
-    with pytest.raises(NoWorkspace):
+    with pytest.raises(SettingsError):
         dropforge("status")
 
 
