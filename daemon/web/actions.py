@@ -13,6 +13,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from daemon.champions import blind_review, decisions
@@ -201,20 +202,11 @@ def dismiss(site: SiteOf, key: Name) -> Done:
     return _done(confirmations.dismissed(left_out))
 
 
-#: By the two words of a form's path: what is done, and what it is told.
-_DEEDS: dict[tuple[str, str], tuple[Any, type[Frozen] | None]] = {
-    ("runs", "cancel"): (cancel, None),
-    ("runs", "retry"): (retry, From),
-    ("runs", "move"): (move, None),
-    ("runs", "promote"): (promote, Promote),
-    ("runs", "review"): (judge_blind, Judged),
-    ("tracks", "pause"): (pause, Why),
-    ("tracks", "resume"): (resume, PerhapsWhy),
-    ("tracks", "rollback"): (roll_back, Back),
-    ("drops", "accept"): (accept, PerhapsWhy),
-    ("drops", "withdraw"): (withdraw, Why),
-    ("drops", "restore"): (restore, Why),
-    ("attention", "dismiss"): (dismiss, None),
+#: By the two words of a form's path, as of the API's: the action, and the model of its body if it has one.
+_ACTIONS = {
+    (route.path.split("/")[1], route.path.split("/")[3]): (route.endpoint, route.endpoint.__annotations__.get("body"))
+    for route in router.routes
+    if isinstance(route, APIRoute)
 }
 
 
@@ -225,7 +217,7 @@ async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: 
 
     Empty fields count as not given. Raises `NotThere` for an unknown action, `RequestValidationError` for wrong fields.
     """
-    act, model = _DEEDS.get((kind, deed), (None, None))
+    act, model = _ACTIONS.get((kind, deed), (None, None))
     numbered = kind in {"runs", "drops"}
     if act is None or (numbered and not _NUMBER.fullmatch(target)):
         raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")

@@ -74,13 +74,13 @@ def test_a_command_is_refused_and_changes_nothing(
     assert content(unmounted) == before
 
 
-@pytest.mark.parametrize("path", sorted(actions._DEEDS), ids="/".join)
+@pytest.mark.parametrize("path", sorted(actions._ACTIONS), ids="/".join)
 def test_an_action_of_the_page_is_refused_and_changes_nothing(unmounted: Any, path: tuple[str, str]) -> None:
     before = content(unmounted)
     app = make_app(unmounted.settings, TOKEN)
     page = TestClient(app, base_url=HERE, cookies={cookie_name(TOKEN): TOKEN}, headers={"origin": HERE})
     target = {"runs": "3", "tracks": "default", "drops": "6", "attention": "x"}[path[0]]
-    _, told = actions._DEEDS[path]
+    _, told = actions._ACTIONS[path]
     fields = {name: FIELDS[name] for name in (told.model_fields if told else ()) if name in FIELDS}
     answer = page.post(f"/{path[0]}/{target}/{path[1]}", data=fields)
     assert (answer.status_code, "the shared folder is not mounted" in answer.text) == (409, True), answer.text
