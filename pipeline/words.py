@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -173,3 +174,19 @@ def duration(seconds: float | None) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+
+
+def local(time: datetime | None) -> str:
+    """Format a time as YYYY-MM-DD HH:MM:SS in the machine's time zone; `None` as an empty string."""
+    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def until(time: datetime) -> str:
+    """Format the duration until `time`, as `in 3 min 05 s`; empty if that is less than a second away or past."""
+    seconds = (time - datetime.now(UTC)).total_seconds()
+    return f"in {duration(seconds)}" if seconds >= 1 else ""
+
+
+def short(model_id: str) -> str:
+    """Return the first 12 characters of a model id, which are enough for people."""
+    return model_id[:12]

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from daemon.champions.history import no_champion
-from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_table
-from daemon.cli.status import command_lines, short_id, taken_out_lines
+from daemon.cli.output import clock, print_json, print_line, print_lines, print_table
+from daemon.cli.status import command_lines, taken_out_lines
 from daemon.cli.workspace import JsonOption, TrackOption, chosen_tracks, open_overview
 from daemon.views.champion_history import ChampionView, serving_at
-from pipeline.words import count
+from pipeline.words import count, local, short
 
 
 def champion(
@@ -92,7 +92,7 @@ def _moment(text: str) -> datetime:
 
 def _print_history(found: list[ChampionView], *, alive: bool) -> None:
     rows = [
-        (one.track, one.generation, one.kind, short_id(one.model_id), clock(one.since), one.run, one.reason)
+        (one.track, one.generation, one.kind, short(one.model_id), clock(one.since), one.run, one.reason)
         for one in found
     ]
     print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from daemon.champions.promotion import sync_links
-from daemon.cli.output import local, print_json, print_line, print_lines, print_table
+from daemon.cli.output import print_json, print_line, print_lines, print_table
 from daemon.cli.workspace import (
     JsonOption,
     chosen_file,
@@ -28,7 +28,7 @@ from daemon.views import attention as needs
 from daemon.views import confirmations
 from daemon.views.doctor import examine
 from pipeline.errors import EXIT_FAILED, DropforgeError
-from pipeline.words import count, size_words
+from pipeline.words import count, local, size_words
 
 _MOST_NAMED = 20
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from rich.cells import cell_len
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from daemon.views.drops import DropView
 from pipeline.artifacts import Frozen
-from pipeline.words import duration, printable
+from pipeline.words import printable
 
 SCHEMA = 1
 #: Width in columns if stdout is no terminal: more than any verdict needs, since wider lines would be clipped.
@@ -83,11 +83,6 @@ def _as_json(value: Frozen) -> dict[str, Any]:
     return value.model_dump(mode="json")
 
 
-def local(time: datetime | None) -> str:
-    """Format a time as YYYY-MM-DD HH:MM:SS in the machine's time zone; `None` as an empty string."""
-    return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
 def clock(time: datetime | None) -> str:
     """Format a time as YYYY-MM-DD HH:MM in the machine's time zone; `None` as an empty string."""
     return "" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
@@ -101,9 +96,3 @@ def drop_words(drop: DropView) -> str:
 def waiting_words(drop: DropView) -> str:
     """Return why a drop waits for approval and the command that accepts it; empty for any other drop."""
     return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""
-
-
-def until(time: datetime) -> str:
-    """Return "in" and the duration until `time`, or "now" if that is less than a second away or past."""
-    seconds = (time - datetime.now(UTC)).total_seconds()
-    return f"in {duration(seconds)}" if seconds >= 1 else "now"

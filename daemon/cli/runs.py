@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.output import clock, local, print_json, print_line, print_lines, print_table
+from daemon.cli.output import clock, print_json, print_line, print_lines, print_table
 from daemon.cli.status import describe_run, outcome_words, review_lines
 from daemon.cli.workspace import (
     MOST_LISTED,
@@ -29,7 +29,7 @@ from pipeline.models.template import prompt_form
 from pipeline.report.facts import Story
 from pipeline.report.story import p_value_words
 from pipeline.search_settings import trial_words
-from pipeline.words import count, duration, signed, span
+from pipeline.words import count, duration, local, signed, span
 
 StateOption = Annotated[
     str | None,

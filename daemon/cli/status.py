@@ -16,7 +16,6 @@ from daemon.cli.output import (
     print_line,
     print_lines,
     print_table,
-    until,
     waiting_words,
 )
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
@@ -27,12 +26,11 @@ from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.overview import Overview, RunView
 from pipeline.errors import DropforgeError
-from pipeline.words import printable, size_words
+from pipeline.words import printable, short, size_words, until
 
 EXIT_UNAVAILABLE = 69
 #: Most drops, and most ended runs, that are listed.
 LATEST = 5
-_SHORT_ID = 12
 Champions = dict[str, ServingView | None]
 
 
@@ -86,19 +84,13 @@ def describe_run(run: RunView) -> str:
         return trial + (run.progress.words if run.progress else run.step or "beginning") + ending
     if run.paused:
         return trial + run.paused
-    begins = until(run.not_before) if run.not_before > datetime.now(UTC) else "in its turn"
-    words = f"{trial}begins {begins}"
+    words = f"{trial}begins {until(run.not_before) or 'in its turn'}"
     return f"{words}; {run.error}" if run.error else words
 
 
 def outcome_words(run: RunView) -> str:
     """Return an ended run's verdict, without one its state and error, and for a trial run which drop it tried."""
     return "; ".join(filter(None, (run.sentence or ": ".join(filter(None, (run.state, run.error))), run.trial)))
-
-
-def short_id(model_id: str) -> str:
-    """Return the first 12 characters of a model id."""
-    return model_id[:_SHORT_ID]
 
 
 def _champions(settings: Settings, overview: Overview) -> Champions:
@@ -186,13 +178,13 @@ def _print_tracks(settings: Settings, overview: Overview, champions: Champions) 
     for name in settings.track_names:
         night = _next_night(settings, name)
         if night is not None:
-            print_line(f"the next night of track {name} begins {until(night)}, at {clock(night)}")
+            print_line(f"the next night of track {name} begins {until(night) or 'now'}, at {clock(night)}")
     print_lines([*overview.missing_rows(settings).values(), *overview.data_warnings()])
 
 
 def _champion_words(champion: ServingView) -> str:
     how = champion.reason if champion.run is None else f"{champion.kind} of run {champion.run}"
-    return f"generation {champion.generation}, {short_id(champion.model_id)}, {how}"
+    return f"generation {champion.generation}, {short(champion.model_id)}, {how}"
 
 
 def review_lines(overview: Overview, run: RunView) -> list[str]:

@@ -9,14 +9,12 @@ from daemon.state.states import RunState, state_words
 from daemon.system.clock import now_ms, utc
 from daemon.views.drops import DropUses
 from daemon.views.overview import Overview
+from pipeline.words import short
 
 if TYPE_CHECKING:
     from daemon.queue.drops import Withdrawal
     from daemon.state.tables import Drop, Promotion
     from daemon.views.attention import Attention
-
-#: Characters of a model id that are shown.
-_SHORT_ID = 12
 
 
 def cancelled(run: int, state: str) -> str:
@@ -46,7 +44,7 @@ def dismissed(one: "Attention") -> str:
 
 def promoted(row: "Promotion") -> list[str]:
     """Return lines on a manual promotion: the model that serves now, and the verdict that was overridden, if any."""
-    serves = f"track {row.track} serves model {row.model_id[:_SHORT_ID]} of run {row.run_id}"
+    serves = f"track {row.track} serves model {short(row.model_id)} of run {row.run_id}"
     over = [] if row.overrode is None else [f"the verdict that this overrides: {row.overrode}"]
     return [f"{serves}, as generation {row.generation}", *over]
 
@@ -54,8 +52,8 @@ def promoted(row: "Promotion") -> list[str]:
 def rolled_back(row: "Promotion") -> list[str]:
     """Return lines on a rollback: the model that serves again, the model that is blocked, and the links."""
     return [
-        f"track {row.track} serves model {row.model_id[:_SHORT_ID]} again, as generation {row.generation}",
-        f"model {(row.previous_model_id or '')[:_SHORT_ID]} is blocked: no run promotes it again",
+        f"track {row.track} serves model {short(row.model_id)} again, as generation {row.generation}",
+        f"model {short(row.previous_model_id or '')} is blocked: no run promotes it again",
         "the link previous leads to it, and champion to the model that serves",
     ]
 

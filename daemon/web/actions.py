@@ -26,9 +26,8 @@ from daemon.system.clock import now_ms
 from daemon.system.programs import who
 from daemon.views import attention, confirmations
 from daemon.views.overview import NotThere
-from daemon.web.drawing import draw
 from daemon.web.pages import require_track
-from daemon.web.site import MOST, Number, SiteOf
+from daemon.web.site import MOST, Number, SiteOf, draw
 from pipeline.artifacts import Frozen
 
 router = APIRouter(tags=["act"])

@@ -17,9 +17,8 @@ from daemon.state.database_file import in_words
 from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import NotThere
 from daemon.web import actions, api, live, pages, upload
-from daemon.web.drawing import draw
 from daemon.web.security import Guard
-from daemon.web.site import Site, site_of
+from daemon.web.site import Site, draw, site_of
 from pipeline.errors import DropforgeError
 
 API = "/api/v1"

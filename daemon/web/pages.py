@@ -11,8 +11,7 @@ from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.now import curves_of, live_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.views.reports import report_folder, story_of
-from daemon.web.drawing import draw
-from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf
+from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
 from pipeline.report.story import review_words

@@ -1,16 +1,23 @@
-"""The state that all routes share: settings, token and workspace."""
+"""What all routes share: settings, token, workspace, and how a page is rendered from a template."""
 
 import asyncio
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment
 from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
 from daemon.state.database import open_writer
 from daemon.views.overview import Overview
+from daemon.web.security import holds_token
+from pipeline.report.page import make_environment
+from pipeline.words import show_controls
 
 #: The largest integer that SQLite can store.
 MOST = (1 << 63) - 1
@@ -62,3 +69,27 @@ def site_of(request: Request) -> Site:
 
 
 SiteOf = Annotated[Site, Depends(site_of)]
+
+
+def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """
+    Render template `name` with `context`; return it as a response with status code `status`.
+
+    Every template also has: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
+    (names), `daemon` (a DaemonView). Filters, and `plots`, which draws the pictures, are those of the evidence card.
+    Control characters are shown as escapes. Raises `DropforgeError` if the daemon's lock file cannot be read.
+    """
+    site = site_of(request)
+    shared = {
+        "path": request.url.path,
+        "may_change": holds_token(request, site.token),
+        "tracks": list(site.settings.track_names),
+        "daemon": site.overview.daemon(),
+    }
+    source = _environment().get_template(name).render({**shared, **context})
+    return HTMLResponse(show_controls(source), status)
+
+
+@cache
+def _environment() -> Environment:
+    return make_environment(pathlib.Path(__file__).with_name("templates"))

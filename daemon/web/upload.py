@@ -14,8 +14,7 @@ from fastapi.responses import Response
 
 from daemon.inbox.submit import incoming, require_usable
 from daemon.web.actions import Done
-from daemon.web.drawing import draw
-from daemon.web.site import SiteOf
+from daemon.web.site import SiteOf, draw
 from pipeline.errors import DropforgeError
 from pipeline.words import size_words
 

@@ -5,12 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import durable
+from pipeline import durable, words
 from pipeline.artifacts import JSON_NAME, PAGE_NAME
 from pipeline.report import plots, tables
 from pipeline.report.facts import BlindReview, Report
 from pipeline.report.story import p_value_words, review_words
-from pipeline.words import count, duration, plain, show_controls, signed, size_words, span, start_words, tick
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -50,13 +49,13 @@ def render_page(report: Report) -> str:
         settings=json.dumps(report.settings, indent=2, ensure_ascii=False, sort_keys=True),
         versions=[f"{name} {version}" for name, version in sorted(versions.items())],
     )
-    return show_controls(source)
+    return words.show_controls(source)
 
 
 @cache
 def _environment() -> "Environment":
     made = make_environment()
-    made.filters |= {"start_words": start_words, "p_value_of": p_value_words, "review": review_words}
+    made.filters |= {"start_words": words.start_words, "p_value_of": p_value_words, "review": review_words}
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
     return made
@@ -77,8 +76,8 @@ def make_environment(*folders: Path) -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (count, duration, plain, signed, size_words, span, tick):
-        made.filters[function.__name__] = function
+    for name in ("count", "duration", "local", "plain", "short", "signed", "size_words", "span", "tick", "until"):
+        made.filters[name] = getattr(words, name)
     made.filters["thousands"] = "{:,}".format
     made.globals["plots"] = plots
     return made
