@@ -17,8 +17,7 @@ from daemon.cli.workspace import (
 )
 from daemon.inbox.answers import rejected
 from daemon.messages import addresses
-from daemon.messages.unsent import unsent
-from daemon.metrics.exposition import metrics_text
+from daemon.metrics import metrics_text
 from daemon.settings.model import Settings
 from daemon.storage.backup import make
 from daemon.storage.gc import Collected, collect
@@ -189,7 +188,7 @@ def messages(
     if test:
         _send_test(context, settings, as_json=as_json)
         return
-    found = unsent(settings, now_ms())
+    found = addresses.unsent(settings, now_ms())
     if as_json:
         print_json(addresses=[str(url) for url in settings.messages.urls], messages=found)
     elif found:

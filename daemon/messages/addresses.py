@@ -1,4 +1,4 @@
-"""Check the addresses in the settings: whether Apprise can parse them, and whether a test message can be sent."""
+"""What commands say of the addresses in the settings: whether Apprise can use them, and what was not sent to them."""
 
 import stat
 from collections.abc import Iterator
@@ -6,9 +6,14 @@ from pathlib import Path
 
 from daemon.messages import delivery
 from daemon.messages.delivery import NotSent
+from daemon.messages.outbox import WEEK_MS
 from daemon.settings.messages import MessageSettings
+from daemon.settings.model import Settings
 from daemon.settings.text import read_toml
+from daemon.state.states import MessageState
+from daemon.views.overview import Overview
 from daemon.views.preflight import Finding, bad, warn
+from daemon.views.reader import Time
 from pipeline.artifacts import Frozen
 
 _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
@@ -59,3 +64,34 @@ def try_all(settings: MessageSettings) -> list[Tried]:
             error = str(found)
         tried.append(Tried(address=str(url), error=error))
     return tried
+
+
+class MessageView(Frozen):
+    """One message to one address."""
+
+    id: int
+    created_at: Time
+    address: str
+    """The URL without its secrets; for a URL that is not in the settings, the first digits of its hash."""
+    kind: str
+    title: str
+    body: str
+    state: str
+    """pending or given_up."""
+    tries: int
+    error: str | None
+
+
+_UNSENT = (
+    f"SELECT {', '.join(MessageView.model_fields)} FROM message "  # noqa: S608 - our own names
+    "WHERE state = ? AND coalesce(ended_at, ?) > ? ORDER BY id"
+)
+
+
+def unsent(settings: Settings, now: int) -> list[MessageView]:
+    """Return pending messages, then those given up in the last week, oldest first; `now` in ms."""
+    shown = {url.address: str(url) for url in settings.messages.urls}
+    overview = Overview.of(settings)
+    states = (MessageState.PENDING, MessageState.GIVEN_UP)
+    found = [vars(row) for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
+    return [MessageView(**{**one, "address": shown.get(one["address"], one["address"])}) for one in found]

@@ -6,8 +6,7 @@ from zoneinfo import ZoneInfo
 
 from sqlmodel import Session, col, select
 
-from daemon.messages.inert import inert
-from daemon.messages.texts import Text
+from daemon.messages.texts import Text, inert
 from daemon.queue.nightly import last_due
 from daemon.settings.model import Settings
 from daemon.state.clauses import verdict_clauses

@@ -15,8 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
 from daemon.messages.digest import digest_due, digest_text
-from daemon.messages.inert import inert
-from daemon.messages.texts import Text, text_of
+from daemon.messages.texts import Text, inert, text_of
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.states import MessageState

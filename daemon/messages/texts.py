@@ -13,20 +13,25 @@ from sqlmodel import Session, select
 
 from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of
-from daemon.messages.inert import inert
+from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.decide.explain import sentence
 from pipeline.records.fast_path import KEYS
-from pipeline.words import count, size_words
+from pipeline.words import count, printable, size_words
 
 #: The beginning of the text of an unexpected exception, whose rest may quote data.
 _UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
 #: A quoted key or value.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-#: Widths of a name in a title, and of a clause of a suspension's reason, which may have a command.
-_TITLE_WIDTH, _CLAUSE_WIDTH = 60, 300
+#: Characters that make links, mentions, emphasis or markup somewhere, and similar ones that do not.
+_LOOKALIKES = str.maketrans("<>@*`[]|~#\\&", "‹›＠∗ˋ［］¦∼＃＼＆")  # noqa: RUF001 - they are to look alike
+_DOTTED = re.compile(r"[\w-]+(?:\.[\w-]+)+")
+#: Not a top-level domain: suffixes of files, and words with a digit or an underscore.
+_NO_HOST = re.compile(r"jsonl?|toml|txt|csv|tsv|log|html|parquet|gz|\w*[\d_]\w*", re.IGNORECASE)
+#: Widths of a name in a title, of other foreign text, and of a clause about a suspension, which may have a command.
+_TITLE_WIDTH, _WIDTH, _CLAUSE_WIDTH = 60, 160, 300
 
 
 class Text(NamedTuple):
@@ -210,3 +215,18 @@ def _cause(event: Event) -> str:
     words = str(event.detail.get("error") or "not said")
     unforeseen = _UNFORESEEN.match(words)
     return inert(unforeseen[1] if unforeseen else words)
+
+
+def inert(text: str, width: int = _WIDTH) -> str:
+    """Return `text` on one line, cut to about `width` characters, with markup, mentions and links disabled."""
+    seen = printable(text)
+    clipped = seen if len(seen) <= width else f"{seen[: width - 1]}…"
+    return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001
+
+
+def _no_link(found: re.Match[str]) -> str:
+    """Return a file name or setting unchanged, so that it can be copied; put the dots of a host name in brackets."""
+    section, _, name = found[0].partition(".")
+    field = Settings.model_fields.get(section)
+    is_setting = field is not None and name in getattr(field.annotation, "model_fields", {})
+    return found[0] if is_setting or _NO_HOST.fullmatch(found[0].rpartition(".")[2]) else found[0].replace(".", "(.)")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DatabaseError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
+from daemon.metrics import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings, SettingsError
 from daemon.state.database_file import in_words
 from daemon.state.layout import DATABASE_NAME

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, delete, select
 
-from daemon.messages.inert import inert
-from daemon.messages.texts import Text, text_of
+from daemon.messages.texts import Text, inert, text_of
 from daemon.queue.attempt_ends import Then
 from daemon.state.clauses import Suspension
 from daemon.state.database import transaction

@@ -1,19 +1,20 @@
 """
-The metrics, computed at each scrape from the database and the running steps' files; no counter is kept.
+Metrics in Prometheus' text format, for `/metrics` of the web page and `dropforge metrics`.
 
-They are therefore the same after a restart, while the daemon is down, and from every process.
+They are computed at each scrape from `daemon.views` and the database, and no counter is kept: so they are the same
+after a restart, while the daemon is down, and from every process. Labels name tracks, steps and states, never files or
+rows. The dashboard and the alerts of `systemd/monitoring/` use these names.
 """
 
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from daemon.messages.unsent import counted
 from daemon.settings.model import Settings
-from daemon.state.states import DropState, RunState
+from daemon.state.states import DropState, MessageState, RunState
 from daemon.storage.disk import Disk
 from daemon.views.overview import Overview
 
@@ -29,15 +30,14 @@ _STEPS = (
     "SELECT r.track, a.step, count(*) AS number, sum(a.ended_at - a.started_at) AS ms "
     "FROM attempt a JOIN run r ON r.id = a.run_id WHERE a.state = 'published' GROUP BY r.track, a.step"
 )
+_MESSAGES = "SELECT state, count(*) AS number FROM message GROUP BY state"
 _TRACK = ("track",)
 Value = tuple[tuple[str, ...], float]
 
 
 def metrics_text(settings: Settings) -> bytes:
     """Return all metrics of a workspace, computed now, in Prometheus' text format, UTF-8; the daemon need not run."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_House(settings))
-    return generate_latest(registry)
+    return generate_latest(_House(settings))
 
 
 class _House(Collector):
@@ -82,8 +82,9 @@ class _House(Collector):
             for state in (*DropState, "on trial")
         ]
         yield _gauge("drops", "Drops by state.", ("track", "state"), in_state)
-        messages = self._overview.read(lambda base: list(counted(base).items()))
-        yield _gauge("messages", "Messages by state.", ("state",), [((state,), number) for state, number in messages])
+        messages = {row.state: row.number for row in self._overview.rows(_MESSAGES)}
+        waiting = [((str(state),), messages.get(state, 0)) for state in MessageState]
+        yield _gauge("messages", "Messages by state.", ("state",), waiting)
 
     def _current(self) -> Iterator[Metric]:
         running = self._overview.runs(states=[RunState.RUNNING])

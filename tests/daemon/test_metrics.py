@@ -10,12 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from daemon.metrics.exposition import CONTENT_TYPE, metrics_text
+from daemon.metrics import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings
 from daemon.system.processes import FileLock
 from daemon.web.app import make_app
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "systemd" / "monitoring"
 Sample = tuple[str, frozenset[tuple[str, str]]]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from daemon.metrics.exposition import metrics_text
+from daemon.metrics import metrics_text
 
-RULES = Path(__file__).parents[3] / "systemd" / "monitoring" / "alerts.yml"
+RULES = Path(__file__).parents[2] / "systemd" / "monitoring" / "alerts.yml"
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None and "CI" not in os.environ, reason="it needs promtool (Debian: promtool)"
