@@ -1,10 +1,11 @@
 """A track's champions: since when, until when, why, by whom, trained on which drops, in what time."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from sqlite3 import Connection
 
+from daemon.settings.model import HookSettings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
@@ -14,18 +15,20 @@ from pipeline.artifacts import Frozen
 from pipeline.decide.explain import sentence
 from pipeline.words import start_words
 
-#: More than any generation.
-_BEYOND = 1 << 62
+#: The hooks of each track, by its name.
+Hooks = Mapping[str, HookSettings]
 #: Champions with their tracks, and the runs that made their models.
 _CHAMPIONS = """
-SELECT found.*, run.id, run.outcome, run.verdict AS judged,
-    (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = found.run) AS seconds
+SELECT champion.*, run.id, run.outcome, run.verdict AS judged,
+    (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = champion.run) AS seconds,
+    (SELECT created_at FROM promotion WHERE track = champion.track AND generation > champion.generation
+        ORDER BY generation LIMIT 1) AS until
 FROM (
     SELECT track, generation, model_id, kind, reason, restored, verdict, approved_by, overrode, drops, run_id AS run,
         promotion.created_at AS since, hook_state, hook_error, hook_output, health_state, health_error, health_output,
         iif(base_path <> '' AND base_model_id = model_id, base_path, model_path) AS path
     FROM promotion JOIN track ON track.name = promotion.track WHERE {}
-) AS found LEFT JOIN run ON run.id = found.run
+) AS champion LEFT JOIN run ON run.id = champion.run
 """
 
 
@@ -75,7 +78,7 @@ class ServingView(Frozen):
     until: Time | None
     """When another champion took its place; `None` while it serves."""
     kind: str
-    """How it became the champion: base, promotion, forced or rollback."""
+    """How it became the champion: connection, promotion, forced or rollback."""
     run: int | None
     """Id of the run that trained it; `None` for a base model."""
     reason: str
@@ -103,7 +106,7 @@ class ChampionView(ServingView):
     training: str | None = None
     """What `run` trained from, the base or a champion, on how many rows; `None` if its data is gone."""
     over: int | None = None
-    """Generation of the champion that it trained from; `None` for the base, or if its data is gone."""
+    """Generation of the champion that it trained from; `None` for the connection, or if its data is gone."""
 
     @property
     def taken_out(self) -> tuple[TrainedOn, ...]:
@@ -111,64 +114,57 @@ class ChampionView(ServingView):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def serving_views(base: Connection, work_folder: WorkFolder) -> list[ServingView]:
+def serving_views(connection: Connection, work_folder: WorkFolder, hooks: Hooks) -> list[ServingView]:
     """Return the champion of each track that has one, without its data."""
-    rows = base.execute(_CHAMPIONS.format("generation = champion_generation")).fetchall()
-    return [ServingView.model_validate(_facts(work_folder, row, None)) for row in rows]
+    rows = connection.execute(_CHAMPIONS.format("generation = champion_generation")).fetchall()
+    return [ServingView.model_validate(_facts(work_folder, hooks, row)) for row in rows]
 
 
 def champion_views(
-    base: Connection, work_folder: WorkFolder, track: str, most: int = -1, before: int | None = None
+    connection: Connection, work_folder: WorkFolder, hooks: Hooks, which: str, values: Iterable[object]
 ) -> list[ChampionView]:
-    """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
-    before = _BEYOND if before is None else before
-    below = _CHAMPIONS.format("track = ? AND generation < ? ORDER BY generation DESC LIMIT ?")
-    rows = base.execute(f"{below} ORDER BY generation DESC", (track, before, most)).fetchall()
-    above = "SELECT created_at FROM promotion WHERE track = ? AND generation >= ? ORDER BY generation LIMIT 1"
-    after = base.execute(above, (track, before)).fetchone()
-    ends = [None if after is None else after.created_at, *(row.since for row in rows)]
-    return [_champion_view(base, work_folder, row, end) for row, end in zip(rows, ends, strict=False)]
+    """Return the champions that an SQL condition selects with the parameters `values`, newest first."""
+    champions = f"{_CHAMPIONS.format(which)} ORDER BY generation DESC"
+    views = []
+    for row in connection.execute(champions, tuple(values)).fetchall():
+        data = trained_on(connection, row.drops or ())
+        more = {} if row.run is None else _training(work_folder, row.run)
+        names = tuple(drop.name for drop in data if drop.role == "train")
+        fields = {**_facts(work_folder, hooks, row), **more, "drops": names, "data": data}
+        views.append(ChampionView.model_validate(fields))
+    return views
 
 
-def _champion_view(base: Connection, work_folder: WorkFolder, row: Row, end: int | None) -> ChampionView:
-    data = trained_on(base, row.drops or ())
-    more = {} if row.run is None else _training(work_folder, row.run)
-    names = tuple(drop.name for drop in data if drop.role == "train")
-    return ChampionView.model_validate({**_facts(work_folder, row, end), **more, "drops": names, "data": data})
-
-
-def _facts(work_folder: WorkFolder, row: Row, end: int | None) -> dict[str, object]:
-    """Return the fields of a champion that served until `end`, in ms since the epoch (`None`: serves now)."""
-    run = Row(id=row.run, outcome=row.outcome, verdict=row.judged)
+def _facts(work_folder: WorkFolder, hooks: Hooks, row: Row) -> dict[str, object]:
+    run, settings = Row(id=row.run, outcome=row.outcome, verdict=row.judged), hooks.get(row.track, HookSettings())
     return {
         **{name: value for name, value in vars(row).items() if name in ServingView.model_fields},
         "path": str(work_folder / row.path),
         "reason": sentence(change_clauses(row)),
         "verdict": sentence(verdict_clauses(run)) or None,
         "gain": (row.judged or {}).get("gain"),
-        "until": end,
-        "hook": _command(row.hook_state, row.hook_error, row.hook_output),
-        "health": _command(row.health_state, row.health_error, row.health_output),
+        "hook": _command(row.hook_state, row.hook_error, row.hook_output, settings.after_promotion),
+        "health": _command(row.health_state, row.health_error, row.health_output, settings.health),
     }
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
     """Return the champion that served at `at`, a time with a zone, of a history sorted newest first; `None` if none."""
-    return next((one for one in history if one.since is not None and one.since <= at), None)
+    return next((champion for champion in history if champion.since is not None and champion.since <= at), None)
 
 
-def trained_on(base: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
+def trained_on(connection: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     """Return the drops with these ids, oldest first, with the state that they are in now; unknown ids are left out."""
     wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
-    rows = base.execute(wanted, (json.dumps(list(ids)),)).fetchall()
-    told = [{**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows]
-    return tuple(TrainedOn(**{name: row[name] for name in TrainedOn.model_fields}) for row in told)
+    rows = connection.execute(wanted, (json.dumps(list(ids)),)).fetchall()
+    fields = [{**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows]
+    return tuple(TrainedOn(**{name: row[name] for name in TrainedOn.model_fields}) for row in fields)
 
 
-def seconds_of(base: Connection, run_id: int) -> float | None:
+def seconds_of(connection: Connection, run_id: int) -> float | None:
     """Return the seconds that a run's ended attempts took in sum, failed ones included; `None` if none has ended."""
     took = "SELECT sum(ended_at - started_at) / 1000.0 AS seconds FROM attempt WHERE run_id = ?"
-    seconds: float | None = base.execute(took, (run_id,)).fetchone().seconds
+    seconds: float | None = connection.execute(took, (run_id,)).fetchone().seconds
     return seconds
 
 
@@ -183,5 +179,8 @@ def _training(work_folder: WorkFolder, run_id: int) -> dict[str, object]:
     return {"training": start_words(data), "over": None if data.start is None else data.start.generation}
 
 
-def _command(state: str | None, error: str | None, output: str | None) -> CommandView | None:
-    return None if state is None else CommandView(state=state, error=error, output=output)
+def _command(state: str | None, error: str | None, output: str | None, argv: tuple[str, ...]) -> CommandView | None:
+    """Return the state of a hook; `None` if it was not due, or is pending and not set any more."""
+    if state is None or (state == "pending" and not argv):
+        return None
+    return CommandView(state=state, error=error, output=output)

@@ -22,6 +22,7 @@ from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TROUBLES_NOTE, WATCHER
 from daemon.state.questions import AWAITS_APPROVAL, HAS_VERDICT, SNAPSHOT
 from daemon.state.run_files import (
     attempt_folder,
+    load_curve,
     load_dataset,
     load_progress,
     load_verdict,
@@ -42,14 +43,15 @@ from daemon.views.champion_history import (
 from daemon.views.drops import DropUses, DropView, drop_uses, drop_views, last_prepared
 from daemon.views.reader import Row, Time, champions_of, newest_rows, reading
 from pipeline.artifacts import Frozen, Verdict
-from pipeline.contract import LOG_NAME, Progress
+from pipeline.contract import LOG_NAME, Curve, Progress
 from pipeline.decide.explain import sentence
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
 from pipeline.words import left_out_words, start_words
 
 T = TypeVar("T")
-V = TypeVar("V", bound=ServingView)
+#: More than any generation.
+_BEYOND = 1 << 62
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
 #: The number of drops by track and state, and of those on trial, which the index of states does not have.
@@ -163,6 +165,13 @@ class RunDetail(RunView):
     verdict: Verdict | None
 
 
+class LiveRun(Frozen):
+    """A running run with its loss curves."""
+
+    run: RunView
+    curves: Curve
+
+
 class Overview:
     """Read-only queries on one state folder."""
 
@@ -206,8 +215,9 @@ class Overview:
 
     def champions(self, tracks: Iterable[str]) -> list[ServingView]:
         """Return the champions of `tracks`, in that order, without their data; a track without any is left out."""
-        found = {one.track: one for one in self.read(lambda base: serving_views(base, self.folder))}
-        return self._without_unset([found[name] for name in tracks if name in found])
+        views = self.read(lambda connection: serving_views(connection, self.folder, self._hooks))
+        champions = {view.track: view for view in views}
+        return [champions[name] for name in tracks if name in champions]
 
     def champion(self, track: str) -> ChampionView | None:
         """Return the track's champion; `None` if it has none, not even its base model."""
@@ -215,17 +225,9 @@ class Overview:
 
     def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
         """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
-        return self._without_unset(self.read(lambda base: champion_views(base, self.folder, track, most, before)))
-
-    def _without_unset(self, champions: list[V]) -> list[V]:
-        """Return the champions without pending hooks that are not set, as the daemon has not noted yet."""
-        told = []
-        for one in champions:
-            own = self._hooks.get(one.track, HookSettings())
-            pairs = (("hook", one.hook, own.after_promotion), ("health", one.health, own.health))
-            unset = [name for name, command, argv in pairs if command and command.state == "pending" and not argv]
-            told.append(one.model_copy(update=dict.fromkeys(unset)))
-        return told
+        values = (track, _BEYOND if before is None else before, most)
+        which = "track = ? AND generation < ? ORDER BY generation DESC LIMIT ?"
+        return self.read(lambda base: champion_views(base, self.folder, self._hooks, which, values))
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
         """
@@ -295,6 +297,15 @@ class Overview:
         """Return the runs of a track and in `states`, if given, newest first: at most `most`, ids below `before`."""
         newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
         return self._runs(newest, *values)
+
+    def curves(self, run_id: int) -> Curve:
+        """Return the loss curves of a run's training; empty ones if there are none yet or they cannot be read."""
+        return load_curve(self.folder, run_id) or Curve()
+
+    def live_runs(self) -> tuple[LiveRun, ...]:
+        """Return the running runs with their loss curves so far, the oldest run first."""
+        running = reversed(self.runs(states=[RunState.RUNNING]))
+        return tuple(LiveRun(run=run, curves=self.curves(run.id)) for run in running)
 
     def open_runs(self) -> list[RunView]:
         """Return the runs that have not ended in the order of the queue, which the running ones lead."""

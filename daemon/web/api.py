@@ -9,8 +9,7 @@ from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.drop_detail import DropDetail, DropRow, drop_detail, drop_rows
 from daemon.views.drops import DropView
-from daemon.views.now import LiveRun, curves_of, live_runs
-from daemon.views.overview import DaemonView, PauseView, RunDetail, RunView
+from daemon.views.overview import DaemonView, LiveRun, PauseView, RunDetail, RunView
 from daemon.views.reports import report_data
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import MOST, After, Number, SiteOf
@@ -44,7 +43,7 @@ def status(site: SiteOf) -> Standing:
     return Standing(
         daemon=seen.daemon(),
         attention=attention(site.settings, seen),
-        running=live_runs(seen),
+        running=seen.live_runs(),
         queue=tuple(run for run in seen.open_runs() if run.state != "running"),
         paused=tuple(seen.paused()),
         champions=tuple(seen.champions(site.settings.track_names)),
@@ -67,7 +66,7 @@ def show_run(site: SiteOf, run_id: Number) -> RunDetail:
 @router.get("/runs/{run_id}/curves")
 def show_curves(site: SiteOf, run_id: Number) -> Curve:
     """Return the loss curves of a run's training so far; empty before it; 404 if there is no such run."""
-    return curves_of(site.overview, site.overview.run(run_id).id)
+    return site.overview.curves(site.overview.run(run_id).id)
 
 
 @router.get("/runs/{run_id}/report")

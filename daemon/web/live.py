@@ -15,7 +15,6 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from daemon.state.database import ChangeWatch, open_reader
 from daemon.state.layout import DATABASE_NAME
-from daemon.views.now import LiveRun, live_runs
 from daemon.web.site import Site, SiteOf
 
 router = APIRouter(tags=["read"])
@@ -30,7 +29,7 @@ class Look:
         """Watch the workspace of `site`; its whole state is new to the first call of `news`."""
         self._overview = site.overview
         self._watch: ChangeWatch | None = None
-        self._running: tuple[LiveRun, ...] = ()
+        self._running: tuple[object, ...] = ()
 
     def news(self) -> list[ServerSentEvent]:
         """Return the events `changed` and `progress` that are due since the last call; none without a database."""
@@ -43,7 +42,7 @@ class Look:
         if self._watch.changed():
             latest = self._overview.rows("SELECT max(id) AS event FROM event")
             events.append(ServerSentEvent(event="changed", data={"event": latest[0].event if latest else None}))
-        running = live_runs(self._overview)
+        running = self._overview.live_runs()
         if running != self._running:
             self._running = running
             events.append(ServerSentEvent(event="progress", data=[run.model_dump(mode="json") for run in running]))

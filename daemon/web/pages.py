@@ -8,7 +8,6 @@ from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
-from daemon.views.now import curves_of, live_runs
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.views.reports import report_folder, story_of
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
@@ -39,7 +38,7 @@ def overview(request: Request, site: SiteOf) -> Response:
     seen = site.overview
     context = {
         "attention": attention(site.settings, seen),
-        "running": live_runs(seen),
+        "running": seen.live_runs(),
         "queue": [run for run in seen.open_runs() if run.state != "running"],
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": seen.champions(site.settings.track_names),
@@ -65,7 +64,7 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     found = seen.run(run_id)
     context = {
         "run": found,
-        "curves": curves_of(seen, run_id),
+        "curves": seen.curves(run_id),
         "story": story_of(seen, found),
         "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
     }
