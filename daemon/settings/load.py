@@ -13,7 +13,6 @@ from daemon.settings.model import (
     ENV_PREFIX,
     FILE_NAME,
     OTHER_VARIABLES,
-    RESERVED_TRACKS,
     Settings,
     SettingsError,
     TrackSettings,
@@ -37,11 +36,8 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
     values: dict[str, Any] = {}
     if path is not None or "DROPFORGE_CONFIG" in environment or chosen.exists():
         values = _read(chosen)
-    variables = from_environment(environment)
-    _check_values(values, str(chosen))
-    _check_values(variables, "the environment")
     try:
-        settings = Settings.model_validate(overlay(values, variables))
+        settings = Settings.model_validate(overlay(values, from_environment(environment)))
     except ValidationError as error:
         raise _worded(error, str(chosen), environment) from error
     for name in settings.tracks:
@@ -93,48 +89,6 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, place: tuple[str, ...]) -> None:
-    for key, value in values.items():
-        dotted = ".".join((*place, key))
-        if key not in model.model_fields:
-            near = nearest(key, model.model_fields)
-            known = ", ".join(model.model_fields)
-            hint = f"did you mean {'.'.join((*place, near))!r}?" if near else f"known here: {known}"
-            raise SettingsError(f"{source}: unknown setting {dotted!r}", hint)
-        section = section_of(model.model_fields[key])
-        if section is not None and isinstance(value, Mapping):
-            _refuse_unknown(value, section, source, (*place, key))
-
-
-def _check_values(values: Mapping[str, Any], source: str) -> None:
-    _refuse_unknown(values, Settings, source, ())
-    tracks = values.get("tracks", {})
-    if not isinstance(tracks, Mapping):
-        message = f"{source}: tracks must be a table"
-        raise SettingsError(message, "write [tracks.NAME] and the settings of that track below")
-    for name, overrides in tracks.items():
-        _check_track(name, overrides, source)
-
-
-def _check_track(name: str, overrides: Any, source: str) -> None:
-    if name in RESERVED_TRACKS or not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
-        message = f"{source}: a track cannot be called {name!r}"
-        raise SettingsError(message, "use letters, digits, - and _; heldout, done and rejected are reserved")
-    if not isinstance(overrides, Mapping):
-        raise SettingsError(f"{source}: tracks.{name} must be a table", f"write [tracks.{name}] and its settings below")
-    _refuse_unknown(overrides, TrackSettings, source, ("tracks", name))
-    _refuse_machines(name, overrides, source)
-
-
-def _refuse_machines(name: str, overrides: Mapping[str, Any], source: str) -> None:
-    """Refuse a track's own commands around a training: the GPU that they free is that of all tracks."""
-    hooks = overrides.get("hooks")
-    for field in ("before_training", "after_training"):
-        if isinstance(hooks, Mapping) and field in hooks:
-            message = f"{source}: tracks.{name}.hooks.{field} cannot be a track's own: all tracks share the GPU"
-            raise SettingsError(message, f"set it at the top level: [hooks] {field} = […]")
-
-
 def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
     """Raise `SettingsError` if the inbox is, lies in or lies around a folder from which nothing may be taken."""
     inbox = settings.inbox_folder
@@ -159,18 +113,36 @@ def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> 
 def _worded(
     error: ValidationError, file: str, environment: Mapping[str, str], section: tuple[str, ...] = ()
 ) -> SettingsError:
-    place, problem, value = first_problem(error)
+    unknown = _unknown_setting(error, TrackSettings if section else Settings)
+    place, problem, value = first_problem(error) if unknown is None else (unknown[0], "", None)
     place = (*section, *place)
-    variable = ENV_PREFIX + "__".join(place).upper()
-    source = variable if variable in environment else file
+    variables = (ENV_PREFIX + "__".join(place[:depth]).upper() for depth in range(len(place), 0, -1))
+    source = next((name for name in variables if name in environment), file)
+    dotted = ".".join(place)
+    if unknown is not None:
+        near = nearest(place[-1], unknown[1])
+        hint = f"did you mean {'.'.join((*place[:-1], near))!r}?" if near else f"known here: {', '.join(unknown[1])}"
+        return SettingsError(f"{source}: unknown setting {dotted!r}", hint)
     # TOML has lists alone.
     problem = problem.replace("a valid tuple", 'a list, as ["one", "two"]')
     # An address with its password, or a key that stands where only its variable's name should, is not repeated.
     found = "what is not shown here" if {"judge", "messages"} & set(place) else shown(value)
     # Settings that do not go together are no value that was found somewhere.
     hint = "" if isinstance(value, BaseModel | Mapping) else f"found {found}; "
-    where = ": ".join(filter(None, (source, ".".join(place), problem)))
+    where = ": ".join(filter(None, (source, dotted, problem)))
     return SettingsError(where, f"{hint}the commented sample is systemd/dropforge.toml")
+
+
+def _unknown_setting(error: ValidationError, model: type[BaseModel]) -> tuple[tuple[str, ...], list[str]] | None:
+    """Return the path of the first setting that is not in `model`, and those that are there in its place, if any."""
+    for problem in error.errors():
+        section: type[BaseModel] | None = model
+        place = tuple(map(str, problem["loc"]))
+        for name in place[:-1]:
+            section = section_of(section.model_fields[name]) if section and name in section.model_fields else None
+        if section is not None and problem["type"] == "extra_forbidden":
+            return place, list(section.model_fields)
+    return None
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:

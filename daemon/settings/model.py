@@ -5,6 +5,7 @@ Settings at the top level hold for all tracks; `[tracks.NAME]` overrides them fo
 the nearest known name, in the file and in the environment alike.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,6 +67,12 @@ def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
     if (value and not value[0].strip()) or any("\0" in word for word in value):
         msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
         raise ValueError(msg)
+    return value
+
+
+def _check_track_name(value: str) -> str:
+    if value in RESERVED_TRACKS or not re.fullmatch(r"[A-Za-z0-9_-]*[A-Za-z0-9][A-Za-z0-9_-]*", value):
+        raise ValueError("a track cannot be called so: use letters, digits, - and _, but not heldout, done or rejected")
     return value
 
 
@@ -322,11 +329,19 @@ class Settings(TrackSettings):
     messages: MessageSettings = MessageSettings()
     web: WebSettings = WebSettings()
     export: ExportSettings = ExportSettings()
-    tracks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tracks: dict[Annotated[str, AfterValidator(_check_track_name)], dict[str, Any]] = Field(default_factory=dict)
     """Tracks beside `default`, each with the settings that differ for it."""
 
     @model_validator(mode="after")
     def _has_a_gpu_to_lend(self) -> "Settings":
+        for name, overrides in self.tracks.items():
+            hooks = overrides.get("hooks")
+            for field in ("before_training", "after_training"):
+                if isinstance(hooks, dict) and field in hooks:
+                    raise ValueError(
+                        f"tracks.{name}.hooks.{field} cannot be a track's own, since all tracks share the GPU: set it "
+                        "in [hooks] at the top level"
+                    )
         if self.executor.kind == "slurm" and (self.hooks.before_training or self.hooks.after_training):
             raise ValueError(
                 "hooks.before_training and after_training free this machine's GPU, and with executor.kind = "

@@ -199,7 +199,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(
     file: Path, text: str, environment: dict[str, str], setting: str, near: str
 ) -> None:
     error = refused(file, text, environment)
-    source = "the environment" if environment else str(file)
+    source = next(iter(environment), str(file))
     assert error.message == f"{source}: unknown setting {setting}"
     assert error.hint == f"did you mean {near}?"
     assert error.exit_code == 2
