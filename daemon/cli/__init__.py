@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
-from daemon.cli.commands import COMMANDS, GROUPS, add_examples, examples_of
+from daemon.cli.commands import COMMANDS, GROUPS, epilog_of, examples_of
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user
 from pipeline.errors import EXIT_FAILED, DropforgeError
@@ -84,11 +84,10 @@ def _made(name: str) -> typer.Typer:
         group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
         group.callback()(function)
         for each in GROUPS[name]:
-            group.command()(getattr(module, each))
+            group.command(epilog=epilog_of(f"dropforge {name} {each}"))(getattr(module, each))
         made.add_typer(group, name=name)
     else:
-        made.command(name)(function)
-    add_examples(made)
+        made.command(name, epilog=epilog_of(f"dropforge {name}"))(function)
     return made
 
 

@@ -2,10 +2,6 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
-
-import typer
-from typer.core import TyperCommand
 
 #: Command name -> (module of `daemon.cli` with the function of this name, its line in the list of commands).
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -121,23 +117,6 @@ def examples_of(command_path: str) -> tuple[str, ...]:
     return EXAMPLES.get(command_path.partition(" ")[2], ())
 
 
-class Leaf(TyperCommand):
-    """A command whose help ends with its examples."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the epilog, then the examples without line wrapping, so that they can be copied."""
-        super().format_epilog(ctx, formatter)
-        found = examples_of(ctx.command_path)
-        if found:
-            with formatter.section("Examples"):
-                for line in found:
-                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
-
-
-def add_examples(app: typer.Typer) -> None:
-    """Make the help of every command of `app` and of its groups end with the command's examples."""
-    for command in app.registered_commands:
-        command.cls = Leaf
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            add_examples(group.typer_instance)
+def epilog_of(command_path: str) -> str:
+    """Return the end of a command's help: its examples, which are not wrapped, so that they can be copied."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in examples_of(command_path))))

@@ -59,9 +59,9 @@ def test_its_help_shows_its_examples_whole_and_they_can_be_given(name: str) -> N
     context = LEAVES[name].make_context("x", [], parent=None, resilient_parsing=True)
     context.info_name = f"dropforge {name}"
     shown = LEAVES[name].get_help(context)
-    assert "\nExamples:\n" in shown
+    assert "\n  Examples:\n" in shown
     for example in EXAMPLES[name]:
-        assert f"  {example}\n" in f"{shown}\n"
+        assert f"    {example}\n" in f"{shown}\n"
         assert len(example) <= 100
         assert parsed(example) == name
 
