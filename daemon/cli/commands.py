@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "attention": ("maintenance", "List what needs a person, the most urgent first, each behind its key."),
         "watch": ("watch", "Show what goes on until Ctrl-C."),
         "wait": ("wait", "Wait until a run, or the run that trains on a dropped file, has its verdict."),
-        "ask": ("ask", "Let the champion answer as it was evaluated."),
+        "ask": ("handover", "Let the champion answer as it was evaluated."),
         "search": ("queue", "Begin a run now that trains several times, with what [train.search] has to try."),
         "move": ("queue", "Let a queued or waiting run go before all others."),
         "pause": ("queue", "Let a track begin no run until it is resumed."),

@@ -1,23 +1,25 @@
-"""Commands that change the champion or hand it over: `promote`, `rollback`, `hook`, `export`, `serve-hook`."""
+"""Commands that use the champion: `promote`, `rollback`, `hook`, `export`, `serve-hook`, `ask`."""
 
 import os
 import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from daemon.champions import decisions
+from daemon.champions import decisions, smoke_test
 from daemon.champions.decisions import rollback as roll_back
 from daemon.champions.handover import server
 from daemon.champions.handover.export import export as write
 from daemon.champions.history import no_champion
 from daemon.champions.hooks.changes import ask_again
 from daemon.champions.smoke_test import can_try, require_answer
-from daemon.cli.output import print_line, print_lines
+from daemon.cli.output import print_json, print_line, print_lines
 from daemon.cli.status import command_lines, taken_out_lines
 from daemon.cli.workspace import (
     AnyReasonOption,
+    JsonOption,
     OneTrackOption,
     ReasonOption,
     RunArgument,
@@ -31,7 +33,12 @@ from daemon.cli.workspace import (
 from daemon.system.clock import now_ms
 from daemon.system.programs import who
 from daemon.views import confirmations
+from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
+from pipeline.words import count, printable
+
+#: Longest answer in tokens, if neither the settings nor a run of the track fix it.
+_TOKENS = 256
 
 
 def promote(
@@ -184,3 +191,51 @@ def export(
         )
     command = settings.export.gguf if gguf else ()
     print_line(write(Path(champion.path), champion.model_id, to.absolute(), command))
+
+
+def ask(
+    context: typer.Context,
+    *,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What is asked: a record's instruction.")],
+    more: Annotated[str, typer.Option("--input", metavar="TEXT", help="A record's input, if it has one.")] = "",
+    track: OneTrackOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Let the champion answer as it was evaluated: with the same prompt template, greedily, up to the same length.
+
+    The model is loaded for this one answer, on the device of the settings, whatever the daemon does there meanwhile:
+    where a training leaves too little memory, this command is the one that ends with an error.
+    """
+    chosen_tracks(context, track)
+    settings = load_settings(context)
+    overview = Overview.of(settings)
+    champion = overview.champion(track)
+    if champion is None:
+        raise no_champion(track)
+    track_settings = settings.track(track) if track in settings.track_names else settings
+    request = {
+        "folder": champion.path,
+        "format": track_settings.train.format if champion.kind == "base" else "auto",
+        "instruction": prompt,
+        "input": more,
+        "max_new_tokens": track_settings.evaluate.max_new_tokens or overview.fixed(track).max_new_tokens or _TOKENS,
+        "repetition_penalty": track_settings.evaluate.repetition_penalty,
+    }
+    answer: dict[str, Any] = {"text": ""}
+    for part in smoke_test.ask(request, settings.device):
+        answer |= {**part, "text": answer["text"] + part.get("text", "")}
+        if not as_json:
+            _print_part(part)
+    if as_json:
+        print_json(generation=champion.generation, model_id=champion.model_id, **answer)
+
+
+def _print_part(part: dict[str, Any]) -> None:
+    """Print a part of an answer, unprintable characters but newlines escaped; after the last whether it was cut."""
+    sys.stdout.write("\n".join(map(printable, part.get("text", "").split("\n"))))
+    if "tokens" in part:
+        sys.stdout.write("\n")
+        if not part["ended"]:
+            print(f"cut after {count(part['tokens'], 'token')}, as in an evaluation", file=sys.stderr)
+    sys.stdout.flush()

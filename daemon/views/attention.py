@@ -14,7 +14,7 @@ from daemon.state.events import Word, record_event
 from daemon.state.questions import IS_DISMISSAL
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
-from daemon.views.drop_detail import findings_of
+from daemon.views.drops import findings_of
 from daemon.views.overview import NotThere, Overview, RunView
 from daemon.views.reader import Row, utc
 from pipeline.artifacts import Frozen

@@ -16,7 +16,7 @@ from daemon.settings.model import Settings, SettingsError
 from daemon.state.database_file import in_words
 from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import NotThere
-from daemon.web import actions, api, live, pages, upload
+from daemon.web import actions, api, pages, upload
 from daemon.web.security import Guard
 from daemon.web.site import Site, draw, site_of
 from pipeline.errors import DropforgeError
@@ -45,7 +45,7 @@ def make_app(settings: Settings, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = Site(settings, token)
-    for router in (api.router, actions.router, live.router):
+    for router in (api.router, actions.router):
         app.include_router(router, prefix=API, max_body_size=_MOST_BODY)
     files: dict[str, Any] = {
         "max_body_size": settings.intake.max_bytes,

@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
-from daemon.views.drop_detail import MOST_ROWS, come_to, drop_detail, drop_rows
+from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows
 from daemon.views.overview import NotThere, Overview, RunDetail
 from daemon.views.reports import report_folder, story_of
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw

@@ -68,7 +68,7 @@ def test_a_request_that_is_none_is_said_in_one_line_of_json() -> None:
 
 
 def test_an_answers_terminal_codes_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    from daemon.cli.ask import _print_part  # noqa: PLC0415
+    from daemon.cli.handover import _print_part  # noqa: PLC0415
 
     _print_part({"text": "one\ntwo\x1b[2J\u202e"})
     _print_part({"tokens": 3, "ended": False})

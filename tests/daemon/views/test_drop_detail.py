@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from daemon.views.drop_detail import drop_detail, drop_rows, findings_of
+from daemon.views.drops import drop_detail, drop_rows, findings_of
 from daemon.views.overview import NotThere, Overview
 
 

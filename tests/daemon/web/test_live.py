@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.web.live import Look
+from daemon.web.api import Look
 from daemon.web.site import Site
 from pipeline import durable
 from pipeline.contract import PROGRESS_NAME, Progress

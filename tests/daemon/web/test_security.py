@@ -94,6 +94,7 @@ def test_no_page_and_no_answer_writes_anything(person: TestClient, lived_in: Any
     names = {"run_id": 1, "drop_id": 2, "name": "default"}
     found = [f"{prefix}{route.path}" for prefix, router in READERS for route in _routes(router)]
     assert len(found) >= 19
+    found.remove("/api/v1/live")  # it has no end
     for path in found:
         person.get(path.format(**names), params={"first": 1, "second": 2, "runs": "1,2"})
     assert _content(lived_in) == before
