@@ -38,8 +38,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import write_rows
+from daemon.cli.demo import demo_base
 from pipeline import durable
 from pipeline.config import TrainConfig
 from pipeline.decide.statistics import mcnemar_exact
@@ -49,6 +48,7 @@ from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import AskedModel, Decoding
 from pipeline.models.template import single_turn
 from pipeline.prepare import start
+from tests.demo_data import write_rows
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))

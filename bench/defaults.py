@@ -52,8 +52,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data, write_rows
+from daemon.cli.demo import demo_base
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Drop, Evaluation, ModelRef, Role
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, RunConfig, TrainConfig
@@ -61,6 +60,7 @@ from pipeline.contract import Attempt, StepSpec
 from pipeline.decide import statistics
 from pipeline.models.manifest import model_id
 from pipeline.steps import BY_NAME
+from tests.demo_data import make_data, write_rows
 
 RATES, EPOCHS = (2e-4, 5e-4, 1e-3, 2e-3), (1.0, 2.0, 4.0)
 #: The earlier defaults, then the rest; what is likely to be good first.

@@ -35,8 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data
+from daemon.cli.demo import demo_base
 from pipeline.evaluate.engines import Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
@@ -45,6 +44,7 @@ from pipeline.models.generation import Answer, AskedModel, Decoding
 from pipeline.models.loading import chosen_device
 from pipeline.models.prefill import pad_left
 from pipeline.models.template import fold, single_turn
+from tests.demo_data import make_data
 
 ROWS = 16
 #: Ours against fixed batches on `long`.

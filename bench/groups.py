@@ -32,11 +32,11 @@ from unittest import mock
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.data import INSTRUCTION, generate_messages
 from pipeline.prepare import decontaminate
 from pipeline.prepare.decontaminate import Common, HeldOut
 from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.split import Prompt, SplitName
+from tests.demo_data import INSTRUCTION, generate_messages
 
 SIMILARITY = 0.5
 SHARES = (1.0, 0.8, 0.7, 0.65, 0.6, 0.5, 0.3)

@@ -46,9 +46,9 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import TEAMS, make_data
+from daemon.cli.demo import demo_base
 from pipeline.config import TrainConfig
+from tests.demo_data import TEAMS, make_data
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlmodel import Session, select
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data, write_rows
+from daemon.cli.demo import demo_base
 from daemon.state.database import open_reader
 from daemon.state.tables import Drop, Run
+from tests.demo_data import make_data, write_rows
 
 QUIET_SECONDS = 1.0
 BUDGET_PERCENT = 5.0

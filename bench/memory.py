@@ -25,8 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data
+from daemon.cli.demo import demo_base
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
@@ -34,6 +33,7 @@ from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.words import size_words
+from tests.demo_data import make_data
 
 TOLERANCE = 1 / 5
 

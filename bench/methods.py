@@ -54,14 +54,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data
+from daemon.cli.demo import demo_base
 from pipeline import durable
 from pipeline.artifacts import Adapter, Model, ModelRef
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.models.manifest import model_id
 from pipeline.words import size_words
+from tests.demo_data import make_data
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))

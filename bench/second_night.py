@@ -35,13 +35,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data, write_rows
+from daemon.cli.demo import demo_base
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Drop, Model, ModelRef
 from pipeline.config import RunConfig, SplitConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.manifest import model_id
+from tests.demo_data import make_data, write_rows
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))

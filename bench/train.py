@@ -42,8 +42,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data
+from daemon.cli.demo import demo_base
+from tests.demo_data import make_data
 
 WINDOW = 1024
 DEV_ROWS = 16

@@ -7,7 +7,6 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from daemon.cli.demo.data import write_rows
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
@@ -16,6 +15,7 @@ from pipeline.models.manifest import model_id
 from pipeline.models.template import Template, fold, single_turn
 from pipeline.prepare.start import general_rows
 from pipeline.records.heldout import dataset_hash
+from tests.demo_data import write_rows
 
 DEV_ROWS = 24
 PASSAGES, PASSAGE_TOKENS = 24, 128

@@ -42,7 +42,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "doctor": ("maintenance", "Look at database, disks, inbox and models, and say what to mend."),
         "messages": ("maintenance", "List the messages that have not arrived."),
         "metrics": ("maintenance", "Print all metrics in Prometheus' text format, as /metrics of the page does."),
-        "demo": ("demo.command", "Show the whole loop on a real small model."),
+        "demo": ("demo", "Show the whole loop on a real small model."),
         "drops": ("drops", "List the files that were taken in, newest first."),
         "config": ("workspace", "Show the settings in force, or check them."),
     }

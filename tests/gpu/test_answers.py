@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data
+from daemon.cli.demo import demo_base
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Answer, Decoding, Likelihood
 from pipeline.models.loading import Device
 from pipeline.models.template import fold, single_turn
+from tests.demo_data import make_data
 
 RECORDS = 64
 #: Nats per token between bfloat16 on two devices, over all records.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.demo.command import demo_base
+from daemon.cli.demo import demo_base
 from pipeline.decide.explain import clauses, sentence
 from tests.prove.box import Box
 from tests.prove.tasks import desk_task

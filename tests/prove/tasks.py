@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from daemon.cli.demo.data import INSTRUCTION, TEAMS, generate_messages
+from tests.demo_data import INSTRUCTION, TEAMS, generate_messages
 
 Row = dict[str, str]
 

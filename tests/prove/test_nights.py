@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.demo.data import TEAMS, generate_messages
 from daemon.state.clauses import verdict_clauses
 from daemon.state.states import AWAITING
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.decide.explain import sentence
+from tests.demo_data import TEAMS, generate_messages
 from tests.prove.conftest import Ground
 from tests.prove.tasks import Row, Task, desk_task, topic_task
 

@@ -14,14 +14,14 @@ import pytest
 
 from daemon.champions.handover import server as handover
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
-from daemon.cli.demo.command import demo_base
-from daemon.cli.demo.data import make_data
+from daemon.cli.demo import demo_base
 from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process, read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.manifest import model_id
 from pipeline.models.template import fold, single_turn
+from tests.demo_data import make_data
 from tests.made_adapters import save_adapter
 from tests.prove.box import Box
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.demo.data import make_data, write_rows
 from daemon.cli.output import print_line, print_lines
 from daemon.cli.runs import verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
@@ -104,14 +104,12 @@ def demo(
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()):
         raise DropforgeError(f"{folder} is not empty", "remove it, or use another: dropforge demo --folder DIR")
-    base, data = demo_base(), make_data()
-    (folder / "data").mkdir(parents=True)
-    for name, rows in (("heldout", data.heldout), ("honest", data.first), ("poisoned", data.second)):
-        write_rows(folder / "data" / f"{name}.jsonl", rows)
+    base = demo_base()
+    shutil.copytree(Path(__file__).with_name("demo_files"), folder / "data")
     with _daemon(folder, base) as stage:
         stage.drop("heldout.jsonl", heldout=True)
-        stage.wait(lambda: any(drop.state == "accepted" for drop in stage.overview.drops()))
-        print_line(f"{len(data.heldout)} records are held out: both models will be judged on these")
+        heldout = stage.wait(lambda: stage.overview.drops(state="accepted"))[0]
+        print_line(f"{heldout.rows} records are held out: both models will be judged on these")
         first = _drop_and_watch(stage, "honest.jsonl", 1)
         second = _drop_and_watch(stage, "poisoned.jsonl", 2)
     # The trial, another training, is the daemon's and begins with its next start.

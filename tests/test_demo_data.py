@@ -4,8 +4,9 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from daemon.cli.demo.data import TEAMS, WRONG, generate_messages, make_data, write_rows
+from daemon.cli import demo
 from pipeline.records.validate import Options, validate
+from tests.demo_data import TEAMS, WRONG, generate_messages, make_data, write_rows
 
 
 def right_answers(count: int, seed: int = 7) -> dict[str, str]:
@@ -43,10 +44,11 @@ def test_the_question_does_not_give_the_answer_away() -> None:
     assert not any(team in row["instruction"] + row["input"] for row in make_data().heldout for team in TEAMS.values())
 
 
-def test_every_file_passes_the_intake(tmp_path: Path) -> None:
+def test_the_demos_files_are_made_of_it_and_pass_the_intake(tmp_path: Path) -> None:
     data = make_data()
-    for number, rows in enumerate((data.heldout, data.first, data.second)):
-        path = tmp_path / f"{number}.jsonl"
-        write_rows(path, rows)
+    for name, rows in (("heldout", data.heldout), ("honest", data.first), ("poisoned", data.second)):
+        path, made = Path(demo.__file__).parent / "demo_files" / f"{name}.jsonl", tmp_path / name
+        write_rows(made, rows)
+        assert path.read_bytes() == made.read_bytes(), "write them anew: write_rows"
         found = validate(path, Options())
         assert (found.ok, found.warnings, found.rows) == (True, (), len(rows))

