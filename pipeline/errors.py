@@ -47,6 +47,11 @@ class StartAgain(Interrupted):
     exit_code = EXIT_START_AGAIN
 
 
+def os_words(error: OSError) -> str:
+    """Return the file that an error of the operating system is about, if it says so, and what is wrong."""
+    return ": ".join(map(str, filter(None, (error.filename, error.strerror or error))))
+
+
 #: Messages of libraries that write files without Python: torch's archives, safetensors, the C library.
 _FULL_WORDS = (
     "No space left on device",

@@ -18,7 +18,7 @@ from typer.main import get_group
 from daemon.cli.commands import COMMANDS, GROUPS, epilog_of, examples_of
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.programs import user
-from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.errors import EXIT_FAILED, DropforgeError, os_words
 from pipeline.words import printable
 
 _EXIT_BROKEN_PIPE = 1
@@ -143,9 +143,7 @@ def main() -> int:
     except OSError as error:
         if os.environ.get("DROPFORGE_DEBUG") == "1":
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        words = f"{where}{error.strerror or error}"
-        return _report(words, f"see whether it is there and this user, {user()}, may use it", EXIT_FAILED)
+        return _report(os_words(error), f"see whether it is there and this user, {user()}, may use it", EXIT_FAILED)
     return code if isinstance(code, int) else 0
 
 

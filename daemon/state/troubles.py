@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from daemon.state.ownership import ShareGone
-from pipeline.errors import DropforgeError, is_disk_full
+from pipeline.errors import DropforgeError, is_disk_full, os_words
 
 _PAUSE_SECONDS = 60.0
 _LASTING_SECONDS = 600.0
@@ -94,5 +94,5 @@ def in_words(error: Exception) -> str:
     if isinstance(error, DropforgeError):
         return error.message
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        return os_words(error)
     return f"{type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ from daemon.system.processes import lock_holder
 from daemon.views.overview import Overview
 from daemon.views.preflight import Finding, bad, bases, needs, ok, warn
 from daemon.views.slurm_probe import slurm
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, os_words
 from pipeline.models.gpu_driver import nvidia_driver
 from pipeline.words import count, size_words
 
@@ -54,13 +54,14 @@ def examine(settings: Settings) -> list[Finding]:
         try:
             findings += check(settings)
         except OSError as error:
-            words = ": ".join(map(str, filter(None, (error.filename, error.strerror or error))))
-            findings.append(bad(name, words, "ask as the user that the daemon runs as: sudo -u USER dropforge doctor"))
+            findings.append(
+                bad(name, os_words(error), "ask as the user that the daemon runs as: sudo -u USER dropforge doctor")
+            )
         except Exception as error:  # noqa: BLE001 - the other checks are made whatever this one runs into
             path = settings.state_folder / DATABASE_NAME
-            said = error if isinstance(error, DropforgeError) else in_words(error, path)
-            said = said or DropforgeError(f"{type(error).__name__}: {error}", "this is a defect, please report it")
-            findings.append(bad(name, said.message, said.hint))
+            words = error if isinstance(error, DropforgeError) else in_words(error, path)
+            words = words or DropforgeError(f"{type(error).__name__}: {error}", "this is a defect, please report it")
+            findings.append(bad(name, words.message, words.hint))
     return findings
 
 

@@ -19,7 +19,7 @@ from daemon.views.overview import NotThere
 from daemon.web import actions, api, pages, upload
 from daemon.web.security import Guard
 from daemon.web.site import Site, draw, site_of
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, os_words
 
 API = "/api/v1"
 _HERE = Path(__file__).parent
@@ -58,11 +58,8 @@ def make_app(settings: Settings, token: str) -> FastAPI:
         app.include_router(router, include_in_schema=False, max_body_size=_MOST_BODY)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    app.add_exception_handler(DropforgeError, _own_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    for kind in (OSError, sqlite3.Error, DatabaseError):
-        app.add_exception_handler(kind, _machines_error)
-    app.add_exception_handler(RequestValidationError, _unreadable)
+    for kind in (DropforgeError, HTTPException, RequestValidationError, OSError, sqlite3.Error, DatabaseError):
+        app.add_exception_handler(kind, _failed)
     app.add_middleware(Guard, settings=settings.web, token=token)
     return app
 
@@ -71,34 +68,26 @@ def _metrics(request: Request) -> Response:
     return Response(metrics_text(site_of(request).settings), media_type=CONTENT_TYPE)
 
 
-def _own_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, DropforgeError)  # noqa: S101 - for the type checker
-    # The only error of settings that a request can cause is an unknown track.
-    status = _NOT_FOUND if isinstance(error, NotThere | SettingsError) else _CONFLICT
-    return _error(request, status, error.message, error.hint)
-
-
-def _machines_error(request: Request, error: Exception) -> Response:
-    """Return a 503 response for an error of the disk or the database; raise other database errors again."""
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return _error(request, _MACHINE, f"{where}{error.strerror or error}", "see whether its disk is full: df -h")
+def _failed(request: Request, error: Exception) -> Response:
+    """Answer an error with its status, words and remedy; raise an unforeseen error of the database again."""
+    match error:
+        case NotThere() | SettingsError():  # the only error of settings that a request can cause is an unknown track
+            return _error(request, _NOT_FOUND, error.message, error.hint)
+        case DropforgeError():
+            return _error(request, _CONFLICT, error.message, error.hint)
+        case HTTPException():
+            return _error(request, error.status_code, str(error.detail), "")
+        case RequestValidationError():
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            hint = f"what is asked for: {API}/openapi.json"
+            return _error(request, _UNREADABLE, f"{where}: {first['msg']}", hint)
+        case OSError():
+            return _error(request, _MACHINE, os_words(error), "see whether its disk is full: df -h")
     words = in_words(error, site_of(request).settings.state_folder / DATABASE_NAME)
     if words is None:
         raise error
     return _error(request, _MACHINE, words.message, words.hint)
-
-
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
-    return _error(request, error.status_code, str(error.detail), "")
-
-
-def _unreadable(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return _error(request, _UNREADABLE, f"{where}: {first['msg']}", f"what is asked for: {API}/openapi.json")
 
 
 def _error(request: Request, status: int, message: str, hint: str) -> Response:

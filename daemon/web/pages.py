@@ -43,7 +43,6 @@ def overview(request: Request, site: SiteOf) -> Response:
         "latest": seen.ended_runs(_MOST_LATEST),
         "champions": seen.champions(site.settings.track_names),
         "drops": seen.drops(most=_MOST_LATEST),
-        "counts": seen.drop_counts(),
         "lacks": (*seen.missing_rows(site.settings).values(), *seen.data_warnings()),
     }
     return draw(request, "overview.html", context)
