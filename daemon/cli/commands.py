@@ -14,7 +14,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "submit": ("inbox", "Check a file and copy it into the inbox."),
         "status": ("status", "Say what the daemon does and what waits."),
         "attention": ("maintenance", "List what needs a person, the most urgent first, each behind its key."),
-        "watch": ("watch", "Show what goes on until Ctrl-C."),
+        "watch": ("wait", "Show what goes on until Ctrl-C."),
         "wait": ("wait", "Wait until a run, or the run that trains on a dropped file, has its verdict."),
         "ask": ("handover", "Let the champion answer as it was evaluated."),
         "search": ("queue", "Begin a run now that trains several times, with what [train.search] has to try."),

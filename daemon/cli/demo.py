@@ -20,7 +20,7 @@ import typer
 from daemon.cli.output import print_line, print_lines
 from daemon.cli.runs import verdict_lines
 from daemon.cli.status import EXIT_UNAVAILABLE
-from daemon.cli.watch import print_changes
+from daemon.cli.wait import print_changes
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.state.states import state_words

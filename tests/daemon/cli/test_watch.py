@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.cli.status import print_status
-from daemon.cli.watch import print_changes
+from daemon.cli.wait import print_changes
 from daemon.queue import run_queue
 from daemon.state import run_files
 from daemon.state.database import transaction
