@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,10 +57,9 @@ class ScriptedExecutor(LocalExecutor):
         self.outcome = "promoted"
         self.shortfall: Shortfall | None = None
         #: By the id of the champion that the data is prepared for: what it was trained on of the held-out records.
-        self.known: dict[str, int] = {}
+        self.known: defaultdict[str, int] = defaultdict(int)
         self.goes_on = False
         """Whether a training goes on from the champion."""
-        """Whether it is combined with the champion."""
         self.batch_size = 0
         self.version = "v"
         self.cancelled: list[str] = []
@@ -91,7 +91,7 @@ class ScriptedExecutor(LocalExecutor):
         root = Path(spec.root)
         artifact: Any
         if spec.step == "prepare":
-            known = self.known.get(spec.champion.model_id, 0)
+            known = self.known[spec.champion.model_id]
             few = Shortfall(heldout_rows=120 - known, needed_heldout_rows=100, needed_rows=1) if known > 20 else None
             artifact = made_dataset(
                 spec,
@@ -373,12 +373,17 @@ def with_gate(settings: Settings, **values: object) -> Settings:
     return settings.model_copy(update={"gate": settings.gate.model_copy(update=values)})
 
 
-def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(box: Box) -> None:
+@pytest.mark.parametrize(("known", "evaluated"), [(0, ["evaluate"]), (120, [])])
+def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(
+    box: Box, known: int, evaluated: list[str]
+) -> None:
     box.executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    # Without a held-out record there is nothing to evaluate.
+    box.executor.known = defaultdict(lambda: known)
     box.executor.outcome, box.executor.batch_size = "insufficient_evidence", 7
     box.drop("a")
     ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
-    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
+    assert box.executor.steps == ["prepare", "train", "merge", *evaluated, "decide"]
     assert box.run().outcome == "insufficient_evidence"
     with transaction(box.engine) as session:
         track = session.get_one(Track, "default")
@@ -471,12 +476,13 @@ def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(box: Box
 
 @pytest.mark.parametrize("code", [EXIT_INTERRUPTED, EXIT_START_AGAIN])
 def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(box: Box, code: int) -> None:
-    box.executor.script["train"] = [ended("interrupted", code)] * 5
+    # More than Slurm may stop in a row.
+    box.executor.script["train"] = [ended("interrupted", code)] * 12
     box.drop("a")
-    box.ticks(40)
+    box.ticks(60)
     run = box.run()
     assert (run.state, run.failures, run.deaths) == (RunState.SUCCEEDED, 0, 0)
-    assert box.executor.steps == ["prepare", *["train"] * 6, "merge", "evaluate", "decide"]
+    assert box.executor.steps == ["prepare", *["train"] * 13, "merge", "evaluate", "decide"]
 
 
 def stopped_by_slurm(spec: StepSpec, until: int = 0, *, checkpoint: bool = False) -> StepResult:
@@ -539,13 +545,6 @@ def test_a_run_whose_claim_is_lost_is_no_trouble_any_more(box: Box, monkeypatch:
     assert box.dispatcher._troubles.words == {}
 
 
-def test_as_many_interruptions_on_this_machine_are_none(box: Box) -> None:
-    box.executor.script["train"] = [ended("interrupted", EXIT_INTERRUPTED)] * 12
-    box.drop("a")
-    box.ticks(60)
-    assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, 0)
-
-
 @pytest.mark.parametrize(("checkpoint", "failures"), [(True, 0), (False, 1)])
 def test_the_time_limit_is_a_failure_without_a_new_checkpoint(box: Box, failures: int, *, checkpoint: bool) -> None:
     box.executor.script["train"] = [partial(stopped_by_slurm, until=1, checkpoint=checkpoint)]
@@ -601,19 +600,13 @@ def test_a_failed_step_is_tried_again_after_a_pause_and_given_up_at_the_limit(bo
     assert (run.state, run.failures) == (RunState.WAITING, 1)
     assert run.not_before >= NOW + 30_000
     box.ticks(now=NOW + 10_000_000)
+    assert box.run().not_before >= NOW + 10_060_000, "twice as long"
     box.ticks(now=NOW + 20_000_000)
     run = box.run()
     assert (run.state, run.error, run.hint) == (RunState.FAILED, "it did not work", "try this")
+    assert (run.failures, run.deaths) == (3, 0)
     assert box.executor.steps.count("train") == 3
     assert box.executor.steps.count("prepare") == 1, "a retried run goes on at the first step that is not published"
-
-
-def test_bad_data_is_never_tried_again(box: Box) -> None:
-    box.executor.script["prepare"] = [ended("failed", 65)]
-    box.drop("a")
-    box.ticks()
-    assert box.run().state == RunState.FAILED
-    assert box.executor.steps == ["prepare"]
 
 
 def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_third(box: Box) -> None:
@@ -644,6 +637,7 @@ def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(box: Box) -> No
     spec = box.executor.submitted[-1]
     durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, box.executor.good(spec).model_dump(mode="json"))
     successor = box.new_dispatcher()
+    assert (box.run().state, box.run().failures, box.run().deaths) == (RunState.RUNNING, 0, 0)
     ticks(successor)
     assert box.run().outcome == "promoted"
     assert box.executor.steps.count("prepare") == 1
@@ -737,7 +731,7 @@ def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: Scri
     ticks(dispatcher)
     assert run_row(engine).outcome == "promoted"
     with transaction(engine) as session:
-        executor.known = {promotion.champion(session, "default").model_id: known}
+        executor.known[promotion.champion(session, "default").model_id] = known
     executor.submitted.clear()
 
 
@@ -810,7 +804,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) 
     for path in (box.settings.state_folder / "runs/1").rglob("*.json"):
         content = durable.read_json(path)
         if path.name == "spec.json":
-            content["config"] = of_before(content["config"])
+            content = {**content, "argv": ["python"], "config": of_before(content["config"])}
         elif path.name == "result.json":
             content = {**content, "energy_joules": 1.0, "artifact": {**content["artifact"], "former": 1}}
         elif path.name in {"prepare.json", "train.json", "merge.json"}:
@@ -940,26 +934,6 @@ def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_end
     box.ticks(4, NOW + 60_000)
     assert (box.run().state, box.run().outcome) == (RunState.SUCCEEDED, "promoted")
     assert len(box.promotions()) == 1
-
-
-def test_a_running_step_is_cancelled_and_the_run_with_it(box: Box) -> None:
-    box.drop("a")
-    box.dispatcher.tick(NOW)
-    run_queue.cancel(box.engine, 1, NOW)
-    box.executor.script["prepare"] = [ended("interrupted", 75)]
-    box.ticks(3)
-    assert box.run().state == RunState.CANCELLED
-
-
-def test_a_draining_dispatcher_begins_nothing_and_lets_the_run_wait(box: Box) -> None:
-    box.drop("a")
-    box.dispatcher.tick(NOW)
-    box.dispatcher.draining = True
-    box.ticks()
-    assert box.executor.steps == ["prepare"]
-    run = box.run()
-    assert (run.state, run.failures, run.deaths) == (RunState.WAITING, 0, 0)
-    assert box.dispatcher.idle
 
 
 def test_a_missing_base_model_is_said_and_nothing_is_lost(box: Box) -> None:
@@ -1132,30 +1106,6 @@ def test_the_service_manager_is_told_how_far_a_step_is_in_the_words_of_status(bo
     progress = Progress(step="prepare", done=3, total=9, eta_seconds=75.0)
     durable.write_hint(folder / "progress.json", progress.model_dump())
     assert box.dispatcher.describe() == f"run 1 {progress.words}" == "run 1 prepare 3/9, 1 min 15 s left"
-
-
-def test_a_run_that_is_cancelled_before_a_worker_has_begun_its_step_ends(engine: Engine, settings: Settings) -> None:
-    add_drop(engine, "a")
-    dispatcher = Dispatcher(engine, settings, LocalExecutor(spool_of(settings.state_folder)))
-    dispatcher.recover(NOW)
-    dispatcher.tick(NOW)
-    run_queue.cancel(engine, 1, NOW)
-    ticks(dispatcher, 3)
-    assert (run_row(engine).state, list((settings.state_folder / "spool/queue").iterdir())) == ("cancelled", [])
-
-
-def test_a_stop_takes_an_attempt_that_no_worker_has_begun_out_of_the_queue(box: Box) -> None:
-    dispatcher = Dispatcher(box.engine, box.settings, LocalExecutor(spool_of(box.settings.state_folder)))
-    with transaction(box.engine) as session:
-        states.ensure_track(session, "default", NOW)
-    dispatcher.recover(NOW)
-    box.drop("a")
-    dispatcher.tick(NOW)
-    spool = box.settings.state_folder / "spool"
-    assert [path.name for path in (spool / "queue").iterdir()] == ["1-prepare-1.json"]
-    dispatcher.abandon(NOW + 1)
-    assert list((spool / "queue").iterdir()) == []
-    assert box.run().state == RunState.WAITING
 
 
 def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(box: Box) -> None:

@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy import Engine
 
 from daemon.dispatch.spool import JobState
-from daemon.queue import run_queue
 from daemon.settings.model import DiskSettings, ExecutorSettings, Settings
 from daemon.state.states import RunState
 from daemon.storage.disk_estimate import needed_bytes
@@ -84,27 +83,6 @@ def test_all_running_runs_go_on_after_a_restart_and_wait_after_a_shutdown(box: P
     assert box.states(1, 2) == [RunState.WAITING, RunState.WAITING]
     assert again.idle
     assert sorted(box.held.cancelled) == ["1-prepare-1", "2-prepare-1"]
-
-
-def test_a_step_that_runs_is_stopped_when_its_run_is_cancelled(box: ParallelBox) -> None:
-    box.drop("one")
-    box.ticks()
-    assert box.held.cancelled == []
-    run_queue.cancel(box.engine, 1, NOW)
-    box.ticks(1)
-    assert box.held.cancelled == ["1-prepare-1"]
-
-
-def test_an_error_in_the_files_of_a_run_stops_no_other(box: ParallelBox) -> None:
-    box.drop("one")
-    box.drop("two", "a")
-    box.ticks()
-    folder = box.settings.state_folder / "runs/1/attempts/prepare-1"
-    (folder / "result.json").write_text("{")
-    box.let_go(1)
-    box.let_go(2)
-    assert box.states(2) == [RunState.SUCCEEDED]
-    assert box.run(1).state in {RunState.WAITING, RunState.FAILED}
 
 
 def test_a_run_begins_only_with_room_for_what_the_running_ones_still_need(

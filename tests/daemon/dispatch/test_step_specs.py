@@ -99,14 +99,6 @@ def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[]
     assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
 
 
-def test_a_spec_of_an_earlier_version_is_read(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    made.take("a.jsonl", ROW.format("a"))
-    today = spec(made, made.claim())
-    earlier = {**today.model_dump(mode="json"), "argv": ["python"], "needs_gpu": False}
-    assert StepSpec.model_validate(earlier) == today
-
-
 def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("exam.jsonl", ROW.format("x"), "heldout")

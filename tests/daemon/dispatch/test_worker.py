@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +101,6 @@ def serving(root: Path, parallel: int = 1) -> Iterator[Worker]:
 def worker(tmp_path: Path) -> Iterator[Worker]:
     with serving(tmp_path) as worker:
         yield worker
-
-
-def test_an_attempt_is_queued_run_and_ended(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
-    executor.submit(spec)
-    assert executor.poll(spec) is JobState.QUEUED
-    assert orders(tmp_path) == ["1-train-1"]
-    with serving(tmp_path):
-        wait_for(lambda: executor.poll(spec) is JobState.ENDED)
-    assert result_of(spec).status == "ok"
-    assert orders(tmp_path) == []
-    executor.submit(spec)
-    assert orders(tmp_path) == [], "an attempt that has ended is not run again"
 
 
 def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(tmp_path: Path) -> None:
@@ -282,41 +269,6 @@ def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retr
     assert "chat_template.jinja" in result.error.hint
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_killed_step_gets_a_result_that_names_the_signal(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED.replace("{}", "9"))
-    executor.submit(spec)
-    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
-    result = result_of(spec)
-    assert (result.status, result.exit_code) == ("failed", 137)
-    assert result.error is not None
-    assert "was killed by SIGKILL" in result.error.message
-
-
-@pytest.mark.usefixtures("worker")
-def test_a_cancelled_step_is_asked_to_stop(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, UNTIL_TERM)
-    executor.submit(spec)
-    wait_for((tmp_path / spec.folder / "said").exists)
-    assert executor.poll(spec) is JobState.RUNNING
-    executor.cancel(spec.key)
-    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
-    assert result_of(spec).status == "interrupted"
-
-
-@pytest.mark.usefixtures("worker")
-def test_a_deaf_step_is_killed_after_its_grace(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF, grace=0.3)
-    executor.submit(spec)
-    wait_for((tmp_path / spec.folder / "said").exists)
-    process = process_of(tmp_path / spec.folder)
-    assert process is not None
-    executor.cancel(spec.key)
-    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
-    assert result_of(spec).exit_code == 75
-    assert not is_alive(process)
-
-
 def start_worker(root: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys, pathlib; from daemon.dispatch.worker import serve; "
@@ -463,20 +415,21 @@ def test_only_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
     assert executor.poll(spec) is not JobState.RUNNING, "seen as what it is, and not as a step that goes on"
 
 
-def test_a_number_that_was_given_to_another_process_is_not_taken_for_the_old_one() -> None:
+def test_a_step_written_down_before_the_machine_was_started_again_is_lost_though_its_number_lives(
+    tmp_path: Path,
+) -> None:
+    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
+    executor.submit(spec)
     me = identify(os.getpid())
     assert me is not None
-    assert is_alive(me)
-    assert not is_alive(Identity(me.pid, me.started - 1, me.boot))
-    assert not is_alive(Identity(me.pid, me.started, "another boot"))
-
-
-def test_a_zombie_is_dead() -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert identify(child.pid) is None
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    for process, state in (
+        (me, JobState.RUNNING),
+        (replace(me, boot="another"), JobState.ENDED),
+        (replace(me, started=me.started + 1), JobState.ENDED),
+    ):
+        (tmp_path / spec.folder / RESULT_NAME).unlink(missing_ok=True)
+        durable.write_json(tmp_path / spec.folder / CLAIM_NAME, {"process": vars(process)})
+        assert executor.poll(spec) is state
 
 
 def test_an_attempt_whose_step_moved_to_another_machine_names_its_run(tmp_path: Path) -> None:
