@@ -102,6 +102,7 @@ def test_each_drop_is_left_out_once_per_champion_the_oldest_first_under_another_
         run = box.next_trial()
         assert in_snapshot(run) == [*used, pinned]
         assert RunConfig.model_validate(run.config).train.seed == 42 + (run.id or 0)
+        box.forget()
         box.end(run, LOST)
         assert box.left_out()[-1] == left
     assert box.trial() is None
@@ -121,19 +122,6 @@ def test_a_track_without_news_is_not_asked_again(box: Idle) -> None:
     box.drop()
     box.end(box.claim(), WINS)
     assert box.trial() is not None, "another champion"
-
-
-def test_what_was_left_out_stands_in_rows_and_not_in_events(box: Idle) -> None:
-    for used, left in (([2, 3], 1), ([1, 3], 2)):
-        run = box.next_trial()
-        assert (run.purpose, run.about_drop, run.about_champion, in_snapshot(run)) == ("left_out", left, "m1", used)
-        box.forget()
-        box.end(run, LOST)
-    assert [worth[:2] for worth in box.worth()] == [(1, 2), (2, 3)]
-    box.end(box.next_trial(), WON)
-    box.forget()
-    box.go_on()
-    assert in_snapshot(box.claim()) == [1, 2, 3]
 
 
 def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> None:
@@ -236,6 +224,7 @@ def test_a_verdict_without_a_valid_comparison_gives_no_worth(box: Idle, said: Ve
 def test_a_model_that_is_better_without_a_drop_serves_and_the_drop_comes_back_as_new(box: Idle) -> None:
     box.end(box.next_trial(), WON)
     assert (box.champion(), box.worth()) == ("m2", [(1, 2, -3.0, 2.0)])
+    box.forget()
     box.go_on()
     again = box.claim()
     assert (again.trigger, in_snapshot(again)) == ("drop", [1, 2, 3])

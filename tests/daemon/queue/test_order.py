@@ -41,16 +41,6 @@ def goes(engine: Engine) -> list[int]:
         return [run.id or 0 for run in order.due_runs(session, 100)]
 
 
-def test_a_run_goes_to_the_front(engine: Engine) -> None:
-    queue_runs(engine, "a", "b", "c")
-    assert order.move_first(engine, 3, 50, "ada") == [3, 1, 2]
-    assert goes(engine) == [3, 1, 2]
-    assert claim(engine).run_id == 3
-    with transaction(engine) as session:
-        found = session.exec(select(Event).where(Event.kind == "run_moved")).all()
-    assert [(one.run_id, one.track, one.detail) for one in found] == [(3, "c", {"by": "ada"})]
-
-
 def test_trials_stay_last_where_nobody_moved_them(engine: Engine) -> None:
     queue_runs(engine, "a", "b")
     with transaction(engine) as session:

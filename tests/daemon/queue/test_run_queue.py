@@ -138,12 +138,6 @@ def test_a_claimed_run_has_a_snapshot_of_the_accepted_drops_of_its_track(engine:
         assert [row.first_run for row in session.exec(select(Drop))] == [1, None, None, None, None, None, 1, None]
 
 
-def test_a_run_is_not_claimed_before_its_time(engine: Engine) -> None:
-    run_id = queue_run(engine, not_before=60_000)
-    assert run_owner.claim(engine, 59_999, configure) is None
-    assert take(engine, 60_000).run_id == run_id
-
-
 def test_a_waiting_run_goes_before_an_older_queued_one_and_keeps_its_snapshot(engine: Engine) -> None:
     older, newer = queue_run(engine, "a", not_before=500), queue_run(engine, "b")
     claim = take(engine, 100)
@@ -218,25 +212,6 @@ def test_an_owner_with_an_old_token_changes_nothing(engine: Engine, name: str) -
     assert attempt.step == "prepare"
 
 
-def test_a_failed_run_waits_twice_as_long_each_time_and_then_is_given_up(engine: Engine) -> None:
-    claim = start_run(engine)
-    states, waits = [], []
-    for now in (1_000_000, 2_000_000, 3_000_000):
-        states.append(run_queue.leave(engine, claim, BROKEN, now, RETRY))
-        if states[-1] == RunState.WAITING:
-            waits.append(load(engine, claim.run_id).not_before - now)
-            claim = take(engine, now + waits[-1])
-    run = load(engine, claim.run_id)
-    assert states == [RunState.WAITING, RunState.WAITING, RunState.FAILED]
-    assert waits == [30_000, 60_000]
-    assert (run.failures, run.error, run.hint, run.ended_at) == (
-        3,
-        "no memory left",
-        "lower train.batch_size",
-        3_000_000,
-    )
-
-
 # --- cancel, retry, rescue
 
 
@@ -249,17 +224,6 @@ def test_a_waiting_run_is_cancelled_at_once(engine: Engine) -> None:
     assert run_queue.cancel(engine, claim.run_id, 300) == RunState.CANCELLED
     assert (load(engine, claim.run_id).error, load(engine, claim.run_id).hint) == (None, None)
     assert run_owner.claim(engine, 400, configure) is None
-
-
-def test_a_running_run_is_asked_to_end_and_ended_by_its_owner(engine: Engine) -> None:
-    claim = start_run(engine)
-    assert run_queue.cancel(engine, claim.run_id, 200) == RunState.RUNNING
-    assert run_queue.cancel(engine, claim.run_id, 201) == RunState.RUNNING
-    assert load(engine, claim.run_id).cancel_requested
-    run_owner.leave(engine, claim, 220, Then.CANCEL)
-    run = load(engine, claim.run_id)
-    assert (run.state, run.ended_at, run.token) == (RunState.CANCELLED, 220, None)
-    assert events(engine, claim.run_id) == ["run_queued", "run_claimed", "run_cancel_requested", "run_cancelled"]
 
 
 @pytest.mark.parametrize("limit", [1, 3])
@@ -294,16 +258,6 @@ def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancell
         run_owner.retry(engine, claim.run_id, 400)
     with pytest.raises(DropforgeError, match="has ended already: succeeded"):
         run_queue.cancel(engine, claim.run_id, 400)
-
-
-def test_a_new_daemon_adopts_running_runs_uncounted_under_new_tokens(engine: Engine) -> None:
-    old = start_run(engine)
-    (new,) = run_queue.rescue(engine, 300)
-    assert new.run_id == old.run_id
-    assert new.token != old.token
-    run = load(engine, old.run_id)
-    assert (run.state, run.failures, run.deaths) == (RunState.RUNNING, 0, 0)
-    run_owner.finish(engine, new, run_owner.ending("promoted"), 400)
 
 
 # --- attempts
