@@ -146,14 +146,6 @@ def test_a_win_that_changed_the_held_out_answers_waits_for_a_person_whatever_the
     assert house.serves == (1, b"weights of run 2")
 
 
-def test_a_person_says_yes_and_the_row_says_who_and_when(house: House) -> None:
-    run = house.run()
-    row = house.approve(run)
-    assert (row.kind, row.run_id, row.approved_by, row.created_at) == ("promotion", run, "ada", house.now)
-    assert house.serves == (1, b"weights of run 1")
-    assert house.row(run).outcome == "promoted"
-
-
 def test_only_a_win_that_waits_is_approved(house: House) -> None:
     with pytest.raises(DropforgeError, match="no run 9"):
         house.approve(9)

@@ -11,7 +11,6 @@ from sqlalchemy import Engine, create_engine
 from sqlmodel import Session, select
 
 from daemon.champions import base_models, promotion
-from daemon.champions.promotion import ChampionMoved
 from daemon.queue import states
 from daemon.state.database import create, open_engine, open_reader, transaction
 from daemon.state.events import Word
@@ -169,18 +168,6 @@ def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(en
 # --- promotion
 
 
-def test_a_promotion_moves_row_links_and_history_together(engine: Engine, state: Path, track: str) -> None:
-    row = promote(engine, state, candidate(engine, state, "m1")._replace(reason="better by 3"), 10)
-    assert (row.generation, row.previous_model_id, row.created_at) == (1, "base-id", 10)
-    assert serving(engine) == ("m1", 1)
-    assert (served(state), served(state, "previous")) == ("m1", "base")
-    promote(engine, state, candidate(engine, state, "m2", over=1), 20)
-    assert (served(state), served(state, "previous")) == ("m2", "m1")
-    with transaction(engine) as session:
-        assert [entry.model_id for entry in promotion.champions_of(session, track)] == ["base-id", "m1", "m2"]
-    assert events(engine).count("promoted") == 2
-
-
 @pytest.mark.usefixtures("track")
 def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_moved(engine: Engine, state: Path) -> None:
     promote(engine, state, candidate(engine, state, "m1"), 10)
@@ -196,16 +183,6 @@ def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) 
     assert promote(engine, state, once._replace(over=1), 30) == first
     assert serving(engine) == ("m1", 1)
     assert events(engine).count("promoted") == 1
-
-
-@pytest.mark.usefixtures("track")
-def test_a_candidate_that_was_compared_with_an_older_champion_is_refused(engine: Engine, state: Path) -> None:
-    promote(engine, state, candidate(engine, state, "m1"), 10)
-    with pytest.raises(ChampionMoved, match="not generation 0 any more"):
-        promote(engine, state, candidate(engine, state, "m2"), 20)
-    assert serving(engine) == ("m1", 1)
-    assert served(state) == "m1"
-    assert [name for name, _ in promotions(engine)] == ["base-id", "m1"]
 
 
 @pytest.mark.usefixtures("track")

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlmodel import select
 
 from daemon.champions import base_models, decisions, promotion
-from daemon.champions.promotion import Blocked, ChampionMoved
+from daemon.champions.promotion import ChampionMoved
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
@@ -114,14 +114,6 @@ def test_a_model_that_was_promoted_twice_is_not_its_own_former_champion(house: H
     house.promote("three", 3)
     house.back()
     assert house.serving == (2, 5)
-
-
-def test_a_model_that_was_rolled_back_from_is_promoted_by_no_run(house: House) -> None:
-    house.back()
-    with pytest.raises(Blocked, match="does not come back by itself"):
-        house.promote("three", 4)
-    assert house.serving == (2, 4)
-    assert house.linked() == house.ids[2]
 
 
 def test_a_person_brings_a_blocked_model_back_and_lifts_the_block(house: House) -> None:

@@ -20,32 +20,31 @@ from daemon.state.tables import Event, Promotion
 from daemon.state.troubles import Troubles
 from daemon.system.programs import who
 from pipeline.errors import DropforgeError
-from tests.chaos.house import START, Daemon, build, records
+from tests.chaos.house import START, build, records
+from tests.daemon.champions import test_approval as approval
 from tests.model_folder import write_model
 from tests.settled_hooks import end_running, settle
 
 WRITE = "import json, os, sys; open(sys.argv[1], 'a').write(json.dumps(dict(os.environ)) + '\\n')"
 
 
-class House:
+class House(approval.House):
     """A workspace whose settings name commands."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.now = START
-        self.runs = 0
+        # Its first daemon knows of the commands.
+        self.folder, self.now, self.runs = folder, START, 0
         self.refused: str | None = None
         self.tried: list[Path] = []
         build(folder)
 
-    def start(self, hook: list[str] | None = None, health: list[str] | None = None, seconds: float = 60) -> "House":
-        path = self.folder / "dropforge.toml"
-        path.write_text(
-            f"{path.read_text()}[hooks]\n"
-            f"after_promotion = {json.dumps(hook or [])}\nhealth = {json.dumps(health or [])}\n"
-            f"timeout_seconds = {seconds}\n"
+    def start(
+        self, hook: list[str] | None = None, health: list[str] | None = None, seconds: float = 60, more: str = ""
+    ) -> "House":
+        self.restart(
+            f"[hooks]\nafter_promotion = {json.dumps(hook or [])}\nhealth = {json.dumps(health or [])}\n"
+            f"timeout_seconds = {seconds}\n{more}"
         )
-        self.daemon = Daemon(self.folder, self.now)
         self.hooks = self.new_hooks()
         return self
 
@@ -57,14 +56,6 @@ class House:
         if self.refused:
             raise DropforgeError(self.refused)
 
-    def promote(self, outcome: str = "promoted") -> int:
-        self.runs += 1
-        self.now += 1000
-        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
-        self.daemon.take_in(self.now)
-        self.daemon.finish_runs(self.now, outcome)
-        return self.runs
-
     def settle(self) -> None:
         """Let the commands run until there is none to run any more."""
         settle(self.hooks, self.now)
@@ -72,10 +63,6 @@ class House:
     def rows(self) -> list[Promotion]:
         with transaction(self.daemon.engine) as session:
             return list(session.exec(select(Promotion).order_by(col(Promotion.generation))).all())
-
-    def events(self) -> list[str]:
-        with transaction(self.daemon.engine) as session:
-            return [one.kind for one in session.exec(select(Event).order_by(col(Event.id)))]
 
     def told(self) -> list[dict[str, str]]:
         """What the hooks found in their environment."""
@@ -108,7 +95,7 @@ def test_a_hook_is_told_what_changed_and_the_first_champion_needs_none(
     house.start(tell(house))
     house.settle()
     assert house.told() == []
-    house.promote()
+    house.run()
     verdict = house.daemon.root / "runs/1/decide.json"
     verdict.write_text(json.dumps({**json.loads(verdict.read_text()), "report": "runs/1/attempts/decide-1/report"}))
     house.settle()
@@ -146,7 +133,7 @@ def test_another_base_that_takes_the_place_of_a_base_has_its_hook_too(house: Hou
 
 def test_a_damaged_verdict_keeps_no_command_from_running_and_a_healthy_model_stays(house: House) -> None:
     house.start(tell(house), tell(house))
-    house.promote()
+    house.run()
     (house.daemon.root / "runs/1/decide.json").write_bytes(b"\xff")
     house.settle()
     assert states(house)[1:] == [("ok", "ok")]
@@ -164,7 +151,7 @@ def test_a_hook_that_fails_is_recorded_and_undoes_nothing(
     house: House, dropforge: Callable[..., Any], code: str, error: str
 ) -> None:
     house.start(run(code))
-    house.promote()
+    house.run()
     house.settle()
     row = house.rows()[-1]
     assert (row.hook_state, row.hook_error, row.hook_output) == ("failed", error, "so sorry\n")
@@ -204,7 +191,7 @@ def test_what_a_command_leaves_in_the_background_may_print_on(tmp_path: Path) ->
 
 def test_a_hook_that_does_not_end_is_given_up(house: House) -> None:
     house.start(run("while True: pass"), seconds=1)
-    house.promote()
+    house.run()
     house.settle()
     row = house.rows()[-1]
     assert (row.hook_state, row.hook_error) == ("failed", "no end within 1 s")
@@ -219,7 +206,7 @@ def test_a_hook_that_is_killed_takes_all_that_it_started_with_it(house: House) -
         "signal.pause()"
     )
     house.start(run(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"))
-    house.promote()
+    house.run()
     house.hooks.tick(house.now)
     assert kernel.select([reader], [], [], 60)[0]
     assert os.read(reader, 9) == b"here\n"
@@ -231,7 +218,7 @@ def test_a_hook_that_is_killed_takes_all_that_it_started_with_it(house: House) -
 
 def test_the_end_of_much_output_is_kept(house: House) -> None:
     house.start(run("print('x' * 300_000); print('the end')"))
-    house.promote()
+    house.run()
     house.settle()
     output = house.rows()[-1].hook_output or ""
     assert (len(output), output.endswith("x\nthe end\n")) == (KEPT_OUTPUT, True)
@@ -239,7 +226,7 @@ def test_the_end_of_much_output_is_kept(house: House) -> None:
 
 def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
     house.start(tell(house))
-    house.promote()
+    house.run()
     house.hooks.tick(house.now)
     end_running(house.hooks)
     assert states(house)[-1][0] == "running", "it ended, and nobody was there to note it"
@@ -255,7 +242,7 @@ def test_a_hook_of_a_daemon_that_died_is_run_again(house: House) -> None:
 def test_a_hook_that_failed_is_run_again_when_a_person_asks(house: House, dropforge: Callable[..., Any]) -> None:
     mend = house.folder / "mended"
     house.start(tell(house, f"import pathlib; raise SystemExit(0 if pathlib.Path({str(mend)!r}).exists() else 3)"))
-    house.promote()
+    house.run()
     house.settle()
     assert states(house) == [(None, None), ("failed", None)]
     assert "failed: exit code 3; to run it again: dropforge hook --track default" in dropforge("status").out
@@ -281,7 +268,7 @@ def test_the_last_words_of_a_command_that_failed_are_shown_and_logged(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
     house.start(run(r"print('so sorry\nreload failed: \x1b[31mno such unit ZZTOP\n \n'); raise SystemExit(5)"))
-    house.promote()
+    house.run()
     with structlog.testing.capture_logs() as logged:
         house.settle()
     words = r"reload failed: \x1b[31mno such unit ZZTOP"
@@ -296,7 +283,7 @@ def test_the_last_words_of_a_command_that_failed_are_shown_and_logged(
 
 def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Callable[..., Any]) -> None:
     house.start(None)
-    house.promote()
+    house.run()
     asked = dropforge("hook")
     assert (asked.code, "hint: set hooks.after_promotion" in asked.err) == (1, True)
     assert dropforge("hook", "--track", "jokes").code != 0
@@ -316,7 +303,7 @@ def test_a_hook_that_is_asked_for_during_the_health_check_of_an_unhealthy_model_
     house: House, dropforge: Callable[..., Any]
 ) -> None:
     house.start(tell(house), run("raise SystemExit(7)"))
-    house.promote()
+    house.run()
     house.hooks.tick(house.now)
     _note_next(house)
     assert states(house)[-1] == ("ok", "running")
@@ -331,7 +318,7 @@ def test_a_hook_that_is_asked_for_during_the_health_check_of_an_unhealthy_model_
 
 def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(house: House, dropforge: Callable[..., Any]) -> None:
     house.start(tell(house), run("raise SystemExit(7)"))
-    house.promote()
+    house.run()
     house.settle()
     base, unhealthy, back = house.rows()
     assert (unhealthy.health_state, unhealthy.health_error) == ("failed", "exit code 7")
@@ -350,7 +337,7 @@ def test_an_unhealthy_model_is_rolled_back_by_itself_and_blocked(house: House, d
 def test_a_way_back_that_is_refused_is_said_and_not_tried_for_ever(house: House, dropforge: Callable[..., Any]) -> None:
     house.start(None, run("raise SystemExit(7)"))
     house.refused = "it says nothing"
-    house.promote()
+    house.run()
     house.settle()
     assert len(house.tried) == 1
     row = house.rows()[-1]
@@ -370,7 +357,7 @@ def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypa
         real(folder, **how)
 
     monkeypatch.setattr(house.hooks, "_try_out", try_out)
-    house.promote()
+    house.run()
     house.settle()
     assert [(row.kind, row.health_state) for row in house.rows()][1:] == [("promotion", "failed"), ("rollback", None)]
     assert len(house.told()) == 1, "its health is not asked for again"
@@ -378,7 +365,7 @@ def test_a_way_back_that_meets_a_full_disk_is_tried_again(house: House, monkeypa
 
 def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.start(None, run("raise SystemExit(7)"))
-    house.promote()
+    house.run()
     seen, asked = Hooks._serves, iter([True])
 
     def serves(hooks: Hooks, row: Promotion) -> bool:
@@ -402,7 +389,7 @@ def test_a_champion_that_comes_as_the_way_back_begins_is_left(house: House, monk
 
 def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_again(house: House) -> None:
     house.start(None, tell(house, "raise SystemExit(7)"))
-    house.promote()
+    house.run()
     house.hooks.tick(house.now)
     (_, _, running), *_ = house.hooks._running.values()
     ended = running.wait()
@@ -415,8 +402,8 @@ def test_a_daemon_that_died_before_the_way_back_goes_on_with_it_without_asking_a
 
 def test_the_health_of_a_model_that_has_lost_its_place_is_not_asked(house: House) -> None:
     house.start(None, tell(house))
-    house.promote()
-    house.promote()
+    house.run()
+    house.run()
     house.settle()
     assert [row.health_state for row in house.rows()] == [None, "skipped", "ok"]
     assert [told["PROMOTION_GENERATION"] for told in house.told()] == ["2"]
@@ -430,10 +417,10 @@ def test_the_way_back_from_an_unhealthy_model_is_not_to_another_unhealthy_one(
     os.mkfifo(go)
     held = f"os.environ['PROMOTION_GENERATION'] == '1' and open({str(go)!r}).read()"
     house.start(None, run(f"import os; {held}; raise SystemExit(7)"))
-    house.promote()
+    house.run()
     house.hooks.tick(house.now)
     assert house.rows()[-1].health_state == "running"
-    house.promote()
+    house.run()
     go.write_text("now")
     house.settle()
     assert [(row.kind, row.health_state) for row in house.rows()] == [
@@ -448,12 +435,10 @@ def test_the_way_back_from_an_unhealthy_model_is_not_to_another_unhealthy_one(
 
 def test_a_command_that_cannot_be_begun_is_its_tracks_trouble_and_is_begun_after_a_pause(tmp_path: Path) -> None:
     house = House(tmp_path)
-    path = tmp_path / "dropforge.toml"
-    path.write_text(f"{path.read_text()}[tracks.other]\n")
-    house.start(tell(house))
+    house.start(tell(house), more="[tracks.other]\n")
     (house.daemon.settings.inbox_folder / "other").mkdir(exist_ok=True)
     (house.daemon.settings.inbox_folder / "other/a.jsonl").write_bytes(records("other"))
-    house.promote()
+    house.run()
     seconds, tried = [0.0], list[str]()
     troubles = Troubles(lambda: seconds[0])
 
