@@ -34,6 +34,14 @@ def daemon(tmp_path: Path) -> Service:
     return Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state")))
 
 
+@pytest.fixture
+def shared(tmp_path: Path) -> Settings:
+    """Settings with a shared folder."""
+    (tmp_path / "inbox").mkdir()
+    executor = ExecutorSettings(shared=str(tmp_path / "share"))
+    return Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+
+
 def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_that_is_read(
     daemon: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,48 +74,44 @@ def test_another_executor_does_not_take_over_an_attempt_that_goes_on(
         Service(settings)
 
 
-def test_a_shared_folder_that_is_not_mounted_is_refused_and_not_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "inbox").mkdir()
-    executor = ExecutorSettings(shared=str(tmp_path / "share"))
-    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+def test_a_shared_folder_that_is_not_mounted_is_refused_and_not_begun_anew(shared: Settings, tmp_path: Path) -> None:
     for _ in range(2):
-        Service(settings)._lock.release()
+        Service(shared)._lock.release()
     (tmp_path / "share").rename(tmp_path / "aside")
     with pytest.raises(ShareGone, match=r"the shared folder is not mounted: .*/share/instance: No such file"):
-        Service(settings)
+        Service(shared)
     assert list((tmp_path / "share").iterdir()) == []
     (tmp_path / "share" / "instance").write_text("another")
     with pytest.raises(ShareGone, match=r"the shared folder is not mounted: .*/share is another installation's"):
-        Service(settings)
+        Service(shared)
     assert [path.name for path in (tmp_path / "share").iterdir()] == ["instance"]
 
 
-def test_a_new_host_is_told_to_copy_the_id_of_the_shared_folder(tmp_path: Path) -> None:
-    (tmp_path / "inbox").mkdir()
-    executor = ExecutorSettings(shared=str(tmp_path / "share"))
-    for name in ("lost", "state"):
-        settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / name), executor=executor)
-        if name == "lost":
-            Service(settings)._lock.release()
+def test_a_new_host_is_told_to_copy_the_id_of_the_shared_folder(shared: Settings, tmp_path: Path) -> None:
+    Service(shared.model_copy(update={"state": str(tmp_path / "lost")}))._lock.release()
     os.utime(tmp_path / "share" / LEASE_NAME, (0, 0))  # its lease is over
     with pytest.raises(DropforgeError, match=f"{tmp_path}/state/instance is missing") as refused:
-        Service(settings)
+        Service(shared)
     assert f"copy {tmp_path}/share/instance" in refused.value.hint
     shutil.copy(tmp_path / "share" / "instance", tmp_path / "state" / "instance")
-    Service(settings)._lock.release()
+    Service(shared)._lock.release()
 
 
-def test_what_a_killed_daemon_was_writing_goes_at_the_next_start_from_both_folders(tmp_path: Path) -> None:
-    (tmp_path / "inbox").mkdir()
-    executor = ExecutorSettings(shared=str(tmp_path / "share"))
-    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+def test_what_a_killed_daemon_was_writing_goes_at_the_next_start_from_both_folders(
+    shared: Settings, tmp_path: Path
+) -> None:
     names = (".watcher.json.5.tmp", ".gpu-lent.json.5.tmp", "spool/queue/.x.json.5.tmp")
-    shared = (".daemon.json.5.tmp", "incoming/5.tmp", "tracks/default/.base.json.5.tmp", "tracks/default/.smoke.5.tmp")
-    left = [*(tmp_path / "state" / name for name in names), *(tmp_path / "share" / name for name in shared)]
+    on_share = (
+        ".daemon.json.5.tmp",
+        "incoming/5.tmp",
+        "tracks/default/.base.json.5.tmp",
+        "tracks/default/.smoke.5.tmp",
+    )
+    left = [*(tmp_path / "state" / name for name in names), *(tmp_path / "share" / name for name in on_share)]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{")
-    service = Service(settings)
+    service = Service(shared)
     service.stop.set()
     service.run()
     assert [path.name for path in left if path.exists()] == []
@@ -219,14 +223,6 @@ def test_a_hook_that_waits_for_the_daemon_is_run_by_it(tmp_path: Path) -> None:
     assert one.hook is not None
     assert one.hook.state == "ok"
     daemon._lock.release()
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Settings:
-    """Settings with a shared folder."""
-    (tmp_path / "inbox").mkdir()
-    executor = ExecutorSettings(shared=str(tmp_path / "share"))
-    return Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
 
 
 def test_a_shared_folder_that_goes_away_is_said_and_files_stay_in_the_inbox_until_it_is_back(

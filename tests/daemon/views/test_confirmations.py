@@ -36,10 +36,3 @@ def test_the_page_names_the_champion_of_a_withdrawn_drop_and_the_run_of_one_that
     back = page("drops/2/restore", reason="they were right")
     assert back[0] == "drop 2 (first.jsonl) is accepted again: the next run of track default uses it"
     assert back[1].endswith(" is queued: it begins next"), "it is due"
-
-
-def test_the_queue_is_told_in_the_same_words(page: Page, dropforge: Callable[..., Any]) -> None:
-    assert page("runs/3/cancel")[0] == "run 3 is asked to stop"
-    assert dropforge("cancel", "3").out.startswith("run 3 is asked to stop")
-    dropforge("retry", "2")
-    assert page("runs/2/move") == dropforge("move", "2").out.splitlines() == ["the order is now: run 2"]

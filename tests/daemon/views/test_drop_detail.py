@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from daemon.views.drops import drop_detail, drop_rows, findings_of
-from daemon.views.overview import NotThere, Overview
+from daemon.views.overview import Overview
 
 
 @pytest.fixture
@@ -43,8 +43,3 @@ def test_a_rejected_drop_has_no_rows_and_one_that_is_gone_neither(overview: Over
     for path in (lived_in.settings.state_folder / "drops").iterdir():
         path.unlink()
     assert drop_rows(overview, overview.drop(2)) == ()
-
-
-def test_a_drop_that_there_is_not(overview: Overview) -> None:
-    with pytest.raises(NotThere, match="there is no drop 99"):
-        drop_detail(overview, 99)

@@ -1,7 +1,6 @@
 """What the overview says of a state folder that the daemon's own functions have written."""
 
 import fcntl
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,7 @@ from starlette.testclient import TestClient
 
 from daemon.queue import order
 from daemon.system.folders import StateFolder, WorkFolder
-from daemon.system.processes import FileLock
-from daemon.views.overview import NotThere, Overview
+from daemon.views.overview import Overview
 from daemon.web.app import make_app
 from pipeline import durable
 from pipeline.config import RunConfig
@@ -44,17 +42,6 @@ def test_a_database_without_tables_is_empty_and_a_damaged_one_is_named(tmp_path:
         Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).runs()
 
 
-def test_the_daemon_lives_as_long_as_it_holds_the_lock(tmp_path: Path) -> None:
-    lock = FileLock(tmp_path / "daemon.lock")
-    assert lock.acquire()
-    assert Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon().model_dump() == {
-        "alive": True,
-        "pid": os.getpid(),
-    }
-    lock.release()
-    assert not Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon().alive
-
-
 def test_looking_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
     (tmp_path / "daemon.lock").touch()
     Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon()
@@ -62,72 +49,9 @@ def test_looking_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_drops_come_newest_first_and_by_track_and_state(overview: Overview) -> None:
-    assert [(drop.id, drop.name, drop.state) for drop in overview.drops()] == [
-        (6, "third.jsonl", "accepted"),
-        (5, "second.jsonl", "accepted"),
-        (4, "bad.jsonl", "rejected"),
-        (3, "again.jsonl", "duplicate"),
-        (2, "first.jsonl", "accepted"),
-        (1, "exam.jsonl", "accepted"),
-    ]
-    assert [drop.id for drop in overview.drops(state="rejected")] == [4]
-    assert overview.drops(track="support") == []
-    assert overview.drop_counts() == {"default": {"accepted": 4, "duplicate": 1, "rejected": 1}}
-    by_id = {drop.id: drop for drop in overview.drops()}
-    assert (by_id[3].duplicate_of, by_id[2].first_run, by_id[2].rows, by_id[1].role) == (2, 1, 2, "heldout")
-
-
-def test_runs_come_newest_first_and_only_a_running_one_has_progress(overview: Overview) -> None:
-    runs = overview.runs()
-    assert [(run.id, run.state, run.step, run.outcome) for run in runs] == [
-        (3, "running", "train", None),
-        (2, "failed", "train", None),
-        (1, "succeeded", "decide", "promoted"),
-    ]
-    assert runs[0].progress is not None
-    assert (runs[0].progress.step, runs[0].progress.done, runs[0].progress.loss) == ("train", 12, 0.5)
-    assert (runs[1].progress, runs[1].error, runs[1].hint) == (None, "out of memory", "lower train.batch_size")
-    assert [run.id for run in overview.runs(states=["failed", "succeeded"], most=1)] == [2]
-    assert overview.runs(track="support") == []
-
-
 def test_an_emptied_progress_file_is_no_progress(lived_in: Any, overview: Overview) -> None:
     (lived_in.settings.state_folder / "runs/3/attempts/train-1/progress.json").write_bytes(b"")
     assert overview.run(3).progress is None
-
-
-def test_one_run_has_its_snapshot_attempts_config_and_verdict(overview: Overview) -> None:
-    run = overview.run(1)
-    assert [(drop["name"], drop["role"]) for drop in run.snapshot] == [
-        ("exam.jsonl", "heldout"),
-        ("first.jsonl", "train"),
-    ]
-    assert [(one.step, one.number, one.state, one.seconds) for one in run.attempts][1] == (
-        "train",
-        1,
-        "published",
-        60.0,
-    )
-    assert run.verdict is not None
-    assert (run.verdict.gain, run.verdict.wins) == (40.0, 50)
-    assert run.config is not None
-    assert run.config["train"]["rank"] == 16
-    failed = overview.run(2)
-    assert (failed.attempts[-1].error, failed.verdict, failed.failures) == ("out of memory", None, 1)
-    with pytest.raises(NotThere, match="no run 9"):
-        overview.run(9)
-
-
-def test_the_champion_knows_the_drops_that_trained_it(lived_in: Any, overview: Overview) -> None:
-    champion = overview.champion("default")
-    assert champion is not None
-    assert (champion.generation, champion.run, champion.drops) == (1, 1, ("first.jsonl",))
-    assert Path(champion.path) == lived_in.settings.state_folder / "models" / champion.model_id
-    assert [one.generation for one in overview.history("default")] == [1, 0]
-    assert overview.history("default")[-1].path == str(lived_in.folder / "base")
-    assert overview.champion("support") is None
-    assert overview.tracks() == ["default", "support"]
 
 
 def test_what_the_last_run_left_out_is_told_until_the_next_one(lived_in: Any, dropforge: Callable[..., Any]) -> None:
@@ -153,10 +77,6 @@ def test_no_hook_is_pending_where_none_is_set(lived_in: Any, dropforge: Callable
     said = dropforge("status").out
     assert "generation 1: hooks.health runs once the daemon does" in said
     assert "after_promotion" not in said
-
-
-def test_logs_are_those_of_the_attempts_in_their_order(overview: Overview) -> None:
-    assert [path.parent.name for path in overview.logs(2)] == ["prepare-1", "train-1"]
 
 
 CONFIG = RunConfig(track="default", base_model="/base", base_model_id="b" * 64, salt="s")

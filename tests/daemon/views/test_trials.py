@@ -140,16 +140,3 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
     assert "tried the champion's data without drop 1" in words(dropforge("show", "2"))
     lines = words(dropforge("drops"))
     assert [line.partition("jsonl")[2] for line in lines[1:3]] == ["", ": worth +1.8 points ±1.2 (run 2)"]
-
-
-def test_the_receipt_of_the_same_content_says_that_it_is_suspended(searched: Any) -> None:
-    def answered(name: str) -> str:
-        searched.take(name, record("c"))
-        receipt = json.loads((searched.settings.inbox_folder / "done" / f"{name}.receipt.json").read_text())
-        return str(receipt["sentence"])
-
-    assert answered("again.jsonl").endswith("; nothing was added")
-    suspend(searched)
-    said = answered("once-more.jsonl")
-    assert "which is suspended: run 2 was worse with it, and so was run 3" in said
-    assert said.endswith("to use it again: dropforge drops restore 3")
