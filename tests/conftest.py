@@ -19,7 +19,7 @@ from tests.made_artifacts import made_spec
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 # What is tested is the same on every machine; tests/gpu alone uses a GPU.
-os.environ.setdefault("DROPFORGE_DEVICE", "cpu")
+os.environ["DROPFORGE_DEVICE"] = "cpu"
 # As the dispatcher sets it: torch's threads must not burn the cores that the other processes of a test need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -119,6 +119,14 @@ def tiny_llama_alpaca(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("models") / "alpaca"
     tiny.make_model(folder, chat=False)
     return folder
+
+
+@pytest.fixture
+def new_run(tiny: Any, tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., Any]:
+    """Begin a TrainingRun on a base: new_run(base, **settings of [train])."""
+    from tests.training_runs import TrainingRun  # noqa: PLC0415 - only tests of trainings load torch
+
+    return lambda base, **settings: TrainingRun(tmp_path, base, tiny.rows(74, seed=3), make_attempt, settings)
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ from tests.snapshot import Snapshot
 STEPS = {"prepare": prepare, "train": train, "merge": merge}
 
 
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
-
-
 def ranks(folder: Path, below: Path) -> int:
     """Return the rank of what a model's weights are beside another one's: that of the adapters between them."""
     name = "model.layers.0.mlp.up_proj.weight"

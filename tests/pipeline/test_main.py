@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop
-from pipeline.config import GateConfig, JudgeConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.steps import STEPS, next_step
 from tests.made_artifacts import dataset_of, made_spec
 from tests.model_folder import write_model
 
@@ -102,39 +101,3 @@ def test_a_step_whose_worker_died_before_it_was_written_down_does_nothing(tmp_pa
     os.close(reader)
     assert done.returncode == 75
     assert not (tmp_path / spec.folder / RESULT_NAME).exists()
-
-
-def test_the_next_step_is_the_first_that_is_wanted_and_not_published() -> None:
-    config = RunConfig(track="default", base_model="/b", base_model_id="b", salt="s")
-    judged = config.model_copy(update={"judge": JudgeConfig(url="http://127.0.0.1:1/v1", model="m")})
-    manual = config.model_copy(update={"gate": GateConfig(approval="manual")})
-    dataset = Dataset(
-        folder="f",
-        train_rows=1,
-        dev_rows=0,
-        heldout_rows=1,
-        heldout_groups=1,
-        heldout_pinned=False,
-        heldout_version="v",
-        dataset_sha256="d",
-        duplicates=0,
-        replaced=0,
-        removed_heldout=0,
-        metric="exact_match",
-        max_new_tokens=16,
-    )
-    short = dataset.model_copy(update={"shortfall": object()})
-    unheld = short.model_copy(update={"heldout_rows": 0})
-    names = ["prepare", "train", "merge", "evaluate", "decide"]
-
-    def next_name(published: list[str], data: Dataset | None, settings: RunConfig) -> str | None:
-        step = next_step(published, data, settings)
-        return None if step is None else step.name
-
-    assert [next_name(names[:done], dataset if done else None, config) for done in range(6)] == [*names, None]
-    assert [next_name([*names[:4], *more], dataset, judged) for more in ([], ["judge"])] == ["judge", "decide"]
-    assert [step.name for step in STEPS if step.network] == ["judge"]
-    # With too little data for a verdict nothing is trained, unless a person may want the model without one.
-    assert [next_name(names[:1], short, config), next_name(["prepare", "decide"], short, config)] == ["decide", None]
-    assert next_name(names[:1], short, manual) == "train"
-    assert [next_name(names[:3], data, manual) for data in (short, unheld)] == ["evaluate", "decide"]

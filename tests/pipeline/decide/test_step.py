@@ -20,7 +20,6 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.decide import power
 from pipeline.decide.comparison import count_results
 from pipeline.decide.explain import clauses, sentence
 from pipeline.errors import StepFailed
@@ -29,12 +28,6 @@ from tests.made_artifacts import dataset_of, made_spec
 from tests.records_made import evaluation_of, write_lines, yes_or_no
 
 Lines = list[dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest gain rest on few draws: tests/pipeline/decide looks at it."""
-    monkeypatch.setattr(power, "DRAWS", 10)
 
 
 def decide(attempt: Attempt) -> Verdict:

@@ -420,15 +420,6 @@ def test_a_proxy_that_cannot_be_used_is_given_up_without_its_password(
 # --- its key
 
 
-def test_the_key_is_sent(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
-    endpoint = serve(longer)
-    judge(bench.attempt(endpoint.url, lines(1), api_key_env="JUDGE_KEY"))
-    assert {one.headers["Authorization"] for one in endpoint.asked} == {f"Bearer {KEY}"}
-
-
 @pytest.mark.parametrize(
     ("key", "words"), [(None, "JUDGE_KEY, which"), ("", "is not set"), (f"{KEY}\n2", "no key has")]
 )
@@ -468,8 +459,9 @@ def test_the_key_is_written_nowhere_though_the_endpoint_repeats_it(
     statuses = [200, 429, 400, 401, 307]
     endpoint = serve(repeat)
     attempt = bench.attempt(endpoint.url, lines(len(statuses)), api_key_env="JUDGE_KEY")
-    assert start(attempt, JUDGE_KEY=KEY).wait() == 0
+    assert start(attempt, JUDGE_KEY=f" {KEY}\n").wait() == 0
     assert len(endpoint.asked) >= len(statuses)
+    assert {one.headers["Authorization"] for one in endpoint.asked} == {f"Bearer {KEY}"}
     written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert attempt.folder / RESULT_NAME in written
     assert b"JUDGE_KEY" in written[attempt.folder / SPEC_NAME], "its name is there"

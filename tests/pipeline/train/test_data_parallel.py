@@ -101,11 +101,11 @@ def alive(script: Path) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["lora", "spectrum"])
-def test_two_processes_learn_what_one_does(run: TrainingRun, capsys: pytest.CaptureFixture[str], method: str) -> None:
-    one, expected = run.finish(method=method, processes=1, batch_tokens=2048)
+def test_two_processes_learn_what_one_does(run: TrainingRun, capsys: pytest.CaptureFixture[str]) -> None:
+    # Weights of the base; those of an adapter are compared where memory runs out.
+    one, expected = run.finish(method="spectrum", processes=1, batch_tokens=2048)
     run.forget()
-    two, found = run.finish(method=method)
+    two, found = run.finish(method="spectrum")
     assert "2 processes share the training\n" in capsys.readouterr().err
     assert one.resumed_from_step == two.resumed_from_step == 0
     assert one.optimizer_steps == two.optimizer_steps == STEPS

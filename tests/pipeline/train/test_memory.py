@@ -54,8 +54,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DROPFORGE_DEVICE", "cpu")
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     # A thread has a stack, which counts.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
