@@ -23,7 +23,7 @@ from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, Step
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import COMPLETE, step_of
-from tests.made_artifacts import heldout_row, made_spec
+from tests.made_artifacts import dataset_of, heldout_row, made_spec
 
 STEPS = 21
 RECORDS = 30
@@ -125,21 +125,7 @@ def freeze(root: Path, **rows: list[dict[str, Any]]) -> Dataset:
     for name in ("train", "dev", "heldout"):
         lines = (json.dumps({"id": f"{number:08x}", **row}) + "\n" for number, row in enumerate(rows.get(name, [])))
         (folder / f"{name}.jsonl").write_text("".join(lines))
-    return Dataset(
-        folder="data",
-        train_rows=0,
-        dev_rows=0,
-        heldout_rows=0,
-        heldout_groups=0,
-        heldout_pinned=False,
-        heldout_version="v",
-        dataset_sha256=dataset_hash(folder),
-        duplicates=0,
-        replaced=0,
-        removed_heldout=0,
-        metric="exact_match",
-        max_new_tokens=8,
-    )
+    return dataset_of(0, folder="data", train_rows=0, dataset_sha256=dataset_hash(folder))
 
 
 # Training ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts import Judgement
 from pipeline.contract import Attempt
 from pipeline.judge import client as judge_client
 from pipeline.judge.step import judge
@@ -54,15 +55,19 @@ class RawEndpoint:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[], Parts]], RawEndpoint]]:
-    """A factory of one endpoint."""
+def judged(
+    tmp_path: Path, make_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Judgement, RawEndpoint]]]:
+    """Let such an endpoint judge one record in one try: judged(parts, seconds)."""
     made: list[RawEndpoint] = []
+    monkeypatch.setattr(judge_client, "TRIES", 1)
 
-    def start(parts: Callable[[], Parts]) -> RawEndpoint:
+    def ask(parts: Callable[[], Parts], seconds: float = 300) -> tuple[Judgement, RawEndpoint]:
         made.append(RawEndpoint(parts))
-        return made[-1]
+        attempt = Bench(tmp_path, make_attempt).attempt(made[-1].url, lines(1), timeout_seconds=seconds)
+        return judge(attempt), made[-1]
 
-    yield start
+    yield ask
     for one in made:
         one.close()
 
@@ -91,16 +96,9 @@ DRIPS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("what", DRIPS)
 def test_one_that_drips_is_given_up_after_its_time_in_all(
-    what: str,
-    tmp_path: Path,
-    make_attempt: Callable[..., Attempt],
-    serve: Callable[..., RawEndpoint],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    what: str, judged: Callable[..., tuple[Judgement, RawEndpoint]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(judge_client, "TRIES", 1)
-    endpoint = serve(lambda: drip(*DRIPS[what]))
-    judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=0.5))
+    judgement, _ = judged(lambda: drip(*DRIPS[what]), 0.5)
     assert judgement.failed == 1
     assert "no answer within 0.5 s" in capfd.readouterr().err
 
@@ -114,35 +112,21 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("what", FLOODS)
-def test_one_that_floods_is_not_listened_to(
-    what: str,
-    tmp_path: Path,
-    make_attempt: Callable[..., Attempt],
-    serve: Callable[..., RawEndpoint],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(judge_client, "TRIES", 1)
-    endpoint = serve(lambda: pour(*FLOODS[what]))
-    judgement = judge(Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300))
+def test_one_that_floods_is_not_listened_to(what: str, judged: Callable[..., tuple[Judgement, RawEndpoint]]) -> None:
+    judgement, endpoint = judged(lambda: pour(*FLOODS[what]))
     # One question: what else was sent lies in the buffers of the two ends.
     assert (judgement.failed, endpoint.sent < 32 * _MIB) == (1, True)
 
 
 def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
-    tmp_path: Path,
-    make_attempt: Callable[..., Attempt],
-    serve: Callable[..., RawEndpoint],
-    monkeypatch: pytest.MonkeyPatch,
+    judged: Callable[..., tuple[Judgement, RawEndpoint]],
 ) -> None:
-    monkeypatch.setattr(judge_client, "TRIES", 1)
     packer = zlib.compressobj(1, wbits=31)
     packed = b"".join([*(packer.compress(b" " * _MIB) for _ in range(128)), packer.flush()])
     head = _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    endpoint = serve(lambda: iter((head, packed)))
-    attempt = Bench(tmp_path, make_attempt).attempt(endpoint.url, lines(1), timeout_seconds=300)
     tracemalloc.start()
     try:
-        judgement = judge(attempt)
+        judgement, _ = judged(lambda: iter((head, packed)))
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
