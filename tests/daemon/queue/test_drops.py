@@ -1,7 +1,6 @@
 """A person takes a drop out of later runs and puts it back; its file and its history stay."""
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -45,24 +44,6 @@ def events(engine: Engine) -> list[tuple[str, int | None, object]]:
         return [(event.kind, event.drop_id, event.detail.get("reason")) for event in found]
 
 
-@pytest.mark.parametrize("state", [DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED])
-def test_a_drop_is_withdrawn_with_its_reason_and_an_event(engine: Engine, state: DropState) -> None:
-    number = add(engine, state)
-    drop, cancelled, begun = drops.withdraw(engine, number, Word("wrong customer", NOW), SETTINGS)
-    assert (drop.state, drop.reason) == ("withdrawn", "wrong customer")
-    assert events(engine) == [("drop_withdrawn", number, "wrong customer")]
-    assert (runs(engine), cancelled, begun) == ([], [], None)
-
-
-@pytest.mark.parametrize("state", [DropState.WITHDRAWN, DropState.SUSPENDED])
-def test_a_drop_is_restored_as_new_and_starts_a_run(engine: Engine, state: DropState) -> None:
-    number = add(engine, state, run=True)
-    drop = drops.restore(engine, number, Word("looked at it", NOW), SETTINGS)
-    assert (drop.state, drop.reason, drop.first_run) == ("accepted", None, None)
-    assert events(engine) == [("drop_restored", number, "looked at it")]
-    assert [run.not_before for run in runs(engine)] == [NOW + 10_000]
-
-
 def test_a_proposed_drop_is_accepted_by_a_persons_word_and_starts_no_run(engine: Engine) -> None:
     number = add(engine, DropState.PROPOSED, "heldout")
     with pytest.raises(DropforgeError, match="is proposed, not withdrawn, suspended or on trial"):
@@ -88,24 +69,6 @@ def test_a_drop_whose_content_is_accepted_again_is_not_restored_beside_it(engine
     with pytest.raises(DropforgeError, match=f"accepted already, as drop {new}"):
         drops.restore(engine, old, Word("x", NOW), SETTINGS)
     assert add(engine, DropState.ACCEPTED, "heldout") != new
-
-
-@pytest.mark.parametrize(
-    ("act", "state"),
-    [
-        (drops.accept, DropState.ACCEPTED),
-        (drops.accept, DropState.WITHDRAWN),
-        (drops.withdraw, DropState.DUPLICATE),
-        (drops.withdraw, DropState.WITHDRAWN),
-        (drops.restore, DropState.REJECTED),
-        (drops.restore, DropState.ACCEPTED),
-    ],
-)
-def test_a_drop_in_another_state_is_left_as_it_is(engine: Engine, act: Callable[..., object], state: DropState) -> None:
-    number = add(engine, state)
-    with pytest.raises(DropforgeError, match=f"drop {number} is {state}, not"):
-        act(engine, number, Word("x", NOW), SETTINGS)
-    assert events(engine) == []
 
 
 def queue(engine: Engine, trigger: str = "drop") -> None:
