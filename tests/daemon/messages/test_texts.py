@@ -9,7 +9,7 @@ from sqlmodel import col, delete, select
 
 from daemon.messages.texts import Text, inert, text_of
 from daemon.queue.attempt_ends import Then
-from daemon.state.clauses import Suspension
+from daemon.state.clauses import Suspension, drop_clauses
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.states import AWAITING, PromotionKind
@@ -167,19 +167,12 @@ def test_low_disk_and_a_suspended_drop_are_told(lived_in: Any) -> None:
         scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01, lost_drops=(1,))
         found = Suspension(blamed_run=2, trial=3, tested=(2,), control=4, scores=scores)
         session.get_one(Drop, 2).suspension = found.model_dump(mode="json")
+        why = drop_clauses(session.get_one(Drop, 2))
     suspended = event(lived_in, "drop_suspended", track="default", run_id=3, drop_id=2)
     assert suspended.title == "[dropforge] SUSPENDED: default, first.jsonl"
     assert suspended.body.splitlines() == [
         "the file: first.jsonl, drop 2",
-        "run 2 was worse with it, and so was run 3, which tried it alone",
-        "the control, run 4, was better on 8 and worse on 1 of 9 records: dropforge report 3",
-        (
-            "If drop 2 corrects answers of drop 1, do one of these three and then restore it: "
-            "dropforge drops restore 2 --reason TEXT"
-        ),
-        "Withdraw what is out of date: dropforge drops withdraw 1 --reason TEXT",
-        "Or drop all prompts of drop 1 again with their new answers.",
-        'Or set gate.on = "pinned" and judge on held-out records of your own: dropforge submit FILE --heldout',
+        *why,
         "to train on it all the same: dropforge drops restore 2 --reason TEXT",
     ]
     detail = {"run_id": 2, "overrode": "failed", "reason": "it is urgent", "approved_by": "anna"}

@@ -14,7 +14,7 @@ from daemon.queue.drops import restore, withdraw
 from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
-from daemon.state.clauses import Suspension
+from daemon.state.clauses import Suspension, drop_clauses
 from daemon.state.events import Word, record_event
 from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
@@ -245,18 +245,12 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
         scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01)
         found = Suspension(blamed_run=worse, trial=3, tested=(1,), control=4, scores=scores)
         drop.state, drop.suspension = DropState.SUSPENDED, found.model_dump(mode="json")
+        why = drop_clauses(drop)
         session.add(drop)
         record_event(session, "drop_suspended", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
-        f"Suspended: run {worse} was worse with it, and so was run 3, which tried it alone.",
-        "The control, run 4, was better on 8 and worse on 1 of 9 records: dropforge report 3.",
-        (
-            "If drop 1 corrects answers of older drops, do one of these three and then restore it: "
-            "dropforge drops restore 1 --reason TEXT."
-        ),
-        "Withdraw what is out of date: dropforge drops withdraw DROP --reason TEXT.",
-        "Or drop all prompts of older drops again with their new answers.",
-        'Or set gate.on = "pinned" and judge on held-out records of your own: dropforge submit FILE --heldout.',
+        f"Suspended: {why[0]}.",
+        *(f"{one[0].upper()}{one[1:].removesuffix('.')}." for one in why[1:]),
         "No later run uses it.",
         "If rows of it are wrong, mend them and drop the file again: that is a new drop.",
         "To bring it back as it is: dropforge drops restore 1 --reason TEXT.",
