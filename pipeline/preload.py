@@ -10,9 +10,12 @@ import gc
 import importlib
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
+
+from setproctitle import setproctitle
 
 from pipeline.__main__ import STOPPING, main
 from pipeline.contract import LIFELINE
@@ -22,13 +25,14 @@ from pipeline.models.loading import is_cuda_lost, quiet
 #: A process that nobody has asked for so many seconds ends: the run has ended, or waits.
 IDLE_SECONDS = 60.0
 _LONGEST_REQUEST = 1 << 16
-_MODULES = (
+#: They ask CUDA for nothing.
+MODULES = (
     *("transformers.modeling_utils", "transformers.masking_utils", "transformers.generation", "accelerate"),
     *("pipeline.prepare.step", "pipeline.train.step", "pipeline.merge.step", "pipeline.evaluate.step"),
     "pipeline.decide.step",
 )
-#: They import bitsandbytes, which asks CUDA for the GPU: a process that has done that cannot be forked.
-_WITH_CUDA = ("pipeline.train.trainer", "pipeline.train.lora")
+#: It imports bitsandbytes, which asks CUDA for the GPU: a fork of a process that has done that cannot use it.
+_WITH_CUDA = "pipeline.train.trainer"
 
 
 def serve(connection: socket.socket) -> None:
@@ -64,6 +68,7 @@ def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
     os.environ[LIFELINE] = str(lifeline)
     if is_cuda_lost():
         os.execv(argv[0], argv)  # noqa: S606 - the worker's argument list
+    setproctitle(shlex.join(argv))
     sys.exit(main(argv[-2:]))
 
 
@@ -71,7 +76,7 @@ if __name__ == "__main__":
     # A signal of a service manager is for the steps: they unblock it, this process ends with the worker's end.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     quiet()
-    for _name in _MODULES if nvidia_driver() else (*_MODULES, *_WITH_CUDA):
+    for _name in MODULES if nvidia_driver() else (*MODULES, _WITH_CUDA):
         importlib.import_module(_name)
     gc.freeze()  # a collection in a fork would copy the pages of all that was imported
     serve(socket.socket(fileno=os.dup(0)))

@@ -50,8 +50,8 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
     Raise `ValueError` unless `search.space` is empty or valid for the training settings `train`.
 
     Each name must be a setting of `train` that is not in `fixed` (settings that all trials share), with values that
-    differ and are valid there. A range needs the method tpe, a grid may have at most `search.trials` combinations, and
-    only the training methods lora and dora can be searched.
+    differ and are valid there. A range needs the method tpe and a numeric setting, a grid may have at most
+    `search.trials` combinations, and only the training methods lora and dora can be searched.
     """
     for name, values in search.space.items():
         _check_name(name, type(train).model_fields, fixed)
@@ -62,9 +62,14 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
             _check_range(values, search.method, name)
         for value in tried:
             try:
-                with_settings(train, {name: value})
+                trial = with_settings(train, {name: value})
             except ValidationError as error:
                 raise ValueError(f"search.space.{name} has {value!r}: {first_problem(error)[1]}") from error
+            if isinstance(values, Range) and type(getattr(trial, name)) not in {int, float}:
+                raise ValueError(
+                    f"search.space.{name} is a range, and train.{name} is not a number: "
+                    f"list its values, as in {name} = [...]"
+                )
     methods = search.space.get("method", ())
     if search.space and not {train.method, *(methods if isinstance(methods, tuple) else ())} <= {"lora", "dora"}:
         raise ValueError(

@@ -3,11 +3,18 @@
 import json
 import math
 import re
+from itertools import accumulate
 from typing import Any
 
 from pipeline.words import printable
 
 _SHOWN_KEY = 40
+#: Deepest nesting of arrays and objects. Counted here, since the limit of `json` differs between Python versions.
+MOST_DEPTH = 500
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+#: The change of depth at each bracket, as a signed byte.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 #: The message of `json` for text after the value.
 _MORE = "Extra data"
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -38,21 +45,19 @@ def parse(line: bytes) -> Any:
         message = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
         remedy = "save the file as UTF-8, as with: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
         raise BadJson("encoding", message, remedy) from None
+    if _is_nested(text):
+        raise BadJson("nesting", "nested too deeply", "a record is one object with three texts: flatten it")
     try:
         value = _DECODER.decode(text)
-        has_half = _SURROGATE_ESCAPE.search(text) is not None and _has_half(value)
     except json.JSONDecodeError as error:
         words = "more follows the end of the value" if error.msg == _MORE else error.msg.removesuffix(" starting at")
         message = f"not JSON: {words[:1].lower()}{words[1:]} at column {error.pos + 1}"
         raise BadJson("json", message, _remedy(error, text)) from None
-    except RecursionError:
-        message, remedy = "nested too deeply", "a record is one object with three texts: flatten it"
-        raise BadJson("nesting", message, remedy) from None
     except BadJson:
         raise
     except ValueError:
         raise BadJson("number", "a number has more digits than Python reads", "write it as a text in quotes") from None
-    if has_half:
+    if _SURROGATE_ESCAPE.search(text) and _has_half(value):
         items = value.items() if isinstance(value, dict) else ()
         raise BadJson(
             "surrogate",
@@ -71,6 +76,14 @@ def _remedy(error: json.JSONDecodeError, text: str) -> str:
     if text.strip() in {"{", "}"} or text.startswith(("  ", "\t")):
         return "write each record on one line, as with: jq -c . FILE > NEW"
     return "write one complete JSON object on the line"
+
+
+def _is_nested(text: str) -> bool:
+    """Return whether `text` is nested more deeply than `MOST_DEPTH`."""
+    if text.count("[") + text.count("{") <= MOST_DEPTH:
+        return False
+    steps = _STRING.sub("", text).encode().translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > MOST_DEPTH
 
 
 def _has_half(value: Any) -> bool:

@@ -328,5 +328,5 @@ def test_a_job_whose_shared_folder_stays_full_ends_without_a_result_and_gives_it
 
     monkeypatch.setattr(StepProcess, "_wait", fill)
     monkeypatch.setattr(attempt, "_LOOK_SECONDS", 0.01)
-    attempt.work_on(spec, scripted, threading.Event(), on_node=True)
+    attempt.work_on(spec, scripted, threading.Event(), on_node={})
     assert not (disk.place / spec.folder / RESULT_NAME).exists()

@@ -84,7 +84,7 @@ def test_runs_survive_a_killed_daemon_a_stop_and_a_killed_worker(workspace: Any,
         found = workspace.processes(*TRAINER)
         # What a trainer starts, to ask about the processor, has its command line until it becomes another program.
         most = max(most, len([process for process in found if parent(process) not in found]))
-        return (workspace.state / "runs" / str(run) / "train.json").exists()
+        return bool((workspace.state / "runs" / str(run) / "train.json").exists())
 
     workspace.wait(lambda: is_trained(1))
     workspace.wait_for_step(2, "train", 3)

@@ -30,6 +30,7 @@ def train(**search: Any) -> TrainConfig:
         ({"method": "tpe", "space": {"rank": {"low": 9, "high": 8}}}, "low must be below high"),
         ({"method": "tpe", "space": {"dropout": {"low": 0, "high": 0.5, "log": True}}}, "with log = true above 0"),
         ({"method": "tpe", "space": {"rank": {"low": 4.5, "high": 8}}}, "search.space.rank has 4.5: Input should be"),
+        ({"method": "tpe", "space": {"rslora": {"low": 0, "high": 1}}}, "train.rslora is not a number"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_with_the_way_out(search: dict[str, Any], words: str) -> None:

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +76,7 @@ def test_a_step_is_a_fork_with_its_own_session_folder_log_and_result(run: Run) -
     assert argv_of(parent_of(process))[-1] == "pipeline.preload"
     wait_for(lambda: Path(f"/proc/{pid}/cwd").readlink() == run.folder)
     assert os.getsid(pid) == os.getpgid(pid) == pid
+    wait_for(lambda: argv_of(pid)[0].endswith(f"-m pipeline merge {run.folder / SPEC_NAME}"))
     assert process.go(lambda: False).exit_code == 1
     assert run.result()["error"]["message"] in (run.folder / LOG_NAME).read_text()
     # The process that was forked is there for the next step.
@@ -133,6 +136,20 @@ def test_a_fork_that_cannot_use_cuda_becomes_a_new_process(tmp_path: Path, monke
     assert process.go(lambda: False).exit_code == 1
     assert run.result()["status"] == "failed"
     run.preloaded.close()
+
+
+def test_what_is_imported_beside_a_gpu_asks_cuda_for_nothing() -> None:
+    code = f"""
+import importlib, sys, torch
+asked = []
+for name in ("is_available", "device_count", "_lazy_init"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
+for name in {preload.MODULES}:
+    importlib.import_module(name)
+print(asked, "bitsandbytes" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] False\n"
 
 
 def test_a_process_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
