@@ -14,6 +14,7 @@ import json
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pipeline.words import count
 
 _OK = 200
 _ANSWER_SECONDS, _LOOK_SECONDS = 120.0, 0.2
+_MOST_BYTES = 16 << 20
 _SHOWN = 300
 _ID_LETTERS = 12
 
@@ -252,18 +254,33 @@ def _request(
     Send one request, with `body` as JSON unless it is `None`; return the status and the body of the response.
 
     `server` is the path of a unix socket, or host and port. Raises `OSError` if it cannot be reached, speaks no HTTP,
-    or sends nothing for `seconds`; `hooks.timeout_seconds` ends a longer answer with the hook.
+    has not answered within `seconds`, or sends more than 16 MB.
     """
     connection = _UnixConnection(server) if isinstance(server, str) else http.client.HTTPConnection(*server)
     connection.timeout = seconds
     sent = None if body is None else json.dumps(body).encode()
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        with contextlib.suppress(OSError, AttributeError):  # not connected yet, or any more
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    # The socket's own limit begins anew with each byte.
+    timer = threading.Timer(seconds, end)
+    timer.start()
     try:
         with contextlib.closing(connection):
             connection.request(method, path, sent, {"Content-Type": "application/json"})
             reply = connection.getresponse()
-            return reply.status, reply.read()
+            status, said = reply.status, reply.read(_MOST_BYTES + 1)
     except http.client.HTTPException as error:
         raise ConnectionError(str(error) or type(error).__name__) from error
+    finally:
+        timer.cancel()
+    if over.is_set() or len(said) > _MOST_BYTES:
+        raise ConnectionError(f"no whole answer of at most {_MOST_BYTES:,} bytes came within {seconds:g} s")
+    return status, said
 
 
 class _UnixConnection(http.client.HTTPConnection):
