@@ -57,7 +57,7 @@ class Worker:
         self._lock = FileLock(self._spool.worker_lock)
         self.stop = threading.Event()
         self.exit_code = 0
-        self.owns_spool = False
+        self._owns_spool = self._is_interrupted = False
 
     def serve(self) -> None:
         """
@@ -73,7 +73,7 @@ class Worker:
                 waited = True
             if self.stop.wait(_POLL_SECONDS):
                 return
-        self.owns_spool = True
+        self._owns_spool = True
         try:
             self._clear_leftovers()
             log.info("worker_started", pid=os.getpid())
@@ -85,6 +85,19 @@ class Worker:
         finally:
             self._preloaded.close()
             self._lock.release()
+
+    def interrupt(self, number: int) -> None:
+        """Set `stop` for the signal `number`; called again, kill the running steps and end the process."""
+        if self._is_interrupted:
+            # The main thread may come to its end before this one does.
+            self.exit_code = 128 + number
+            try:
+                if self._owns_spool:
+                    end_steps_now(self._spool)
+            finally:  # a full disk must not keep it from ending
+                os._exit(self.exit_code)
+        self._is_interrupted = True
+        self.stop.set()
 
     def _work_off(self, steps: Executor) -> None:
         """Run the queue's steps until `stop` is set."""
@@ -176,21 +189,7 @@ def serve(
     spool = Spool(state_folder, work_folder)
     worker = Worker(spool, command, folder.require_there, parallel=parallel)
 
-    asked = threading.Event()
-
-    def act(number: int) -> None:
-        if asked.is_set():
-            # The main thread may come to its end before this one does.
-            worker.exit_code = 128 + number
-            try:
-                if worker.owns_spool:
-                    end_steps_now(spool)
-            finally:  # a full disk must not keep it from ending
-                os._exit(worker.exit_code)
-        asked.set()
-        worker.stop.set()
-
-    on_stop(act)
+    on_stop(worker.interrupt)
     if with_lifeline:
 
         def wait_for_end() -> None:
