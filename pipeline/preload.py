@@ -6,6 +6,7 @@ answers are the fork's process number and, once it has ended, its exit code. Pyt
 take seconds to start, three times a run; a fork of them takes none.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -51,9 +52,10 @@ def serve(connection: socket.socket) -> None:
             _begin(**json.loads(request), lifeline=files[0], log=files[1])
         for file in files:
             os.close(file)
-        connection.send(str(pid).encode())
-        _pid, status = os.waitpid(pid, 0)
-        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+        with contextlib.suppress(BrokenPipeError):  # the worker has ended, and the step stops by itself
+            connection.send(str(pid).encode())
+            _pid, status = os.waitpid(pid, 0)
+            connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
