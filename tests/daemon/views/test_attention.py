@@ -87,7 +87,7 @@ def test_the_machine_comes_before_all_else(lately: Any) -> None:
 
 
 def test_what_waits_for_a_word_is_told(lately: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.inbox.waiting_limit.why_it_waits", lambda *_: "it is bob's")
+    monkeypatch.setattr("daemon.inbox.waiting_limit.WaitingLimit.why_it_waits", lambda *_: "it is bob's")
     lately.take("theirs.jsonl", '{"instruction": "q9", "output": "a"}\n', "heldout")
     with lately.engine.begin() as base:
         won = json.dumps(brief(run_owner.judged("promoted", 3.0)))

@@ -65,7 +65,7 @@ def test_a_drop_is_withdrawn_and_restored_with_a_reason(person: TestClient, over
 def test_a_held_out_file_that_waits_is_accepted(
     person: TestClient, lived_in: Any, overview: Overview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.inbox.waiting_limit.why_it_waits", lambda *_: "it is a stranger's")
+    monkeypatch.setattr("daemon.inbox.waiting_limit.WaitingLimit.why_it_waits", lambda *_: "it is a stranger's")
     lived_in.take("theirs.jsonl", '{"instruction": "q9", "output": "a"}\n', "heldout")
     (drop,) = overview.drops(state="proposed")
     assert f"/drops/{drop.id}" in person.get("/").text
