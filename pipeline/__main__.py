@@ -27,9 +27,9 @@ from pipeline.contract import (
 )
 from pipeline.errors import (
     EXIT_DISK_FULL,
-    EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_UNFORESEEN,
     DropforgeError,
     Interrupted,
     is_disk_full,
@@ -98,7 +98,7 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
             hint = "free space there, the run then continues by itself; dropforge gc --dry-run shows what can go"
             return _ended(spec, "failed", EXIT_DISK_FULL, message, hint)
         message, hint = f"{type(error).__name__}: {error}"[:2000], f"the whole log: dropforge logs {spec.run}"
-        return _ended(spec, "failed", EXIT_FAILED, message, hint)
+        return _ended(spec, "failed", EXIT_UNFORESEEN, message, hint)
     inputs = {name: durable.sha256_file(attempt.root / path) for name, path in spec.inputs.items()}
     return StepResult(
         key=spec.key,

@@ -5,6 +5,8 @@ import errno
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_DATA = 65
+#: An exception that is no `DropforgeError`; its text may quote data.
+EXIT_UNFORESEEN = 70
 #: The disk is full: the run waits for free space, and the attempt is not counted.
 EXIT_DISK_FULL = 74
 EXIT_INTERRUPTED = 75

@@ -58,7 +58,7 @@ def claim(engine: Engine, now: int, configure: Callable[[Session, Track], RunCon
 
 def leave(engine: Engine, held: Claim, now: int, then: Then, **why: Any) -> RunState:
     """Release a claimed run, as the dispatcher does after `error`; it is given up at `limit`."""
-    error = DropforgeError(why["error"], why.get("hint", "")) if "error" in why else None
+    error = DropforgeError(why["error"], why.get("hint", ""), why.get("exit_code")) if "error" in why else None
     return run_queue.leave(engine, held, Leave(then, error), now, RetrySettings(limit=why.get("limit", 3)))
 
 

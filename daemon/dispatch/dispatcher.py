@@ -40,7 +40,7 @@ from daemon.storage.disk import is_full
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.contract import Step, StepSpec
-from pipeline.errors import DropforgeError
+from pipeline.errors import EXIT_UNFORESEEN, DropforgeError
 from pipeline.steps import BY_NAME, STEPS
 
 log = structlog.get_logger()
@@ -163,7 +163,7 @@ class Dispatcher:
         except Exception as error:  # one run's trouble must not stop every other track
             log.exception("run_trouble", run=claim.run_id)
             hint = "the daemon's log has the whole story; this is a defect, please report it"
-            self._fail(claim, DropforgeError(f"{type(error).__name__}: {error}"[:2000], hint), now)
+            self._fail(claim, DropforgeError(f"{type(error).__name__}: {error}"[:2000], hint, EXIT_UNFORESEEN), now)
         else:
             self._troubles.clear(f"files of run {claim.run_id}")
 

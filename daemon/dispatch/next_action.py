@@ -107,7 +107,7 @@ def _after_result(facts: Facts, spec: StepSpec) -> Action:
         return Action(End.FOREIGN_RESULT, DropforgeError(f"step {spec.step}: its result is not its own"))
     if result.status == "ok":
         return _after_good(facts)
-    error = None if result.error is None else DropforgeError(result.error.message, result.error.hint)
+    error = None if result.error is None else DropforgeError(result.error.message, result.error.hint, result.exit_code)
     if result.status == "interrupted":
         if result.exit_code == EXIT_START_AGAIN or facts.cancelled:
             return Action(End.CANCELLED) if facts.cancelled else Action(End.START_AGAIN, error)

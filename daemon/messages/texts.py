@@ -18,11 +18,10 @@ from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.decide.explain import sentence
+from pipeline.errors import EXIT_UNFORESEEN
 from pipeline.records.fast_path import KEYS
 from pipeline.words import count, printable, size_words
 
-#: The beginning of the text of an unexpected exception, whose rest may quote data.
-_UNFORESEEN = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Warning|Exit|Interrupt)): ")
 #: A quoted key or value.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 #: Characters that make links, mentions, emphasis or markup somewhere, and similar ones that do not.
@@ -211,10 +210,8 @@ def _said(event: Event, name: str) -> str:
 
 
 def _cause(event: Event) -> str:
-    """Return a run's error; of an unexpected exception only its type, as the text may quote data."""
-    words = str(event.detail.get("error") or "not said")
-    unforeseen = _UNFORESEEN.match(words)
-    return inert(unforeseen[1] if unforeseen else words)
+    """Return a run's error, without the text of an unforeseen exception, which may quote data."""
+    return "an unforeseen exception" if event.detail.get("exit_code") == EXIT_UNFORESEEN else _said(event, "error")
 
 
 def inert(text: str, width: int = _WIDTH) -> str:

@@ -199,7 +199,7 @@ def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySett
         run = held_run(session, claim)
         to, kind = RunState.WAITING, str(then)
         values: dict[str, Any] = {} if error is None else {"error": error.message, "hint": error.hint or None}
-        detail: dict[str, Any] = {} if error is None else {"error": error.message}
+        detail: dict[str, Any] = {} if error is None else {"error": error.message, "exit_code": error.exit_code}
         match then:
             case Then.RETRY | Then.FAIL:
                 values["failures"] = failures = run.failures + 1

@@ -16,6 +16,7 @@ from daemon.state.states import AWAITING, PromotionKind
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.artifacts import TrialScores
 from pipeline.decide.explain import brief
+from pipeline.errors import EXIT_UNFORESEEN
 from tests import run_owner
 
 
@@ -90,14 +91,14 @@ def test_a_failed_run_says_where_why_and_what_to_do(lived_in: Any) -> None:
     ]
 
 
-def test_of_an_error_that_nobody_foresaw_its_kind_alone_is_told(new_workspace: Callable[[], Any]) -> None:
+def test_the_text_of_an_exception_that_nobody_foresaw_is_not_told(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("a.jsonl", '{"instruction": "a", "output": "b"}\n')
     claim = made.claim()
-    error = "torch.OutOfMemoryError: row 'SECRET' is too long"
-    run_owner.leave(made.engine, claim, made.tick(), Then.FAIL, error=error)
+    error = "ValueError: row 'SECRET' is too long"
+    run_owner.leave(made.engine, claim, made.tick(), Then.FAIL, error=error, exit_code=EXIT_UNFORESEEN)
     (failed,) = told(made)
-    assert "the last error: torch(.)OutOfMemoryError\n" in failed.body
+    assert "the last error: an unforeseen exception\n" in failed.body
     assert "SECRET" not in failed.body
 
 
