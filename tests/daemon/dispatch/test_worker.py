@@ -269,9 +269,9 @@ def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retr
     assert "chat_template.jinja" in result.error.hint
 
 
-def start_worker(root: Path) -> subprocess.Popen[bytes]:
+def start_worker(root: Path, before: str = "") -> subprocess.Popen[bytes]:
     code = (
-        "import sys, pathlib; from daemon.dispatch.worker import serve; "
+        before + "import sys, pathlib; from daemon.dispatch.worker import serve; "
         "scripted = lambda spec, _: (sys.executable, '-c', spec.env['SCRIPT']); "
         "root = pathlib.Path(sys.argv[1]); sys.exit(serve(root, root, with_lifeline=True, command=scripted))"
     )
@@ -339,6 +339,21 @@ def test_a_second_signal_ends_worker_and_step_now_and_leaves_nothing_running(tmp
     assert wait_until_dead(child, 30)
     assert (result_of(spec).status, result_of(spec).exit_code) == ("interrupted", 75)
     assert executor.poll(spec) is JobState.ENDED
+
+
+def test_a_second_signal_ends_the_worker_though_the_disk_is_full(tmp_path: Path) -> None:
+    script = PRELUDE + "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('up'); os.read(lifeline, 1)"
+    spec = spec_of(tmp_path, script, grace=600)
+    LocalExecutor(spool_of(tmp_path)).submit(spec)
+    write = "os.write(os.open('/dev/full', os.O_WRONLY), b'x')"
+    full = f"import os, daemon.dispatch.worker as full; full.end_steps_now = lambda _: {write}; "
+    with start_worker(tmp_path, full) as worker:
+        step = running_step(tmp_path, spec)
+        worker.send_signal(signal.SIGTERM)
+        assert not wait_until_dead(step, 0.5), "the first signal leaves it its grace"
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait() == 128 + signal.SIGTERM
+    assert wait_until_dead(step, 30)
 
 
 def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:

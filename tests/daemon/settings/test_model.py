@@ -355,3 +355,9 @@ def test_a_track_may_do_without_the_judge_of_the_others(file: Path) -> None:
     settings = load(file, {})
     assert (settings.track("default").judge.url, settings.track("a").judge.url) == ("http://h/v1", "")
     assert "tracks.a.judge.url" in refused(file, '[tracks.a.judge]\nurl = "x"\nmodel = "m"').message
+
+
+@pytest.mark.parametrize(("kind", "parallel", "here"), [("slurm", 200, 4), ("slurm", 2, 2), ("local", 8, 8)])
+def test_beside_a_cluster_few_steps_run_on_this_machine(kind: str, parallel: int, here: int) -> None:
+    executor = Settings.model_validate({"executor": {"kind": kind, "parallel": parallel, "shared": "/s"}}).executor
+    assert executor.parallel_here == here
