@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pipeline import durable
-from pipeline.evaluate.inference import Prediction
+from pipeline.evaluate.inference import Result
 from pipeline.evaluate.scoring import score_answers, write_records
 from pipeline.models.generation import Answer, Likelihood
 from pipeline.records.heldout import HeldoutRecord
@@ -34,14 +34,13 @@ def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: An
         )
         for place in range(len(candidate))
     ]
-    lines = [
-        score_answers(asked, [predicted(text) for text in texts], "exact_match") for texts in (candidate, champion)
-    ]
+    lines = [score_answers(asked, predicted(texts), "exact_match") for texts in (candidate, champion)]
     folder = daemon.root / evaluation["folder"]
     folder.mkdir()
     write_records(folder / "records.jsonl", asked, *lines)
     return made, evaluation["champion"]["model_id"]
 
 
-def predicted(text: str) -> Prediction:
-    return Prediction(Answer(text, 3, ended=True), Likelihood(1.0, 1))
+def predicted(texts: list[str]) -> Result:
+    answers = [Answer(text, 3, ended=True) for text in texts]
+    return Result(answers, [Likelihood(1.0, 1)] * len(texts), 0, 0.0, [])

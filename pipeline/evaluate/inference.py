@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
@@ -22,18 +22,13 @@ from pipeline.models.greedy_decoding import answer_batches
 from pipeline.models.prefill import Tokens
 
 
-class Prediction(NamedTuple):
-    """One answer, and the likelihood of one reference."""
-
-    answer: Answer
-    likelihood: Likelihood
-
-
 @dataclass(frozen=True)
 class Result:
     """One model's predictions, in the order of the records."""
 
-    predictions: list[Prediction]
+    answers: list[Answer]
+    likelihoods: list[Likelihood]
+    """Of the references."""
     generated: int
     """Answers that were not in the cache."""
     seconds: float
@@ -98,10 +93,8 @@ class Inference:
             if engine:
                 engine.close()
         return Result(
-            [
-                Prediction(Answer(*self._values[answer.key]), Likelihood(*self._values[likelihood.key]))
-                for likelihood, answer in requests.records
-            ],
+            [Answer(*self._values[answer.key]) for _, answer in requests.records],
+            [Likelihood(*self._values[likelihood.key]) for likelihood, _ in requests.records],
             sum(answer.key in self._missing for _, answer in requests.records),
             time.monotonic() - started,
             [[self._values[request.key] for request in suite] for suite in requests.suites],

@@ -14,12 +14,12 @@ from pipeline.contract import Attempt
 from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.slices import Known, judged_on
-from pipeline.evaluate.inference import Prediction, Result
+from pipeline.evaluate.inference import Result
 from pipeline.evaluate.plan import ModelRequests
 from pipeline.evaluate.prediction_cache import PredictionKey, read_values
 from pipeline.evaluate.suites import Item, Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
-from pipeline.metrics.registry import METRICS, Metric, token_f1
+from pipeline.metrics.registry import METRICS, token_f1
 from pipeline.models.manifest import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
@@ -30,7 +30,7 @@ _FIELDS = ("id", "group", "drop", "pinned", "tags", "instruction", "input", "ref
 Line = dict[str, Any]
 
 
-def score_answers(records: Sequence[HeldoutRecord], predictions: Sequence[Prediction], primary: str) -> list[Line]:
+def score_answers(records: Sequence[HeldoutRecord], result: Result, primary: str) -> list[Line]:
     """
     Return one model's part of each line of records.jsonl, in the order of the records.
 
@@ -38,11 +38,12 @@ def score_answers(records: Sequence[HeldoutRecord], predictions: Sequence[Predic
     every other one that applies to the record's references.
     """
     references = [record.references for record in records]
-    texts = [answer.text for answer, _ in predictions]
-    columns = {
-        metric.name: _column(metric, texts, references, everywhere=metric.name == primary)
-        for metric in METRICS.values()
-    }
+    texts = [answer.text for answer in result.answers]
+    columns: dict[str, dict[int, float]] = {}
+    for name, metric in METRICS.items():
+        indices = [n for n, some in enumerate(references) if name == primary or metric.applies_to(some)]
+        scores = metric.scores([texts[index] for index in indices], [references[index] for index in indices])
+        columns[name] = dict(zip(indices, scores, strict=True))
     return [
         {
             "text": answer.text,
@@ -52,17 +53,8 @@ def score_answers(records: Sequence[HeldoutRecord], predictions: Sequence[Predic
             "nll_tokens": likelihood.tokens,
             "degenerate": degenerate(answer.text, references[index], ended=answer.ended),
         }
-        for index, (answer, likelihood) in enumerate(predictions)
+        for index, (answer, likelihood) in enumerate(zip(result.answers, result.likelihoods, strict=True))
     ]
-
-
-def _column(
-    metric: Metric, texts: Sequence[str], references: Sequence[Sequence[str]], *, everywhere: bool
-) -> dict[int, float]:
-    """Return a metric's scores by the record's index, for all records or those that it applies to."""
-    indices = [index for index, some in enumerate(references) if everywhere or metric.applies_to(some)]
-    scores = metric.scores([texts[index] for index in indices], [references[index] for index in indices])
-    return dict(zip(indices, scores, strict=True))
 
 
 def write_records(
@@ -84,7 +76,6 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
 
     The mean of a metric is over the records that have its score; a metric without any is left out.
     """
-    answers, likelihoods = zip(*result.predictions, strict=True)
     scored = [line["scores"] for line in lines]
     return Scores(
         model_id=requests.key.model_id,
@@ -93,12 +84,12 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
             for name in METRICS
             if any(name in scores for scores in scored)
         },
-        nll=sum(one.nll for one in likelihoods) / sum(one.tokens for one in likelihoods),
+        nll=sum(one.nll for one in result.likelihoods) / sum(one.tokens for one in result.likelihoods),
         generated=result.generated,
-        cached=len(answers) - result.generated,
+        cached=len(result.answers) - result.generated,
         seconds=result.seconds,
         rates={kind: _POINTS * fmean(kind in line["degenerate"] for line in lines) for kind in DEGENERATE},
-        answer_tokens=fmean(answer.tokens for answer in answers),
+        answer_tokens=fmean(answer.tokens for answer in result.answers),
     )
 
 

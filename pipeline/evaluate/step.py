@@ -36,7 +36,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
         results = [model.run(folder, models) for model in models]
     except OutOfMemory as error:
         go_on_with_smaller_batches(folder, candidate.key.setup.batch_size, error)
-    lines = [scoring.score_answers(records, result.predictions, dataset.metric) for result in results[:2]]
+    lines = [scoring.score_answers(records, result, dataset.metric) for result in results[:2]]
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     setup = candidate.key.setup

@@ -51,16 +51,12 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """Return a table without the columns that are empty in every row."""
+def _table(caption: str, heads: Sequence[str], rows: Sequence[Row]) -> Table:
+    """Return a table without the columns that are empty in every row; a head with a # in front is one of numbers."""
     cells = [[cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row] for row in rows]
-    kept = [place for place in range(len(columns)) if any(row[place] != Cell() for row in cells)]
-    made = tuple(tuple(row[place] for place in kept) for row in cells)
-    return Table(caption, tuple(columns[place] for place in kept), made)
-
-
-def _numbers(*heads: str) -> tuple[Column, ...]:
-    return tuple(Column(head, number=True) for head in heads)
+    kept = [index for index in range(len(heads)) if any(row[index] != Cell() for row in cells)]
+    columns = tuple(Column(heads[index].removeprefix("#"), heads[index].startswith("#")) for index in kept)
+    return Table(caption, columns, tuple(tuple(row[index] for index in kept) for row in cells))
 
 
 def _plain(value: float | None, places: int = 1) -> str | None:
@@ -69,17 +65,12 @@ def _plain(value: float | None, places: int = 1) -> str | None:
 
 def guards_table(verdict: Verdict) -> Table:
     """Return the table of guards, without empty columns: failed, passed, then shown ones."""
-    numbers = _numbers("Champion", "New model", "Change", "Limit")
-    columns = (
-        Column("Guard"),
-        *numbers,
-        *_numbers("Records" if verdict.groups == verdict.records else "Groups"),
-        Column("State"),
-    )
+    groups = "#Records" if verdict.groups == verdict.records else "#Groups"
+    heads = ("Guard", "#Champion", "#New model", "#Change", "#Limit", groups, "State")
     note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
     order = {"failed": 0, "passed": 1, "shown": 2}
     guards = sorted(verdict.guards, key=lambda guard: order[guard.state])
-    return _table(note, columns, [_guard_row(guard) for guard in guards])
+    return _table(note, heads, [_guard_row(guard) for guard in guards])
 
 
 def _guard_row(guard: GuardResult) -> Row:
@@ -99,7 +90,7 @@ def _guard_row(guard: GuardResult) -> Row:
 
 def slices_table(slices: Sequence[SliceResult]) -> Table:
     """Return the table of slices in their order, with scores, gain and its interval in points."""
-    columns = (Column("Records of"), *_numbers("Records", "Champion", "New model", "Gain", "Interval"))
+    heads = ("Records of", "#Records", "#Champion", "#New model", "#Gain", "#Interval")
     rows = [
         (
             one.label,
@@ -111,36 +102,28 @@ def slices_table(slices: Sequence[SliceResult]) -> Table:
         )
         for one in slices
     ]
-    return _table("Points of the primary metric", columns, rows)
+    return _table("Points of the primary metric", heads, rows)
 
 
 def drops_table(report: Report) -> Table:
     """Return the table of the drops in the run's snapshot."""
-    columns = (
-        Column("File"),
-        *_numbers("Drop"),
-        Column("Used for"),
-        *_numbers("Rows"),
-        Column("sha256"),
-    )
     roles = {"train": "training and held-out", "heldout": "held-out"}
     rows = [
         (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", Cell(drop.sha256, "code"))
         for drop in report.drops
     ]
-    return _table("What was dropped", columns, rows)
+    return _table("What was dropped", ("File", "#Drop", "Used for", "#Rows", "sha256"), rows)
 
 
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
     """Return the table of example training rows that were left out because of a held-out record."""
-    columns = (Column("Training row"), Column("Held-out record"), Column("In common"))
     rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
-    return _table("Beginnings of both texts", columns, rows)
+    return _table("Beginnings of both texts", ("Training row", "Held-out record", "In common"), rows)
 
 
 def pairs_table(pairs: Sequence[AnswerPair]) -> Table:
     """Return the table of older answers and the newer answers to the same prompts, or to similar ones."""
-    columns = (Column("Prompt"), *_numbers("Drop"), Column("Old answer"), Column("Similar prompt"))
+    heads = ("Prompt", "#Drop", "Old answer", "Similar prompt", "#Drop", "New answer")
     rows = [
         (
             one.old_prompt,
@@ -152,12 +135,12 @@ def pairs_table(pairs: Sequence[AnswerPair]) -> Table:
         )
         for one in pairs
     ]
-    return _table("Beginnings of the texts", (*columns, *_numbers("Drop"), Column("New answer")), rows)
+    return _table("Beginnings of the texts", heads, rows)
 
 
 def trials_table(adapter: Adapter) -> Table:
     """Return the table of a search's trials, in the order in which they ran; without rows if there was no search."""
-    columns = (*_numbers("Trial"), Column("Tried"), *_numbers("Dev loss", "Time"), Column("What became of it"))
+    heads = ("#Trial", "Tried", "#Dev loss", "#Time", "What became of it")
     rows = [
         (
             str(one.number),
@@ -168,18 +151,17 @@ def trials_table(adapter: Adapter) -> Table:
         )
         for one in adapter.candidates
     ]
-    return _table("Chosen by the lowest dev loss, and never by a held-out record", columns, rows)
+    return _table("Chosen by the lowest dev loss, and never by a held-out record", heads, rows)
 
 
 def scores_table(evaluation: Evaluation) -> Table:
     """Return the table of all measures of both models with their changes, the primary metric first."""
-    columns = (Column("Measured"), *_numbers("Champion", "New model", "Change"))
     rows: list[Row] = []
     for name, old, new, places in _measured(evaluation):
         change = None if old is None or new is None else signed(new - old, places)
         if (old, new) != (None, None):
             rows.append((name, _plain(old, places), _plain(new, places), change))
-    return _table("Means", columns, rows)
+    return _table("Means", ("Measured", "#Champion", "#New model", "#Change"), rows)
 
 
 def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float | None, int]]:
