@@ -3,14 +3,30 @@ Divide each optimizer step's records among processes, and sum their gradients.
 
 A micro-batch divides its loss by the answer tokens of the whole step (see `packing`), so the processes' gradients add
 up to those of one process, but for rounding, and all of them take the same step.
+
+In a Slurm job of several nodes `srun` starts `python -m pipeline.train.data_parallel FILE` on each of the other nodes,
+to run that node's processes. Records and settings reach it in a file of the training's scratch folder, which all nodes
+see; stopping is a decision of all processes (see `watcher.Keeper`).
 """
 
+import os
+import pickle
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+_WORK = "work.pickle"
+_FIRST_PORT, _PORTS = 20_000, 12_000
 
 
 @dataclass(frozen=True)
@@ -70,3 +86,48 @@ def seed_step(process: ProcessRank, seed: int, step: int) -> None:
     """
     if process.count > 1:
         torch.manual_seed(random.Random(f"{seed}/{step}/{process.rank}").getrandbits(63))  # noqa: S311 - no secret
+
+
+def job_of_several_nodes(most: int) -> tuple[int, str]:
+    """Return the number of the job's nodes, at most `most`, and the URL to meet at; (1, "") if there is one."""
+    nodes = min(int(os.environ.get("SLURM_JOB_NUM_NODES", "1")), most)
+    if nodes == 1:
+        return 1, ""
+    # Below the ports that Linux gives out by itself; another job may have the same, then torch says so.
+    port = _FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % _PORTS
+    return nodes, f"tcp://{socket.gethostname()}:{port}"
+
+
+def start_nodes(work: Sequence[Any], count: int, scratch: Path) -> list[subprocess.Popen[bytes]]:
+    """Run `work`, a function and its arguments from the second on, on `count` other nodes; return their `srun`."""
+    if count == 0:
+        return []
+    path = scratch / _WORK
+    path.write_bytes(pickle.dumps(work))
+    # Not the first node's folder for temporary files; since 22.05 srun does not take the job's processors by itself.
+    environment = {name: value for name, value in os.environ.items() if name not in {"TMPDIR", "TRITON_CACHE_DIR"}}
+    environment["SRUN_CPUS_PER_TASK"] = environment.get("SLURM_CPUS_PER_TASK", "1")
+    step = ("srun", "--relative=1", f"--nodes={count}", f"--ntasks={count}", "--kill-on-bad-exit=1")
+    return [subprocess.Popen((*step, sys.executable, "-P", "-m", __name__, str(path)), env=environment)]  # noqa: S603 - our own
+
+
+def end_nodes(others: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Wait up to `seconds` for the other nodes' processes, then have Slurm kill them."""
+    for srun in others:
+        with suppress(subprocess.TimeoutExpired):
+            srun.wait(seconds)
+        srun.terminate()
+        srun.wait()
+
+
+def main(path: Path) -> None:
+    """Run this node's processes of the training in `path`; raise if one of them fails, which kills the others."""
+    run, job, *rest = pickle.loads(path.read_bytes())  # noqa: S301 - the first node's, in this user's own folder
+    process = job.process
+    first = (int(os.environ["SLURM_PROCID"]) + 1) * process.per_node
+    begin: Any = start_processes
+    begin(run, (replace(job, process=replace(process, rank=first)), *rest), process.per_node)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -22,8 +22,7 @@ from pipeline.models.placement import inference_quantization
 from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
-from pipeline.train import other_nodes
-from pipeline.train.data_parallel import ProcessRank
+from pipeline.train.data_parallel import ProcessRank, job_of_several_nodes
 from pipeline.train.job import DEV_ROWS, Job, TokenRow, with_numbers
 from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search import search
@@ -169,7 +168,7 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
     """
     config, base, device = attempt.config.train, prepared.base, prepared.device
     # The trials of a search are trained on the first node.
-    nodes, meeting = (1, "") if config.search.space else other_nodes.job_of_several_nodes(config.batch_size)
+    nodes, meeting = (1, "") if config.search.space else job_of_several_nodes(config.batch_size)
     process = ProcessRank(count=process_count(config, device, nodes), gpu=gpu, nodes=nodes, meeting=meeting)
     scratch = attempt.make_folder("scratch")
     plan, sizes = plan_memory(attempt, base, device, prepared.lengths, process)

@@ -124,16 +124,12 @@ def _trained_names(model: Any, files: Files, config: TrainConfig, process: Proce
             )
     elif process.rank == 0:
         layers = chosen_layers(layers, lambda layer: _read(files, f"{layer}.weight", weights[layer]), config)
-    return {f"{layer}.weight" for layer in _from_first(layers, process)}
-
-
-def _from_first(layers: list[str], process: ProcessRank) -> list[str]:
-    """Return rank 0's `layers` in all processes (broadcast), as rankings could differ by rounding."""
-    if process.count == 1:
-        return layers
-    box = [layers]
-    distributed.broadcast_object_list(box)
-    return box[0]
+    if process.count > 1:
+        # Rankings could differ by rounding: rank 0's is that of all processes.
+        box = [layers]
+        distributed.broadcast_object_list(box)
+        (layers,) = box
+    return {f"{layer}.weight" for layer in layers}
 
 
 def target_layers(model: Any, targets: Sequence[str]) -> list[str]:

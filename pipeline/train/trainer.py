@@ -52,7 +52,12 @@ def prepare_model(job: Job) -> PreparedModel:
     single = arithmetic_dtype(job.device)
     dtype = single or (torch.bfloat16 if job.device == "cuda" or saved == torch.float16 else None)
     model: Any = load_model(job.base, job.device, quantization, dtype)
-    _check_vocabulary(model, rows)
+    size, highest = model.get_input_embeddings().weight.shape[0], max(max(row.input_ids) for row in rows)
+    if highest >= size:
+        raise CannotTrain(
+            f"the tokenizer has token {highest}, and the base model's vocabulary has {size} tokens",
+            "put the base model's own tokenizer into its folder",
+        )
     # A float32 base is trained in float32: nothing in it is 16-bit or quantised, so mixed precision would only round.
     mixed = single is None and (quantization == "nf4" or model.dtype != torch.float32)
     plain_head = has_plain_head(model, rows[0].input_ids)
@@ -192,16 +197,6 @@ def _arguments(job: Job, *, mixed: bool) -> dict[str, Any]:
         "report_to": [],
         "disable_tqdm": True,
     }
-
-
-def _check_vocabulary(model: Any, rows: Sequence[TokenRow]) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
-    highest = max(max(row.input_ids) for row in rows)
-    if highest >= size:
-        raise CannotTrain(
-            f"the tokenizer has token {highest}, and the base model's vocabulary has {size} tokens",
-            "put the base model's own tokenizer into its folder",
-        )
 
 
 def _dataset(rows: Sequence[TokenRow]) -> Dataset:

@@ -32,9 +32,8 @@ from pipeline.contract import Attempt, StepSpec, thinned
 from pipeline.errors import EXIT_FAILED, CannotTrain, DropforgeError, Interrupted, StepFailed, is_disk_full
 from pipeline.models.loading import Device, OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.memory_estimate import peak_resident
-from pipeline.train import other_nodes
 from pipeline.train.checkpoints import newest_valid, step_of
-from pipeline.train.data_parallel import ProcessRank
+from pipeline.train.data_parallel import ProcessRank, end_nodes, start_nodes
 from pipeline.train.job import Job
 
 _ERROR_CHARACTERS = 200
@@ -150,7 +149,7 @@ def train_in_processes(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
         sys.stderr.write(f"{job.process.count} processes share the training\n")
     start: Any = start_processes
     work = (job, attempt.spec)
-    others = other_nodes.start((run_process, *work), job.process.nodes - 1, job.scratch)
+    others = start_nodes((run_process, *work), job.process.nodes - 1, job.scratch)
     processes = start(run_process, work, job.process.per_node, join=False).processes
     try:
         while None in (codes := [*(one.exitcode for one in processes), *(one.poll() for one in others)]):
@@ -168,7 +167,7 @@ def train_in_processes(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
             process.join(max(0.0, end - time.monotonic()))
             process.kill()
             process.join()
-        other_nodes.end(others, max(0.0, end - time.monotonic()))
+        end_nodes(others, max(0.0, end - time.monotonic()))
     result = durable.read_json(job.scratch / _RESULT)
     if any(codes) or result is None:
         raise _error(codes, job.scratch / _ERROR, attempt)
@@ -216,7 +215,7 @@ class _ProcessAttempt(Attempt):
             durable.write_hint(self._file, {"done": done, "total": total, **fields})
 
     def check_stop(self) -> None:
-        """Do nothing: all processes must stop after the same step (see `keeper`), or the others wait forever."""
+        """Do nothing: all processes must stop after the same step (see `Keeper`), or the others wait forever."""
 
 
 def run_process(number: int, job: Job, spec: StepSpec) -> None:

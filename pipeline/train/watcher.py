@@ -63,13 +63,15 @@ class Watcher(TrainerCallback):
             control.should_evaluate = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Record and report the loss if it is logged. Raises `CannotTrain` if a loss or gradient is not finite."""
+        """Record and report a logged loss or dev loss. Raises `CannotTrain` if that or a gradient is not finite."""
         logs = logs or {}
         for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm"), ("eval_loss", "dev loss")):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise self._diverged(state.global_step, f"the {what} at step {state.global_step} is {logs[name]}")
         if "eval_loss" in logs:
             sys.stderr.write(f"step {state.global_step}: dev loss {logs['eval_loss']:.4f}\n")
+            self.dev.append((state.global_step, logs["eval_loss"]))
+            self._report(state)
         if "loss" not in logs:
             return
         self.losses.append((state.global_step, logs["loss"]))
@@ -77,11 +79,6 @@ class Watcher(TrainerCallback):
         self._report(state)
         if state.global_step % max(1, state.max_steps // _LOG_LINES) == 0:
             sys.stderr.write(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}\n")
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Record and report the dev loss."""
-        self.dev.append((state.global_step, metrics["eval_loss"]))
-        self._report(state)
 
     def _report(self, state: Any) -> None:
         (began, first, tokens), (now, last, seen) = self.marks[0], self.marks[-1]

@@ -129,7 +129,7 @@ def test_a_float32_base_is_loaded_in_bfloat16_on_a_gpu(
     base = save_base(transformers.LlamaConfig, tiny_llama, tmp_path / "base")
     monkeypatch.setattr(trainer_module, "check_gpu", lambda _: None)
     monkeypatch.setattr(trainer_module, "load_model", lambda *given: load_model(base, "cpu", *given[2:]))
-    monkeypatch.setattr(trainer_module, "_check_vocabulary", lambda model, _: sys.exit(str(model.dtype)))
+    monkeypatch.setattr(trainer_module, "has_plain_head", lambda model, _: sys.exit(str(model.dtype)))
     config = TrainConfig.model_validate({"quantization": quantization})
     job = made_training(base, tmp_path, [TokenRow([3, 4], [0, 1])], config)
     with pytest.raises(SystemExit, match=r"torch\.bfloat16"):
