@@ -147,7 +147,9 @@ def make_plan(
     first = decoding.batch_size or prompts_at_once(chosen_device(), quantization, longest, folders)
     smaller = attempt.earlier(f"{predictions.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
-    plans = [_with_batch_size(requests, size) for requests in plans]
+    for index, requests in enumerate(plans):
+        setup = requests.key.setup.model_copy(update={"batch_size": size})
+        plans[index] = replace(requests, key=requests.key.model_copy(update={"setup": setup}))
     for other in plans[1:]:
         comparable(plans[0].key, other.key, other.model.role)
     trained = trained_ids(folders[0])
@@ -259,11 +261,6 @@ def _leave_out_too_long(
         sys.stderr.write(f"left out: {left_out} longer than {window} tokens with the answer\n")
     shorter = [replace(requests, records=[requests.records[n] for n in kept]) for requests in both]
     return [records[n] for n in kept], shorter, too_long
-
-
-def _with_batch_size(requests: ModelRequests, size: int) -> ModelRequests:
-    setup = requests.key.setup.model_copy(update={"batch_size": size})
-    return replace(requests, key=requests.key.model_copy(update={"setup": setup}))
 
 
 def go_on_with_smaller_batches(folder: Path, size: int, error: OutOfMemory) -> NoReturn:

@@ -107,9 +107,9 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 def _unguarded(verdict: Verdict) -> str:
     """Return the drops and tags that have too few records to be guarded, as `drop 3, tag x and 2 more`; "" for none."""
-    few = unguarded(verdict)
-    few, more = few[:_MOST_UNGUARDED], len(few[_MOST_UNGUARDED:]) + verdict.slices_not_listed
-    return listed([*few, *([f"{more} more"] if more else [])])
+    labels = unguarded(verdict)
+    more = len(labels[_MOST_UNGUARDED:]) + verdict.slices_not_listed
+    return listed([*labels[:_MOST_UNGUARDED], *([f"{more} more"] if more else [])])
 
 
 def _by_drops(verdict: Verdict) -> list[str]:
