@@ -31,8 +31,7 @@ from rich.table import Table
 
 from pipeline.config import SplitConfig
 from pipeline.prepare.decontaminate import HeldOut
-from pipeline.prepare.drop_rows import DropRow
-from pipeline.prepare.split import group_prompts
+from pipeline.prepare.split import DropRow, group_prompts
 
 #: Seconds on two cores.
 BUDGET = 5.0

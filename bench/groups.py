@@ -34,8 +34,7 @@ from rich.table import Table
 
 from pipeline.prepare import decontaminate
 from pipeline.prepare.decontaminate import Common, HeldOut
-from pipeline.prepare.drop_rows import DropRow
-from pipeline.prepare.split import Prompt, SplitName
+from pipeline.prepare.split import DropRow, Prompt, SplitName
 from tests.demo_data import INSTRUCTION, generate_messages
 
 SIMILARITY = 0.5

@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from pipeline.artifacts import Overlap
 from pipeline.config import RunConfig, Unit
 from pipeline.metrics.tokens import shingles, tokens
-from pipeline.prepare.drop_rows import DropRow
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
-from pipeline.prepare.split import SAMPLE, Prompt, SplitName, choose_unit, group_prompts
+from pipeline.prepare.split import SAMPLE, DropRow, Prompt, SplitName, choose_unit, group_prompts
 
 #: Yields the prompts, and reports progress as a phase.
 Watch = Callable[[Sequence[Prompt], str], Iterable[Prompt]]

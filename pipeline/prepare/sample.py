@@ -11,8 +11,7 @@ from pipeline.models.manifest import trained_ids
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, Splits, find_groups
-from pipeline.prepare.drop_rows import DropRow
-from pipeline.prepare.split import Prompt, row_line
+from pipeline.prepare.split import DropRow, Prompt, row_line
 
 
 class Scored(NamedTuple):

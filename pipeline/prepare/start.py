@@ -18,7 +18,7 @@ from pipeline.contract import Attempt
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
 from pipeline.models.template import fold
-from pipeline.prepare.drop_rows import DropRow
+from pipeline.prepare.split import DropRow
 from pipeline.records.heldout import prompt_id
 from pipeline.words import count, listed
 

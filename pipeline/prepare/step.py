@@ -23,10 +23,9 @@ from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
-from pipeline.prepare.drop_rows import CHECK_EVERY, DropRows, read_drops
 from pipeline.prepare.replaced import replaced_heldout, replacements
 from pipeline.prepare.sample import Selection, heldout_line, select
-from pipeline.prepare.split import Prompt, row_line
+from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops, row_line
 from pipeline.prepare.start import Start, choose_start, general_rows
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, long_rows
 from pipeline.records.heldout import dataset_hash, rows_for, version_of
