@@ -155,24 +155,24 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
         raise StepFailed(
             f"the report speaks of {report.records} records and its file holds {len(lines)}", _EVALUATE_AGAIN
         )
-    own = compare(report.metric, lines)
+    comparison = compare(report.metric, lines)
     former = {}
-    for one in report.former:
-        scores = {line["id"]: line["score"] for line in durable.read_jsonl(folder / one.file)}
-        former[one.generation] = np.array([scores.get(name, np.nan) for name in own.ids])
+    for scored in report.former:
+        scores = {line["id"]: line["score"] for line in durable.read_jsonl(folder / scored.file)}
+        former[scored.generation] = np.array([scores.get(name, np.nan) for name in comparison.ids])
     return replace(
-        own,
-        suites=tuple(_suite(folder, one) for one in report.suites),
+        comparison,
+        suites=tuple(_suite(folder, suite) for suite in report.suites),
         former=former,
         opinion=None if judgement is None else _opinion(root, judgement),
     )
 
 
-def _suite(folder: Path, found: SuiteScores) -> Suite:
-    items = sorted(durable.read_jsonl(folder / found.file), key=lambda line: str(line["id"]))
-    base = None if found.base is None else np.array([item["base"] for item in items], dtype=np.float64)
+def _suite(folder: Path, scores: SuiteScores) -> Suite:
+    items = sorted(durable.read_jsonl(folder / scores.file), key=lambda line: str(line["id"]))
+    base = None if scores.base is None else np.array([item["base"] for item in items], dtype=np.float64)
     collapsed = {role: tuple(item["collapsed"][role] for item in items) for role in items[0].get("collapsed", {})}
-    return Suite(found.name, _pair(items, float), base, collapsed or None)
+    return Suite(scores.name, _pair(items, float), base, collapsed or None)
 
 
 def _opinion(root: Path, judgement: Judgement) -> Opinion:

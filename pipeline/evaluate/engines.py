@@ -41,9 +41,9 @@ def cache_bytes(folder: Path, longest: int, sequences: int) -> int:
 
     At least one sequence's, and otherwise at most what the model's weights leave of 90 % of the free memory.
     """
-    one = key_value_bytes(folder, -(-longest // _BLOCK_TOKENS) * _BLOCK_TOKENS)
+    each = key_value_bytes(folder, -(-longest // _BLOCK_TOKENS) * _BLOCK_TOKENS)
     left = int(MARGIN * free_memory(chosen_device())) - weight_bytes(folder, "none")
-    return max(one, min(sequences * one, left))
+    return max(each, min(sequences * each, left))
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ class Vllm:
         replies = self.process.ask(
             [([*prompt, *completion], {"max_tokens": 1, "prompt_logprobs": 0}) for prompt, completion in pairs]
         )
-        found = []
+        likelihoods = []
         for (prompt, completion), (_, given) in zip(pairs, replies, strict=True):
             logprobs = [value if value > _NOTHING else -math.inf for value in given[len(prompt) :]]
-            found.append(Likelihood(-sum(logprobs), len(completion)))
-        return found
+            likelihoods.append(Likelihood(-sum(logprobs), len(completion)))
+        return likelihoods
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
         """Return each choice's mean NLL in nats per token, by question. Raises `StepFailed` as `likelihoods` does."""
         flat = iter(self.likelihoods([(prompt, choice) for prompt, choices in questions for choice in choices]))
-        return [[(found := next(flat)).nll / found.tokens for _ in choices] for _, choices in questions]
+        return [[(likelihood := next(flat)).nll / likelihood.tokens for _ in choices] for _, choices in questions]
 
     def close(self) -> None:
         """Kill vLLM's process with its group and wait for its end; it may have exited already."""

@@ -69,9 +69,9 @@ class Inference:
         started = time.monotonic()
         requests, self._models = self._requests, models
         store = folder / f"{requests.key.digest}.jsonl"
-        found = read_values(self._attempt.earlier(f"{folder.name}/{store.name}"))
+        stored = read_values(self._attempt.earlier(f"{folder.name}/{store.name}"))
         # Another run may have brought some into the cache since: those are used.
-        earlier = {key: value for key, value in found.items() if key in self._missing}
+        earlier = {key: value for key, value in stored.items() if key in self._missing}
         if earlier:
             append_values(store, earlier)
         engine: InStep | Vllm | None = None

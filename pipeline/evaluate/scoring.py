@@ -64,8 +64,8 @@ def write_records(
     _write(
         path,
         (
-            {**{field: getattr(record, field) for field in _FIELDS}, "candidate": one, "champion": other}
-            for record, one, other in zip(records, candidate, champion, strict=True)
+            {**{field: getattr(record, field) for field in _FIELDS}, "candidate": mine, "champion": theirs}
+            for record, mine, theirs in zip(records, candidate, champion, strict=True)
         ),
     )
 
@@ -84,7 +84,7 @@ def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) ->
             for name in METRICS
             if any(name in scores for scores in scored)
         },
-        nll=sum(one.nll for one in result.likelihoods) / sum(one.tokens for one in result.likelihoods),
+        nll=sum(value.nll for value in result.likelihoods) / sum(value.tokens for value in result.likelihoods),
         generated=result.generated,
         cached=len(result.answers) - result.generated,
         seconds=result.seconds,
@@ -150,7 +150,7 @@ def score_former(
     near-duplicates, do not count. Each record's score is written to former-GENERATION.jsonl in `folder`.
     """
     keys = [answer.key for _, answer in requests.records]
-    found = []
+    scored = []
     for model in attempt.spec.former:
         key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)
         known = read_values(sorted((attempt.root / attempt.spec.predictions / key.digest).glob("*.jsonl")))
@@ -168,7 +168,7 @@ def score_former(
             folder / name,
             ({"id": record.id, "score": score} for (record, _), score in zip(answered, scores, strict=True)),
         )
-        found.append(
+        scored.append(
             FormerScores(
                 generation=model.generation,
                 model_id=model.model_id,
@@ -177,7 +177,7 @@ def score_former(
                 file=name,
             )
         )
-    return tuple(found)
+    return tuple(scored)
 
 
 def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | None:

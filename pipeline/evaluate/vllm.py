@@ -123,12 +123,12 @@ def _python(program: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
-    own |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
+    inherited |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     # The service has no network, in which vLLM would look for a route.
     local = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     # A single process: the same requests always form the same batches.
-    return {**local, **own, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    return {**local, **inherited, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def _last_lines(text: str) -> str:

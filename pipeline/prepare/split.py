@@ -183,14 +183,14 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
-        own = [row for row in everything if row.pinned]
-        others = everything[len(own) :]
-        first = (own if own and pinned else others or own)[-1]
+        pinned_rows = [row for row in everything if row.pinned]
+        others = everything[len(pinned_rows) :]
+        first = (pinned_rows if pinned_rows and pinned else others or pinned_rows)[-1]
         of = first.group or (first.document if unit == "document" else "") or digits
-        chosen: SplitName = "heldout" if own and pinned else _split_of(of, split, pinned=pinned)
+        chosen: SplitName = "heldout" if pinned_rows and pinned else _split_of(of, split, pinned=pinned)
         counted, removed = others, []
-        if own and (pinned or chosen != "heldout"):
-            counted, removed = own if pinned else [], others
+        if pinned_rows and (pinned or chosen != "heldout"):
+            counted, removed = pinned_rows if pinned else [], others
         if not counted:
             yield Prompt("train", [], (), removed, 0, [], of)
             continue

@@ -93,14 +93,14 @@ def slices_table(slices: Sequence[SliceResult]) -> Table:
     heads = ("Records of", "#Records", "#Champion", "#New model", "#Gain", "#Interval")
     rows = [
         (
-            one.label,
-            f"{one.records:,}",
-            plain(one.champion),
-            plain(one.candidate),
-            signed(one.gain),
-            span(one.interval) if one.interval else None,
+            part.label,
+            f"{part.records:,}",
+            plain(part.champion),
+            plain(part.candidate),
+            signed(part.gain),
+            span(part.interval) if part.interval else None,
         )
-        for one in slices
+        for part in slices
     ]
     return _table("Points of the primary metric", heads, rows)
 
@@ -117,7 +117,7 @@ def drops_table(report: Report) -> Table:
 
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
     """Return the table of example training rows that were left out because of a held-out record."""
-    rows = [(one.train_text, one.heldout_text, _RULES[one.rule]) for one in overlaps]
+    rows = [(overlap.train_text, overlap.heldout_text, _RULES[overlap.rule]) for overlap in overlaps]
     return _table("Beginnings of both texts", ("Training row", "Held-out record", "In common"), rows)
 
 
@@ -126,14 +126,14 @@ def pairs_table(pairs: Sequence[AnswerPair]) -> Table:
     heads = ("Prompt", "#Drop", "Old answer", "Similar prompt", "#Drop", "New answer")
     rows = [
         (
-            one.old_prompt,
-            str(one.old_drop),
-            Cell(one.old_answer, "wide"),
-            Cell(one.new_prompt, "wide" if one.new_prompt else ""),
-            str(one.new_drop),
-            Cell(one.new_answer, "wide"),
+            pair.old_prompt,
+            str(pair.old_drop),
+            Cell(pair.old_answer, "wide"),
+            Cell(pair.new_prompt, "wide" if pair.new_prompt else ""),
+            str(pair.new_drop),
+            Cell(pair.new_answer, "wide"),
         )
-        for one in pairs
+        for pair in pairs
     ]
     return _table("Beginnings of the texts", heads, rows)
 
@@ -143,13 +143,13 @@ def trials_table(adapter: Adapter) -> Table:
     heads = ("#Trial", "Tried", "#Dev loss", "#Time", "What became of it")
     rows = [
         (
-            str(one.number),
-            settings_words(one.settings),
-            _plain(one.dev_loss, 3),
-            duration(one.seconds),
-            ": ".join(filter(None, ("✓ chosen" if one.chosen else one.outcome, one.why))),
+            str(trial.number),
+            settings_words(trial.settings),
+            _plain(trial.dev_loss, 3),
+            duration(trial.seconds),
+            ": ".join(filter(None, ("✓ chosen" if trial.chosen else trial.outcome, trial.why))),
         )
-        for one in adapter.candidates
+        for trial in adapter.candidates
     ]
     return _table("Chosen by the lowest dev loss, and never by a held-out record", heads, rows)
 
@@ -173,5 +173,5 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float
     for name in sorted({*new.rates, *old.rates}):
         yield f"{name} answers (per cent)", old.rates.get(name), new.rates.get(name), 1
     yield "tokens an answer", old.answer_tokens or None, new.answer_tokens or None, 1
-    for one in evaluation.suites:
-        yield f"suite {one.name} ({one.records:,})", one.champion, one.candidate, 1
+    for suite in evaluation.suites:
+        yield f"suite {suite.name} ({suite.records:,})", suite.champion, suite.candidate, 1

@@ -103,29 +103,29 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
     texts = [(line, _runs(line)) for line in lines]
     seen = Counter(chain.from_iterable(runs for _, runs in texts))
     form = {run for run, number in seen.items() if number > _FORM * len(texts)}
-    found = [
+    lost_records = [
         (line, runs - form)
         for line, runs in texts
         if (line["drop"] in lost if lost else line["drop"] != suspect)
         and line["candidate"]["scores"][metric] < line["champion"]["scores"][metric]
     ]
     index: dict[int, list[int]] = {}
-    for number, (_, runs) in enumerate(found):
+    for number, (_, runs) in enumerate(lost_records):
         for run in runs:
             index.setdefault(run, []).append(number)
     best: dict[int, tuple[float, Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("drop") != suspect:
             continue
-        own = _runs(row) - form
-        for number, common in Counter(chain.from_iterable(index[run] for run in own & index.keys())).items():
-            similarity = common / (len(own) + len(found[number][1]) - common)
+        row_runs = _runs(row) - form
+        for number, common in Counter(chain.from_iterable(index[run] for run in row_runs & index.keys())).items():
+            similarity = common / (len(row_runs) + len(lost_records[number][1]) - common)
             if number not in best or similarity > best[number][0]:
                 best[number] = similarity, row
     pairs: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
-    for number in sorted(best, key=lambda number: (-best[number][0], found[number][0]["id"])):
+    for number in sorted(best, key=lambda number: (-best[number][0], lost_records[number][0]["id"])):
         row = best[number][1]
-        pairs.setdefault(id(row), (found[number][0], row))
+        pairs.setdefault(id(row), (lost_records[number][0], row))
     return tuple(
         AnswerPair(
             old_drop=line["drop"],
@@ -154,7 +154,7 @@ def pick(lines: Iterable[Mapping[str, Any]], metric: str) -> tuple[tuple[Example
     changes = [(line["candidate"]["scores"][metric] - line["champion"]["scores"][metric], line) for line in lines]
     worst = heapq.nsmallest(_MOST_EXAMPLES, (x for x in changes if x[0] < 0), key=lambda x: (x[0], x[1]["id"]))
     best = heapq.nsmallest(_MOST_EXAMPLES, (x for x in changes if x[0] > 0), key=lambda x: (-x[0], x[1]["id"]))
-    regressions, gains = ([_example(line, metric) for _, line in found] for found in (worst, best))
+    regressions, gains = ([_example(line, metric) for _, line in chosen] for chosen in (worst, best))
     return tuple(regressions), tuple(gains)
 
 
