@@ -74,7 +74,9 @@ def chrf(prediction: str, references: Sequence[str]) -> float:
 
     With several references the best score counts, as in sacrebleu; 0 without references.
     """
-    return float(_chrf().sentence_score(prediction, list(references)).score) / 100 if references else 0.0
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().sentence_score(prediction, list(references)).score) / 100 if references else 0.0
 
 
 def json_valid(prediction: str, _references: Sequence[str]) -> float:
@@ -101,13 +103,6 @@ def json_f1(prediction: str, references: Sequence[str]) -> float:
 
 def _all_json(references: Sequence[str]) -> bool:
     return bool(references) and all(json_fields.parse(text) is not None for text in references)
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
 
 
 def _f1(prediction: str, reference: str) -> float:
