@@ -9,17 +9,17 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
-from daemon.champions.promotion import end_waiting, sync_link
+from daemon.champions.promotion import change_to, end_waiting, sync_link
 from daemon.queue.states import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
-from daemon.state.events import record_event
+from daemon.state.events import Word, record_event
 from daemon.state.states import HookState, PromotionKind
-from daemon.state.tables import Promotion
 from daemon.state.troubles import concerns_all, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
 from pipeline import durable
+from pipeline.artifacts import ModelRef
 from pipeline.durable import read_object
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.manifest import check_base, model_files, model_id
@@ -140,19 +140,12 @@ def ensure_base(engine: Engine, work_folder: WorkFolder, track_name: str, base: 
             kind = "base_set" if generation is None else "base_changed"
             record_event(session, kind, now, track=track_name, model_id=identity, path=path)
         if generation is None or track.champion_model_id == known[1] != identity:
-            row = Promotion(
-                track=track_name,
-                kind=PromotionKind.BASE,
-                generation=0 if generation is None else generation + 1,
-                model_id=identity,
-                model_path=path,
-                previous_model_id=track.champion_model_id,
-                previous_path=track.champion_path,
-                created_at=now,
-                hook_state=None if generation is None else HookState.PENDING,
-            )
-            session.add(row)
-            track.champion_generation, track.champion_model_id = row.generation, identity
+            model = ModelRef(model_id=identity, path=path, generation=0 if generation is None else generation + 1)
+            change = change_to(model, PromotionKind.BASE, track_name, None, Word("", now))
+            change.previous_model_id, change.previous_path = track.champion_model_id, track.champion_path
+            change.hook_state = None if generation is None else HookState.PENDING
+            session.add(change)
+            track.champion_generation, track.champion_model_id = model.generation, identity
             end_waiting(session, track_name, None, now)
         if track.champion_model_id == identity:
             track.champion_path = path

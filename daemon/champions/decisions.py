@@ -36,7 +36,11 @@ def approve(engine: Engine, work_folder: WorkFolder, run_id: int, word: Word) ->
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
-        _require_waiting(run)
+        if run.outcome != AWAITING:
+            ended = f"ended as {run.outcome}" if run.outcome else state_words(run.state)
+            message = f"run {run_id} {ended}: no win of it waits for approval"
+            hint = f"see why: dropforge show {run_id}; to promote an ended run's model whatever the verdict: "
+            raise DropforgeError(message, hint + forcing(run_id))
         require_reviewed(session, work_folder, run)
     try:
         verdict = Verdict.model_validate(run.verdict)
@@ -103,16 +107,6 @@ def rollback(  # noqa: PLR0913 - the last three go by name
     change = change_to(model, PromotionKind.ROLLBACK, track, target.run_id, word)
     change.drops, change.restored = target.drops, target.generation
     return change_by_hand(engine, work_folder, change, f"the model of generation {target.generation}", try_out)
-
-
-def _require_waiting(run: Run) -> None:
-    """Raise `DropforgeError` unless the run's win waits for approval."""
-    if run.outcome == AWAITING:
-        return
-    ended = f"ended as {run.outcome}" if run.outcome else state_words(run.state)
-    message = f"run {run.id} {ended}: no win of it waits for approval"
-    hint = f"see why: dropforge show {run.id}; to promote an ended run's model whatever the verdict: "
-    raise DropforgeError(message, hint + forcing(run.id or 0))
 
 
 def _model_of(work_folder: WorkFolder, run: Run) -> str:

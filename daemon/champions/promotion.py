@@ -251,9 +251,15 @@ def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, Exception |
 
 
 def sync_link(session: Session, work_folder: WorkFolder, track: str) -> None:
-    """Make the links `champion` and `previous` of a track match its row, in the caller's write transaction."""
+    """Make a track's links match its row, each atomically and durably, in the caller's write transaction."""
     for link, target in _links(session, work_folder, session.get_one(Track, track)).items():
-        _point(link, target)
+        if not _is_set(link, target):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            aside = link.with_name(f".{link.name}.new")
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(target)
+            aside.rename(link)
+            fsync_folder(link.parent)
 
 
 def _links(session: Session, work_folder: WorkFolder, row: Track) -> dict[Path, Path]:
@@ -272,15 +278,3 @@ def _links(session: Session, work_folder: WorkFolder, row: Track) -> dict[Path, 
 def _is_set(link: Path, target: Path) -> bool:
     """Return whether `link` leads to `target`, and no change of it was cut off."""
     return link.is_symlink() and link.readlink() == target and not link.with_name(f".{link.name}.new").is_symlink()
-
-
-def _point(link: Path, target: Path) -> None:
-    """Set `link` to `target`, atomically and durably; nothing if it is set already."""
-    if _is_set(link, target):
-        return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    aside = link.with_name(f".{link.name}.new")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    aside.rename(link)
-    fsync_folder(link.parent)

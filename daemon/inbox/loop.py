@@ -136,7 +136,7 @@ class IntakeLoop:
             for folders, left in self._watcher.left_by_folder():
                 self._texts.keep_notes(folders, left)
             self._told = self._note
-        more = self._texts.refresh()
+        more = self._texts.notes.refresh()
         self._texts_due = time.monotonic() + _LONGEST_WAIT
         return more
 

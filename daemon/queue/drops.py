@@ -52,8 +52,7 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
             message = f"drop {drop_id} is {drop.state}, not proposed"
             raise DropforgeError(message, "list the files that wait for approval: dropforge drops --state proposed")
         _refuse_twin(session, drop)
-        _set(session, drop, DropState.ACCEPTED, None)
-        _record(session, "drop_accepted", drop, word)
+        _decide(session, drop, DropState.ACCEPTED, "drop_accepted", word)
         session.flush()
         run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
@@ -74,8 +73,7 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
         if drop.state not in {DropState.ACCEPTED, DropState.PROPOSED, DropState.SUSPENDED}:
             message = f"drop {drop_id} is {drop.state}, not accepted, proposed or suspended"
             raise DropforgeError(message, "see the drops and their states: dropforge drops")
-        _set(session, drop, DropState.WITHDRAWN, word.reason)
-        _record(session, "drop_withdrawn", drop, word)
+        _decide(session, drop, DropState.WITHDRAWN, "drop_withdrawn", word)
         cancelled = _cancel_made_from(session, drop, word.at)
         suspects.leave(session, settings, drop, word.at)
         begun = None
@@ -99,10 +97,9 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
             message = f"drop {drop_id} is {drop.state}, not withdrawn, suspended or on trial"
             raise DropforgeError(message, "see the drops and their states: dropforge drops")
         _refuse_twin(session, drop)
-        _set(session, drop, DropState.ACCEPTED, None)
+        _decide(session, drop, DropState.ACCEPTED, "drop_restored", word)
         drop.first_run, drop.restored = None, True
         suspects.leave(session, settings, drop, word.at)
-        _record(session, "drop_restored", drop, word)
         session.flush()
         run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
@@ -155,11 +152,10 @@ def _refuse_twin(session: Session, drop: Drop) -> None:
         )
 
 
-def _set(session: Session, drop: Drop, state: DropState, reason: str | None) -> None:
-    drop.state, drop.reason, drop.suspension = state, reason, None
+def _decide(session: Session, drop: Drop, state: DropState, kind: str, word: Word) -> None:
+    """Set a drop's state with an event of `kind`; only a drop that is taken out keeps the reason."""
+    drop.state, drop.suspension = state, None
+    drop.reason = word.reason if state == DropState.WITHDRAWN else None
     session.add(drop)
-
-
-def _record(session: Session, kind: str, drop: Drop, word: Word) -> None:
     reason = word.reason or None
     record_event(session, kind, word.at, track=drop.track, drop_id=drop.id, reason=reason, by=word.by)

@@ -79,7 +79,9 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
                 if _was_left_out(session, track):
                     suspects.run_again(session, settings, name, now)
                 begun = suspects.trials(session, name, now, left_out=True)
-                if begun < settings.track(name).gate.trials_per_week and _is_idle(session, track):
+                going = select(Run.id).where(Run.track == name, or_(col(Run.state).in_(OPEN_STATES), waits()))
+                is_busy = track.paused or waiting_drops(session, name) or session.exec(going).first()
+                if begun < settings.track(name).gate.trials_per_week and not is_busy:
                     _queue(session, settings, track, now)
     return latest, looked[1]
 
@@ -97,12 +99,6 @@ def _was_left_out(session: Session, track: Track) -> bool:
     left = left.join(Promotion, col(Promotion.run_id) == Run.id).where(Drop.state == DropState.ACCEPTED)
     left = left.where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
     return session.exec(left.where(col(Drop.first_run) < Promotion.run_id)).first() is not None
-
-
-def _is_idle(session: Session, track: Track) -> bool:
-    """Return whether the track is not paused, has no open run, and no win waits for approval and no drop for a run."""
-    going = select(Run.id).where(Run.track == track.name, or_(col(Run.state).in_(OPEN_STATES), waits()))
-    return not (track.paused or waiting_drops(session, track.name) or session.exec(going).first())
 
 
 def _corrections(session: Session, settings: Settings, track: Track) -> set[int]:

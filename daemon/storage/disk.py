@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from daemon.settings.model import Settings
+from daemon.state.database_file import cause_of
 from pipeline.errors import DropforgeError, is_disk_full
 from pipeline.words import size_words
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether a full disk caused an error, also one of SQLite or wrapped by SQLAlchemy."""
-    error = getattr(error, "orig", None) or error  # SQLAlchemy wraps SQLite's
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-    return is_disk_full(error)
+    cause = cause_of(error)
+    return is_disk_full(error) if cause is None else getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 class Disk:

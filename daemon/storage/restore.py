@@ -219,18 +219,16 @@ def _full(root: Path, source: Path, size: int) -> DropforgeError:
 def _alone(root: StateFolder, work: WorkFolder) -> Iterator[None]:
     """Hold the daemon's lock. Raises `DropforgeError` if a daemon, a worker or a job of a cluster runs."""
     lock = FileLock(root / LOCK_NAME)
-    holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
-    worker = None if holder is not None else lock_holder(root / WORKER_LOCK)
-    if holder is not None or worker is not None:
-        lock.release()
-        message = f"a {'daemon' if worker is None else 'worker'} (process {holder or worker}) works on {root}"
-        raise DropforgeError(message, "stop it first: systemctl stop dropforge, or Ctrl-C where it runs")
-    jobs = open_jobs(work)
-    if jobs:
-        lock.release()
-        hint = "start the daemon and cancel that run first; if there is no such job any more, delete this file"
-        raise DropforgeError(f"a job of the cluster may still write next to {jobs[0]}", hint)
     try:
+        holder = None if lock.acquire() else lock_holder(root / LOCK_NAME)
+        worker = None if holder is not None else lock_holder(root / WORKER_LOCK)
+        if holder is not None or worker is not None:
+            message = f"a {'daemon' if worker is None else 'worker'} (process {holder or worker}) works on {root}"
+            raise DropforgeError(message, "stop it first: systemctl stop dropforge, or Ctrl-C where it runs")
+        jobs = open_jobs(work)
+        if jobs:
+            hint = "start the daemon and cancel that run first; if there is no such job any more, delete this file"
+            raise DropforgeError(f"a job of the cluster may still write next to {jobs[0]}", hint)
         yield
     finally:
         lock.release()

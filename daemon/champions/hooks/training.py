@@ -59,7 +59,19 @@ class TrainingHooks:
         if not (self._own.before_training or self._own.after_training) or self._is_free:
             return True
         if self._running is not None:
-            return self._has_freed()
+            which, running = self._running
+            ended = running.ended()
+            if which != _BEFORE or ended is None:
+                return False
+            self._running = None
+            if ended.error is not None:
+                error = self._failure(_BEFORE, ended)
+                self._troubles.note(_BEFORE, error)
+                raise error
+            self._troubles.clear(_BEFORE)
+            log.info("gpu_freed")
+            self._is_free = True
+            return True
         # The server that is to take a new champion must have its GPU for that.
         if not self._note.exists() and self._is_server_to_be_told():
             return False
@@ -101,23 +113,6 @@ class TrainingHooks:
         if self._running is not None:
             self._note_given_back(self._running[1].wait())
             self._running = None
-
-    def _has_freed(self) -> bool:
-        """Return whether `hooks.before_training` has succeeded. Raises `DropforgeError` if it failed."""
-        assert self._running is not None  # noqa: S101 - the caller has looked
-        which, running = self._running
-        ended = running.ended()
-        if which != _BEFORE or ended is None:
-            return False
-        self._running = None
-        if ended.error is not None:
-            error = self._failure(_BEFORE, ended)
-            self._troubles.note(_BEFORE, error)
-            raise error
-        self._troubles.clear(_BEFORE)
-        log.info("gpu_freed")
-        self._is_free = True
-        return True
 
     def _give_back(self) -> None:
         self._is_free = False

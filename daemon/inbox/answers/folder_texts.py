@@ -28,22 +28,15 @@ class FolderTexts:
     """Keeps README.txt in each track's folder, and the notes next to files and receipts, up to date."""
 
     def __init__(self, settings: Settings, inbox: InboxFolders) -> None:
-        """Open the database, for use by one thread; write nothing yet. Raises `DatabaseUnusable` if there is none."""
-        self._settings, self._inbox = settings, inbox
-        self._notes = VerdictNotes(open_reader(settings.state_folder / DATABASE_NAME), settings, inbox)
-        self._is_described = False
-
-    def refresh(self) -> bool:
         """
-        Write README.txt, at the first call, and changed verdict notes; return whether more notes are pending.
+        Write README.txt, and open the database, for use by one thread.
 
-        A call handles the notes of at most 20 drops. Raises `OSError` if the disk is full, and database errors; other
-        errors of writing are logged.
+        Raises `DatabaseUnusable` if there is none, `OSError` if the disk is full; other errors of writing are logged.
         """
-        for track in () if self._is_described else self._settings.track_names:
-            self._keep(folder_names(track, "train"), README, readme_text(self._settings, track))
-        self._is_described = True
-        return self._notes.refresh()
+        self._inbox = inbox
+        self.notes = VerdictNotes(open_reader(settings.state_folder / DATABASE_NAME), settings, inbox)
+        for track in settings.track_names:
+            self._keep(folder_names(track, "train"), README, readme_text(settings, track))
 
     def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
         """

@@ -114,7 +114,9 @@ def file_away(
         return
     if unchanged:
         os.rename(settled.name, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-        _give_back_another(source, settled.name, target, name, info)
+        if look(name, target.fd).st_ino != info.st_ino and not os.path.lexists(source.path / os.fsdecode(settled.name)):
+            # Another file that replaced the recorded one just before; it has not been read yet.
+            os.rename(name, settled.name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
         os.fsync(target.fd)
         os.fsync(source.fd)
 
@@ -198,12 +200,6 @@ def _remove_leftovers(folder: Folder, deeper: int) -> None:
             below = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd))
             if os.fstat(below.fd).st_uid == os.geteuid():
                 _remove_leftovers(below, deeper - 1)
-
-
-def _give_back_another(source: Folder, name: bytes, target: Folder, new: bytes, info: os.stat_result) -> None:
-    """Move a file back that replaced the recorded one just before it was moved; it has not been read yet."""
-    if look(new, target.fd).st_ino != info.st_ino and not os.path.lexists(source.path / os.fsdecode(name)):
-        os.rename(new, name, src_dir_fd=target.fd, dst_dir_fd=source.fd)
 
 
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:

@@ -53,7 +53,7 @@ class House:
 
     def said(self, name: str = "a.jsonl", place: str = "done") -> list[str]:
         """Return the lines of a note once all texts are written."""
-        while self.texts.refresh():
+        while self.texts.notes.refresh():
             pass
         path = self.box.inbox / place / f"{name}.verdict.txt"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -293,7 +293,7 @@ def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monke
 
         cut.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", power_cut)
         with pytest.raises(PowerCut):
-            house.texts.refresh()
+            house.texts.notes.refresh()
     house.restart()
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
@@ -310,7 +310,7 @@ def test_what_a_locked_database_held_back_is_written_at_the_next_turn(
 
         cut.setattr(verdict_notes, "tell", locked)
         with pytest.raises(sqlite3.OperationalError):
-            house.texts.refresh()
+            house.texts.notes.refresh()
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
 
@@ -334,7 +334,7 @@ def test_all_drops_are_told_some_at_a_time(house: House, monkeypatch: pytest.Mon
     monkeypatch.setattr(verdict_notes, "_AT_ONCE", 2)
     for number in range(4):
         house.drop(f"b{number}.jsonl", 10 * (number + 1))
-    assert house.texts.refresh(), "more is to be written"
+    assert house.texts.notes.refresh(), "more is to be written"
     assert len(list((house.box.inbox / "done").glob("*.verdict.txt"))) == 2
     assert all(house.said(f"b{number}.jsonl") for number in range(4))
 
