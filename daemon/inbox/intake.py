@@ -53,17 +53,9 @@ class Outcome:
     track: str
     name: str
     drop: int | None = None
+    """Its number, if it was recorded (rejected and duplicate, too): it has left the inbox, unless it changed since."""
     run: int | None = None
     message: str = ""
-
-    @property
-    def is_taken(self) -> bool:
-        """
-        Whether the file was recorded as a drop (rejected and duplicate drops, too).
-
-        It has then left the inbox, unless it changed meanwhile.
-        """
-        return self.kind in get_args(Taken)
 
 
 class _Source(NamedTuple):

@@ -118,7 +118,7 @@ class IntakeLoop:
             self._watcher.postpone(settled, f"it could not be taken: {error}", time.monotonic())
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)
             return False
-        if outcome.is_taken:
+        if outcome.drop is not None:
             log.info("file_taken", **vars(outcome))
             return True
         log.debug("file_left", **vars(outcome))

@@ -45,6 +45,17 @@ def free_drops(session: Session, run_id: int | None, which: ColumnElement[bool])
     return session.exec(free.order_by(col(Drop.id))).all()
 
 
+# Built once: building a statement takes longer than SQLite's own work on it, and the intake asks for each file.
+_COUNT = select(func.count()).select_from(Drop).where(Drop.track == bindparam("of_track"))
+_PROPOSED = _COUNT.where(Drop.state == DropState.PROPOSED)
+_WAITING = _COUNT.where(
+    Drop.state == DropState.ACCEPTED,
+    Drop.role == "train",
+    col(Drop.first_run).is_(None),
+    col(Drop.id).not_in(on_trial_beside(None)),
+)
+
+
 def waiting_drops(session: Session, track: str, owner: str | None = None) -> int:
     """Return how many accepted training drops, of `owner` if named, wait for a run; those on trial do not count."""
     return _count(session, _WAITING, track, owner)
@@ -52,20 +63,7 @@ def waiting_drops(session: Session, track: str, owner: str | None = None) -> int
 
 def proposed_drops(session: Session, track: str, owner: str) -> int:
     """Return the number of drops of the track that user `owner` dropped and that wait for approval."""
-    return _count(session, _counted(col(Drop.state) == DropState.PROPOSED), track, owner)
-
-
-def _counted(which: ColumnElement[bool]) -> SelectOfScalar[int]:
-    return select(func.count()).select_from(Drop).where(Drop.track == bindparam("of_track"), which)
-
-
-# Built once: building a statement takes longer than SQLite's own work on it, and the intake asks for each file.
-_WAITING = _counted(
-    (col(Drop.state) == DropState.ACCEPTED)
-    & (col(Drop.role) == "train")
-    & col(Drop.first_run).is_(None)
-    & col(Drop.id).not_in(on_trial_beside(None))
-)
+    return _count(session, _PROPOSED, track, owner)
 
 
 def _count(session: Session, counted: SelectOfScalar[int], track: str, owner: str | None) -> int:

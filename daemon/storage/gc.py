@@ -15,7 +15,6 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -33,11 +32,7 @@ from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Frozen
 from pipeline.durable import read_object
-from pipeline.steps import STEPS
 
-#: Steps whose artifact names files that are collected; report and verdict of a succeeded run are kept.
-_WITH_FILES = ("merge", "train", "prepare")
-_STEPS = tuple(step.name for step in reversed(STEPS))
 #: Most bytes of cached predictions that are kept.
 PREDICTIONS_BYTES = 2_000_000_000
 
@@ -187,92 +182,56 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
     2 GB, but for those of champions and open runs. `now` is in ms since the epoch.
     """
-    finder = _Finder(session, settings, kept, now)
-    yield from finder.cut_off()
-    yield from finder.models()
+    root, beyond = settings.work_folder, f"beyond gc.keep_models = {settings.gc.keep_models}"
+    for path in sorted((root / TRASH_NAME).glob("*")):
+        yield _item(root, path, "collected before, but its deletion was cut off")
+    yield from _models(root, kept, now, beyond)
     for run in kept.ended:
-        yield from finder.run(run)
-    yield from finder.unknown_runs()
-    yield from finder.predictions()
+        for path in run.working:
+            if run.id not in kept.runs:
+                yield _item(root, path, f"run {run.id}: {run.outcome or run.state}, {beyond}", run.references)
+            elif run.state == RunState.SUCCEEDED and not kept.holds(path):
+                yield _item(root, path, f"run {run.id} has ended and nothing refers to it")
+    known = set(map(str, session.exec(select(Run.id))))
+    for path in sorted((root / "runs").glob("*")):
+        if path.name not in known and _is_old(path, now):
+            yield _item(root, path, "of a run that the database does not know")
+    yield from _predictions(root, kept)
 
 
-class _Finder:
-    """Searches one state folder for files that are not kept."""
+def _models(root: Path, kept: Kept, now: int, beyond: str) -> Iterator[Item]:
+    makers: dict[str, list[Ended]] = {}
+    for run in kept.ended:
+        for name in run.models:
+            makers.setdefault(name, []).append(run)
+    for path in sorted((root / "models").glob("*")):
+        runs = makers.get(path.name, [])
+        if kept.holds(path) or (not runs and (kept.damaged or not _is_old(path, now))):
+            continue
+        why = f"run {runs[0].id}: {runs[0].outcome or runs[0].state}, {beyond}" if runs else "a model that no run made"
+        yield _item(root, path, why, [name for run in runs for name in run.references])
 
-    def __init__(self, session: Session, settings: Settings, kept: Kept, now: int) -> None:
-        self._session = session
-        self._root = settings.work_folder
-        self._limit = f"gc.keep_models = {settings.gc.keep_models}"
-        self._kept = kept
-        self._now = now
 
-    def cut_off(self) -> Iterator[Item]:
-        for path in sorted((self._root / TRASH_NAME).glob("*")):
-            yield self._item(path, "collected before, but its deletion was cut off")
+def _predictions(root: Path, kept: Kept) -> Iterator[Item]:
+    """Yield the oldest cached predictions beyond 2 GB in total, never those of champions and open runs."""
+    used: set[str] = set()
+    for run_id in kept.champion_runs | kept.open_runs:
+        keys = read_object(root / f"runs/{run_id}/evaluate.json").get("prediction_keys")
+        used.update(map(str, keys.values()) if isinstance(keys, dict) else ())
+    files = {path: [file.lstat() for file in path.glob("*")] for path in (root / "predictions").glob("*")}
+    total = sum(stat.st_size for stats in files.values() for stat in stats)
+    by_age = sorted(files, key=lambda path: (max((stat.st_mtime for stat in files[path]), default=0), path.name))
+    for path in by_age:
+        if total > PREDICTIONS_BYTES and path.name not in used:
+            total -= sum(stat.st_size for stat in files[path])
+            yield _item(root, path, f"cached predictions beyond {PREDICTIONS_BYTES:,} bytes")
 
-    def models(self) -> Iterator[Item]:
-        for path in sorted((self._root / "models").glob("*")):
-            runs = self._makers.get(path.name, [])
-            if self._kept.holds(path) or (not runs and (self._kept.damaged or not self._is_old(path))):
-                continue
-            why = self._why(runs[0]) if runs else "a model that no run made"
-            references = [name for run in runs for name in self._references(run)]
-            yield self._item(path, why, references)
 
-    def run(self, run: Ended) -> Iterator[Item]:
-        """Yield the working files of an ended run; if it is kept and succeeded, only files that no artifact names."""
-        if run.id not in self._kept.runs:
-            for path in run.working:
-                yield self._item(path, self._why(run), self._references(run))
-        elif run.state == RunState.SUCCEEDED:
-            for path in run.working:
-                if not self._kept.holds(path):
-                    yield self._item(path, f"run {run.id} has ended and nothing refers to it")
+def _is_old(path: Path, now: int) -> bool:
+    info = path.lstat()
+    return now - 1000 * max(info.st_mtime, info.st_ctime) > DAY_MS
 
-    def unknown_runs(self) -> Iterator[Item]:
-        known = set(map(str, self._session.exec(select(Run.id))))
-        for path in sorted((self._root / "runs").glob("*")):
-            if path.name not in known and self._is_old(path):
-                yield self._item(path, "of a run that the database does not know")
 
-    def predictions(self) -> Iterator[Item]:
-        """Yield the oldest cached predictions beyond 2 GB in total, never those of champions and open runs."""
-        used: set[str] = set()
-        for run_id in self._kept.champion_runs | self._kept.open_runs:
-            keys = read_object(self._root / f"runs/{run_id}/evaluate.json").get("prediction_keys")
-            used.update(map(str, keys.values()) if isinstance(keys, dict) else ())
-        files = {path: [file.lstat() for file in path.glob("*")] for path in (self._root / "predictions").glob("*")}
-        total = sum(stat.st_size for stats in files.values() for stat in stats)
-        by_age = sorted(files, key=lambda path: (max((stat.st_mtime for stat in files[path]), default=0), path.name))
-        for path in by_age:
-            if total > PREDICTIONS_BYTES and path.name not in used:
-                total -= sum(stat.st_size for stat in files[path])
-                yield self._item(path, f"cached predictions beyond {PREDICTIONS_BYTES:,} bytes")
-
-    # --- small parts
-
-    @cached_property
-    def _makers(self) -> dict[str, list[Ended]]:
-        """Model name → ended runs that made it."""
-        makers: dict[str, list[Ended]] = {}
-        for run in self._kept.ended:
-            for name in run.models:
-                makers.setdefault(name, []).append(run)
-        return makers
-
-    def _references(self, run: Ended) -> list[str]:
-        # A run without a verdict may be retried: it must not skip a step whose files are gone.
-        steps = _WITH_FILES if run.state == RunState.SUCCEEDED else _STEPS
-        return [f"runs/{run.id}/{step}.json" for step in steps]
-
-    def _why(self, run: Ended) -> str:
-        outcome = self._session.exec(select(Run.outcome).where(Run.id == run.id)).one()
-        return f"run {run.id}: {outcome or run.state}, beyond {self._limit}"
-
-    def _is_old(self, path: Path) -> bool:
-        info = path.lstat()
-        return self._now - 1000 * max(info.st_mtime, info.st_ctime) > DAY_MS
-
-    def _item(self, path: Path, why: str, references: Iterable[str] = ()) -> Item:
-        relative = path.relative_to(self._root).as_posix()
-        return Item(path=relative, why=why, bytes=tree_bytes(path), references=tuple(references))
+def _item(root: Path, path: Path, why: str, references: Iterable[str] = ()) -> Item:
+    relative = path.relative_to(root).as_posix()
+    return Item(path=relative, why=why, bytes=tree_bytes(path), references=tuple(references))

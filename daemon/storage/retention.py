@@ -29,6 +29,8 @@ from pipeline.steps import STEPS
 DAY_MS = 86_400_000
 #: Small files of an attempt that document it; they are always kept.
 _STORY = STORY_NAMES | {RESULT_NAME, "report"}
+#: Steps whose artifact names files that are collected.
+_WITH_FILES = ("merge", "train", "prepare")
 
 
 class Ended(NamedTuple):
@@ -37,8 +39,17 @@ class Ended(NamedTuple):
     id: int
     track: str
     state: str
+    outcome: str | None
     models: set[str]
     working: tuple[Path, ...]
+
+    @property
+    def references(self) -> list[str]:
+        """The published artifacts that lead to its files, relative to the work folder, the last step's first."""
+        # A run without a verdict may be retried: it must not skip a step whose files are gone. Report and verdict of a
+        # run that succeeded are kept.
+        steps = _WITH_FILES if self.state == RunState.SUCCEEDED else tuple(step.name for step in reversed(STEPS))
+        return [f"runs/{self.id}/{step}.json" for step in steps]
 
 
 @dataclass
@@ -141,8 +152,8 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
 def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set[tuple[int, int]]) -> None:
     """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones."""
     models = {path.name for path in (root / "models").glob("*")}
-    wanted = select(Run.id, Run.ended_at, Run.track, Run.state).where(col(Run.ended_at).is_not(None))
-    for run_id, end, track, state in session.exec(wanted.order_by(col(Run.ended_at).desc(), col(Run.id).desc())):
+    wanted = select(Run.id, Run.ended_at, Run.track, Run.state, Run.outcome).where(col(Run.ended_at).is_not(None))
+    for run_id, end, *about in session.exec(wanted.order_by(col(Run.ended_at).desc(), col(Run.id).desc())):
         folder, key = root / "runs" / str(run_id), (run_id or 0, end or 0)
         if key in cleared:
             continue
@@ -150,7 +161,7 @@ def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set
             _require_readable(folder)
             # Also if a collection was cut off after it had renamed the artifact.
             model_ids = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
-            run = Ended(key[0], track, state, model_ids, tuple(working_files(folder)))
+            run = Ended(key[0], *about, model_ids, tuple(working_files(folder)))
             if run.models or run.working:
                 kept.ended.append(run)
             elif key[1] < now - DAY_MS:
