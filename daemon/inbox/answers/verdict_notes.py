@@ -22,11 +22,11 @@ from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
-from daemon.state.database import ChangeWatch, transaction
+from daemon.state.database import transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, rows_of
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
 from pipeline.decide.explain import sentence
 from pipeline.errors import is_disk_full
@@ -34,7 +34,7 @@ from pipeline.words import count, left_out_words, printable, worth_words
 
 VERDICT = ".verdict.txt"
 #: States with a verdict note; of rejected and duplicate drops the receipt or error list is final.
-_TOLD = (DropState.ACCEPTED, DropState.PROPOSED, DropState.WITHDRAWN, DropState.SUSPENDED)
+_NOTED = (DropState.ACCEPTED, DropState.PROPOSED, DropState.WITHDRAWN, DropState.SUSPENDED)
 #: Most drops handled by one `refresh`, and most names tried to find a receipt.
 _AT_ONCE, _MOST_NAMES = 20, 25
 _AGAIN = "It is trained on again, together with the next drops."
@@ -50,7 +50,7 @@ log = structlog.get_logger()
 
 
 class TrackPast(NamedTuple):
-    """A track's champions, read once for many drops; valid until the database changes."""
+    """A track's champions, read once for many drops; valid until the track's next event."""
 
     first: Mapping[int, Promotion]
     """The first promotion of a model that was trained on a drop, by the id of the drop."""
@@ -61,10 +61,11 @@ class TrackPast(NamedTuple):
 def _past_of(session: Session, track: str) -> TrackPast:
     first: dict[int, Promotion] = {}
     drops: list[int] | None = None
-    for one in rows_of(session, Promotion, CHAMPIONS, track=track).all():
-        drops = one.drops
+    for promotion in rows_of(session, Promotion, CHAMPIONS, track=track).all():
+        session.expunge(promotion)  # it outlives the session
+        drops = promotion.drops
         for drop in drops or ():
-            first.setdefault(drop, one)
+            first.setdefault(drop, promotion)
     return TrackPast(first, frozenset(drops or ()))
 
 
@@ -74,15 +75,11 @@ class VerdictNotes:
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
         """Read from the database of `engine`; all drops that get a note are pending at first."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
-        self._changes = ChangeWatch(engine)
         with transaction(engine) as session:
             self._seen = session.exec(select(func.max(Event.id))).one() or 0
-            told = select(Drop.id).where(col(Drop.state).in_(_TOLD))
-            self._pending = {number for number in session.exec(told) if number}
-            self._champions = {track: _past_of(session, track).champion for track in settings.track_names}
-        self._pasts: dict[str, TrackPast] = {}
-        #: Whether changes are not handled yet: reading them fails while the database is locked.
-        self._changed = False
+            noted = select(Drop.id).where(col(Drop.state).in_(_NOTED))
+            self._pending = {number for number in session.exec(noted) if number}
+            self._pasts = {track: _past_of(session, track) for track in session.exec(select(Track.name))}
 
     def refresh(self) -> bool:
         """
@@ -91,22 +88,14 @@ class VerdictNotes:
         A drop without a receipt gets no note. A full disk or a locked database raises an exception, and the next call
         handles the same drops again; other errors of writing are logged.
         """
-        self._changed |= self._changes.changed()
-        if not self._changed and not self._pending:
-            return False
         with transaction(self._engine) as session:
-            if self._changed:
-                self._pasts.clear()
-                self._look_at_events(session)
+            self._look_at_events(session)
             batch = sorted(self._pending, reverse=True)[:_AT_ONCE]
             drops = session.exec(select(Drop).where(col(Drop.id).in_(batch))).all()
-            texts = [
-                (drop, tell(session, self._settings, drop, self._past(session, drop.track)))
-                for drop in drops
-                if drop.state in _TOLD
-            ]
-        self._changed = False
-        for drop, words in texts:
+            drops = [drop for drop in drops if drop.state in _NOTED]
+            pasts = [self._pasts.get(drop.track) or _past_of(session, drop.track) for drop in drops]
+            texts = [tell(session, self._settings, drop, past) for drop, past in zip(drops, pasts, strict=True)]
+        for drop, words in zip(drops, texts, strict=True):
             self._write(drop, words)
         self._pending.difference_update(batch)
         return bool(self._pending)
@@ -119,26 +108,18 @@ class VerdictNotes:
         asked = select(Event).where(col(Event.id) > self._seen, kinds)
         asked = asked.options(defer(Event.detail))  # type: ignore[arg-type]
         events = session.exec(asked.order_by(col(Event.id))).all()
-        if not events:
-            return
-        tracks = {event.track for event in events if event.track}
-        champions = {track: self._past(session, track).champion for track in tracks}
         self._pending |= {event.drop_id for event in events if event.drop_id}
         # A new drop changes no other drop's text; otherwise a thousand new drops would be worded a thousand times each.
         ran = {event.track for event in events if event.run_id and not event.kind.startswith("drop_")}
-        for track, champion in champions.items():
-            self._pending |= champion ^ self._champions.get(track, frozenset())
+        for track in {event.track for event in events if event.track}:
+            former, past = self._pasts.get(track), _past_of(session, track)
+            self._pasts[track] = past
+            self._pending |= past.champion ^ (former.champion if former else frozenset())
             if track in ran:
-                told = select(Drop.id).where(Drop.track == track, col(Drop.state).in_(_TOLD))
+                noted = select(Drop.id).where(Drop.track == track, col(Drop.state).in_(_NOTED))
                 # Drops that the champion was trained on have their verdict already.
-                self._pending |= {number for number in session.exec(told) if number} - champion
-        self._champions |= champions
-        self._seen = events[-1].id or self._seen
-
-    def _past(self, session: Session, track: str) -> TrackPast:
-        if track not in self._pasts:
-            self._pasts[track] = _past_of(session, track)
-        return self._pasts[track]
+                self._pending |= {number for number in session.exec(noted) if number} - past.champion
+        self._seen = max((event.id or 0 for event in events), default=self._seen)
 
     def _write(self, drop: Drop, words: str) -> None:
         """Write a drop's note next to its receipt if it differs; write nothing if there is no receipt."""
