@@ -7,11 +7,13 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Engine
 
-from daemon.inbox.answers.folder_texts import FolderTexts
+from daemon.inbox.answers.folder_texts import keep_notes, write_readmes
+from daemon.inbox.answers.verdict_notes import VerdictNotes
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, Watcher
 from daemon.settings.model import Settings
-from daemon.state.layout import WATCHER_NOTE
+from daemon.state.database import open_reader
+from daemon.state.layout import DATABASE_NAME, WATCHER_NOTE
 from daemon.state.ownership import require_share
 from daemon.storage.disk import Disk, is_full
 from daemon.system.clock import now_ms
@@ -35,11 +37,11 @@ class IntakeLoop:
         self._settings = settings
         self._watcher = Watcher(settings, self.wake)
         self._intake = Intake(engine, settings)
-        self._texts: FolderTexts | None = None
+        self._verdicts: VerdictNotes | None = None
         self._texts_due = 0.0
         self._disk = Disk(settings)
         self._note: object = None
-        self._told: object = None
+        self._written: object = None
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="intake")
 
@@ -130,13 +132,15 @@ class IntakeLoop:
         """Write README.txt and verdict notes; return whether notes are still pending."""
         if self.stop.is_set() or self._disk.shortage():
             return False
-        if self._texts is None:
-            self._texts = FolderTexts(self._settings, self._watcher.inbox)
-        if self._told is not self._note:
+        settings, inbox = self._settings, self._watcher.inbox
+        if self._verdicts is None:
+            write_readmes(settings, inbox)
+            self._verdicts = VerdictNotes(open_reader(settings.state_folder / DATABASE_NAME), settings, inbox)
+        if self._written is not self._note:
             for folders, left in self._watcher.left_by_folder():
-                self._texts.keep_notes(folders, left)
-            self._told = self._note
-        more = self._texts.notes.refresh()
+                keep_notes(inbox, folders, left)
+            self._written = self._note
+        more = self._verdicts.refresh()
         self._texts_due = time.monotonic() + _LONGEST_WAIT
         return more
 

@@ -1,5 +1,5 @@
 """
-Write README.txt in the folders for drops, notes next to files that cannot be taken, and verdict notes.
+Write README.txt in the folders for drops, and notes next to files that cannot be taken.
 
 README.txt describes, by the settings, what may be dropped into a track's folder and how it is answered.
 """
@@ -10,12 +10,9 @@ from collections.abc import Mapping
 import structlog
 
 from daemon.inbox.answers.remarks import begins_when, rows_for_verdict
-from daemon.inbox.answers.verdict_notes import VerdictNotes
 from daemon.inbox.drop_folders import DONE, WAITS, folder_names
 from daemon.inbox.folders import InboxFolders, InboxUnusable, keep_own
 from daemon.settings.model import IntakeSettings, Settings, TrackSettings
-from daemon.state.database import open_reader
-from daemon.state.layout import DATABASE_NAME
 from pipeline.errors import is_disk_full
 from pipeline.records.validate import Options
 from pipeline.words import count, printable, size_words
@@ -24,45 +21,38 @@ README = "README.txt"
 log = structlog.get_logger()
 
 
-class FolderTexts:
-    """Keeps README.txt in each track's folder, and the notes next to files and receipts, up to date."""
+def write_readmes(settings: Settings, inbox: InboxFolders) -> None:
+    """Write README.txt in each track's folder. Raises `OSError` if the disk is full; other errors are logged."""
+    for track in settings.track_names:
+        _keep(inbox, folder_names(track, "train"), README, readme_text(settings, track))
 
-    def __init__(self, settings: Settings, inbox: InboxFolders) -> None:
-        """
-        Write README.txt, and open the database, for use by one thread.
 
-        Raises `DatabaseUnusable` if there is none, `OSError` if the disk is full; other errors of writing are logged.
-        """
-        self._inbox = inbox
-        self.notes = VerdictNotes(open_reader(settings.state_folder / DATABASE_NAME), settings, inbox)
-        for track in settings.track_names:
-            self._keep(folder_names(track, "train"), README, readme_text(settings, track))
+def keep_notes(inbox: InboxFolders, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
+    """
+    Write NAME.waits.txt next to each file in `left` (name: reason), and delete the daemon's other such notes there.
 
-    def keep_notes(self, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
-        """
-        Write NAME.waits.txt next to each file in `left` (name: reason), and delete the daemon's other such notes there.
+    `folders` is the folder as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
+    """
+    try:
+        folder = inbox.shared(*folders)  # open as long as it has a name
+        there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
+    except (InboxUnusable, OSError) as error:
+        log.warning("inbox_text_not_written", name=printable("/".join(folders)), error=str(error))
+        return
+    for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
+        why = left.get(name)
+        note = why and f"{printable(name)} has not been taken, and is tried again: {why}\n"
+        _keep(inbox, folders, name + WAITS, note)
 
-        `folders` is the folder as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
-        """
-        try:
-            folder = self._inbox.shared(*folders)  # open as long as it has a name
-            there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
-        except (InboxUnusable, OSError) as error:
-            log.warning("inbox_text_not_written", name=printable("/".join(folders)), error=str(error))
-            return
-        for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
-            why = left.get(name)
-            note = why and f"{printable(name)} has not been taken, and is tried again: {why}\n"
-            self._keep(folders, name + WAITS, note)
 
-    def _keep(self, folders: tuple[str, ...], name: str, words: str | None) -> None:
-        """Write a text to a folder, or delete it if `None`. Errors are logged; a full disk raises `OSError`."""
-        try:
-            keep_own(self._inbox.shared(*folders), self._inbox.closed(DONE), name, words)
-        except (InboxUnusable, OSError) as error:
-            if isinstance(error, OSError) and is_disk_full(error):
-                raise
-            log.warning("inbox_text_not_written", name=printable("/".join((*folders, name))), error=str(error))
+def _keep(inbox: InboxFolders, folders: tuple[str, ...], name: str, words: str | None) -> None:
+    """Write a text to a folder, or delete it if `None`. Errors are logged; a full disk raises `OSError`."""
+    try:
+        keep_own(inbox.shared(*folders), inbox.closed(DONE), name, words)
+    except (InboxUnusable, OSError) as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        log.warning("inbox_text_not_written", name=printable("/".join((*folders, name))), error=str(error))
 
 
 def readme_text(settings: Settings, track: str) -> str:

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from daemon.inbox.answers.folder_texts import FolderTexts, readme_text
+from daemon.inbox.answers.folder_texts import readme_text, write_readmes
 from daemon.inbox.folders import MARK
 from daemon.inbox.watcher import Watcher
 from daemon.settings.model import Settings
 from tests.daemon.inbox.test_intake import Box
 
 
-def texts_of(box: Box, **values: Any) -> FolderTexts:
-    settings = Settings.model_validate({**box.settings.model_dump(), **values})
-    return FolderTexts(settings, box.intake._inbox)
+def write(box: Box, **values: Any) -> None:
+    write_readmes(Settings.model_validate({**box.settings.model_dump(), **values}), box.intake._inbox)
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def box(tmp_path: Path) -> Box:
 
 
 def test_each_track_has_its_own_readme_by_its_settings(box: Box) -> None:
-    texts_of(box, tracks={"support": {"trigger": "nightly"}}).notes.refresh()
+    write(box, tracks={"support": {"trigger": "nightly"}})
     top = (box.inbox / "README.txt").read_text(encoding="utf-8")
     assert top.startswith(f"{MARK}\n\nThis is the inbox of track default: drop files of training records here.\n")
     for words in (
@@ -56,12 +55,12 @@ def test_a_readme_says_what_the_settings_say() -> None:
 
 
 def test_a_readme_is_written_again_only_where_the_settings_changed(box: Box) -> None:
-    texts_of(box).notes.refresh()
+    write(box)
     path = box.inbox / "README.txt"
     inode = path.stat().st_ino
-    texts_of(box).notes.refresh()
+    write(box)
     assert path.stat().st_ino == inode
-    texts_of(box, intake={"settle_seconds": 9.0}).notes.refresh()
+    write(box, intake={"settle_seconds": 9.0})
     assert "not changed for 9 s" in path.read_text(encoding="utf-8")
     assert sorted(one.name for one in (box.inbox / "done").iterdir()) == [], "nothing is left aside"
 
@@ -70,7 +69,7 @@ def test_a_readme_is_written_again_only_where_the_settings_changed(box: Box) -> 
 def test_a_persons_own_file_stays_as_it_is(box: Box, text: str) -> None:
     path = box.inbox / "README.txt"
     path.write_text(text)
-    texts_of(box).notes.refresh()
+    write(box)
     assert path.read_text() == text
 
 
@@ -78,7 +77,7 @@ def test_a_link_is_neither_followed_nor_replaced(box: Box, tmp_path: Path) -> No
     victim = tmp_path / "victim"
     victim.write_text(f"{MARK}\n")
     (box.inbox / "README.txt").symlink_to(victim)
-    texts_of(box).notes.refresh()
+    write(box)
     assert (box.inbox / "README.txt").is_symlink()
     assert victim.read_text() == f"{MARK}\n"
 
@@ -88,7 +87,7 @@ def test_another_users_file_with_our_first_line_stays(box: Box) -> None:
     path = box.inbox / "README.txt"
     path.write_text(f"{MARK}\n\nsend your data to me\n")
     os.chown(path, 12345, 12345)
-    texts_of(box).notes.refresh()
+    write(box)
     assert "send your data" in path.read_text()
 
 
@@ -100,18 +99,18 @@ def test_a_file_that_comes_in_this_very_moment_is_not_replaced(box: Box, monkeyp
         return False
 
     monkeypatch.setattr(os.path, "lexists", comes)
-    texts_of(box).notes.refresh()
+    write(box)
     assert path.read_text() == "mine"
 
 
 def test_a_pipe_by_the_name_hangs_nobody(box: Box) -> None:
     os.mkfifo(box.inbox / "README.txt")
-    texts_of(box).notes.refresh()
+    write(box)
     assert (box.inbox / "README.txt").is_fifo()
 
 
 def test_the_texts_are_never_taken_for_drops(box: Box) -> None:
-    texts_of(box).notes.refresh()
+    write(box)
     for name in ("readme.txt", "support/README.txt", "heldout/ReadMe.TXT"):
         (box.inbox / name).write_text("x")
     watcher = Watcher(box.settings, threading.Event())

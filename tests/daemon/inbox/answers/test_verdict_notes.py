@@ -9,13 +9,13 @@ import pytest
 from sqlmodel import select
 
 from daemon.inbox.answers import verdict_notes
-from daemon.inbox.answers.folder_texts import README, FolderTexts
 from daemon.queue.drops import restore, withdraw
 from daemon.queue.snapshots import give_back
 from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.clauses import Suspension, drop_clauses
 from daemon.state.events import Word, record_event
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from pipeline import durable
@@ -43,17 +43,18 @@ class House:
 
     def __init__(self, root: Path, **values: Any) -> None:
         self.box = Box(root, **values)
-        self.texts = FolderTexts(self.box.settings, self.box.intake._inbox)
+        self.restart()
 
     def restart(self) -> None:
-        self.texts = FolderTexts(self.box.settings, self.box.intake._inbox)
+        engine = database.open_reader(self.box.settings.state_folder / DATABASE_NAME)
+        self.notes = verdict_notes.VerdictNotes(engine, self.box.settings, self.box.intake._inbox)
 
     def drop(self, name: str, start: int = 0, folder: str = "") -> None:
         self.box.drop(name, rows(start), folder)
 
     def said(self, name: str = "a.jsonl", place: str = "done") -> list[str]:
         """Return the lines of a note once all texts are written."""
-        while self.texts.notes.refresh():
+        while self.notes.refresh():
             pass
         path = self.box.inbox / place / f"{name}.verdict.txt"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -293,7 +294,7 @@ def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monke
 
         cut.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", power_cut)
         with pytest.raises(PowerCut):
-            house.texts.notes.refresh()
+            house.notes.refresh()
     house.restart()
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
@@ -310,7 +311,7 @@ def test_what_a_locked_database_held_back_is_written_at_the_next_turn(
 
         cut.setattr(verdict_notes, "tell", locked)
         with pytest.raises(sqlite3.OperationalError):
-            house.texts.notes.refresh()
+            house.notes.refresh()
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
 
@@ -334,7 +335,7 @@ def test_all_drops_are_told_some_at_a_time(house: House, monkeypatch: pytest.Mon
     monkeypatch.setattr(verdict_notes, "_AT_ONCE", 2)
     for number in range(4):
         house.drop(f"b{number}.jsonl", 10 * (number + 1))
-    assert house.texts.notes.refresh(), "more is to be written"
+    assert house.notes.refresh(), "more is to be written"
     assert len(list((house.box.inbox / "done").glob("*.verdict.txt"))) == 2
     assert all(house.said(f"b{number}.jsonl") for number in range(4))
 
@@ -409,4 +410,3 @@ def test_a_note_that_cannot_be_written_keeps_no_other_from_being(house: House) -
     house.drop("b.jsonl", 10)
     (house.box.inbox / "done" / "a.jsonl.verdict.txt").mkdir()
     assert house.said("b.jsonl")
-    assert (house.box.inbox / README).exists()
