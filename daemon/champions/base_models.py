@@ -4,7 +4,6 @@ import contextlib
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import structlog
 from sqlalchemy import Engine
@@ -81,16 +80,17 @@ class Bases:
 
     def _refresh_track(self, name: str, folder: Path, now: int) -> None:
         check_base(folder)
-        identity_of = _signature(folder)
+        files = [(path.name, path.stat()) for path in model_files(folder)]
+        signature = [str(folder), [[file, info.st_size, info.st_mtime_ns] for file, info in files]]
         note = self._settings.work_folder / "tracks" / name / _NOTE
         # A damaged note is none: the model is hashed again.
         known = read_object(note)
         identity = known.get("model_id")
-        if known.get("signature") != identity_of or not isinstance(identity, str):
+        if known.get("signature") != signature or not isinstance(identity, str):
             log.info("base_model_hashing", track=name, folder=str(folder))
             identity = showing_life(model_id, folder)
             note.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_json(note, {"signature": identity_of, "model_id": identity})
+            durable.write_json(note, {"signature": signature, "model_id": identity})
         ensure_base(self._engine, self._settings.work_folder, name, Base(folder, identity), now)
 
 
@@ -100,12 +100,6 @@ def _unreadable(track: str, error: Exception) -> DropforgeError:
         return DropforgeError(f"the row of track {track} cannot be used: {in_words(error)}", hint)
     message = f"the base model cannot be read: {error.filename or 'its folder'}: {error.strerror or error}"
     return DropforgeError(message, "let the user that the daemon runs as read the folder and every file in it")
-
-
-def _signature(folder: Path) -> list[Any]:
-    """Return the folder, and the name, size and modification time of each model file, as JSON values."""
-    files = [(path, path.stat()) for path in model_files(folder)]
-    return [str(folder), [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in files]]
 
 
 def _entries(folder: Path) -> list[tuple[Path, int]]:

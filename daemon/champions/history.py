@@ -29,18 +29,14 @@ def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder,
     models whose folder is gone. A model is listed once; base models are included.
     """
     shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
-    found: dict[str, ModelRef] = {}
-    for one in reversed(past):
-        moved = one.model_id == track.base_model_id and track.base_path is not None
-        path = track.base_path if moved and track.base_path is not None else one.model_path
-        left = one.generation in over or one.model_id in shut
-        if left or one.model_id in found or not (work_folder / path).is_dir():
-            continue
-        drops = None if one.drops is None else tuple(one.drops)
-        found[one.model_id] = ModelRef(model_id=one.model_id, path=path, generation=one.generation, drops=drops)
-        if len(found) == most:
-            break
-    return list(found.values())
+    models: list[ModelRef] = []
+    for row in reversed(past):
+        path = (track.base_path if row.model_id == track.base_model_id else None) or row.model_path  # it may have moved
+        if row.generation not in over and row.model_id not in shut and (work_folder / path).is_dir():
+            drops = None if row.drops is None else tuple(row.drops)
+            models.append(ModelRef(model_id=row.model_id, path=path, generation=row.generation, drops=drops))
+            shut.add(row.model_id)
+    return models[:most]
 
 
 def _skipped(past: "Sequence[Promotion]") -> set[int]:

@@ -79,7 +79,12 @@ def collect(
         with collecting(settings.state_folder), transaction(engine) as session:
             used = what_is_in_use(session, settings)
             items = [item for item in items if not used.holds(root / item.path)]
-            refused += _throw_all_away(root, items)
+            for item in list(items):
+                try:
+                    _throw_away(root, item)
+                except OSError as error:
+                    items.remove(item)
+                    refused.append(error)
     collected = Collected(dry_run=dry_run, items=tuple(items), bytes=sum(item.bytes for item in items))
     if not dry_run:
         if items:
@@ -142,18 +147,6 @@ def _delete(path: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def _throw_all_away(root: Path, items: list[Item]) -> list[OSError]:
-    """Move items into the trash; remove those that fail from `items` and return their errors."""
-    refused = []
-    for item in list(items):
-        try:
-            _throw_away(root, item)
-        except OSError as error:
-            items.remove(item)
-            refused.append(error)
-    return refused
 
 
 def _throw_away(root: Path, item: Item) -> None:
