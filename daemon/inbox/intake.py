@@ -20,7 +20,7 @@ from daemon.inbox.answers.receipts import ERRORS, RECEIPT, Document
 from daemon.inbox.answers.remarks import lacking
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
-from daemon.inbox.safe_copy import Copy, SourceChanged, SourceUnreadable, copy, identity, look, refusal
+from daemon.inbox.safe_copy import SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
@@ -133,39 +133,39 @@ class Intake:
         no_room = full or self._no_room(source.info.st_size)
         if no_room:
             return self._left(settled, "queue_full" if full else "no_room", no_room, source.now)
-        taken = copy(source.settled.name, source.folder.fd, source.info, self._incoming)
+        path, sha256 = copy(source.settled.name, source.folder.fd, source.info, self._incoming)
         try:
-            return self._judge(source, taken)
+            return self._judge(source, path, sha256)
         finally:
-            taken.path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
-    def _judge(self, source: _Source, taken: Copy) -> Outcome:
+    def _judge(self, source: _Source, path: Path, sha256: str) -> Outcome:
         """Validate a copied file and record it as duplicate, rejected, proposed or accepted."""
         options = validation_options(self._settings, source.settled.track, os.fsdecode(source.settled.name))
         if source.earlier is not None and source.earlier[0].quarantined:
             drop, detail = source.earlier
-            again = validate(taken.path, replace(options, most_bad_rows=drop.quarantined))
-            errors = receipts.errors(drop, again, taken.sha256)
-            return self._answer(source, drop, _receipt(drop, detail, None, taken.sha256), errors)
-        same = self._duplicate(source, taken, taken.sha256)
+            again = validate(path, replace(options, most_bad_rows=drop.quarantined))
+            errors = receipts.errors(drop, again, sha256)
+            return self._answer(source, drop, _receipt(drop, detail, None, sha256), errors)
+        same = self._duplicate(source, path, sha256, sha256)
         if same is not None:
             return same
-        validation = _wrong_name(source.settled.name, taken.path) or validate(taken.path, options)
+        validation = _wrong_name(source.settled.name, path) or validate(path, options)
         ruling = rule(validation, self._settings.intake)
         if not ruling.accepted:
-            return self._reject(source, validation, ruling.reason, taken.sha256)
-        content = taken.sha256
+            return self._reject(source, validation, ruling.reason, sha256)
+        content = sha256
         if not validation.ok:
             # Only the good rows, which will be trained on, are stored, hashed and compared.
-            content = sift(taken.path, options)
-            same = self._duplicate(source, taken, content)
+            content = sift(path, options)
+            same = self._duplicate(source, path, sha256, content)
             if same is not None:
                 return same
-        taken.path.rename(self._drops / f"{content}.jsonl")
+        path.rename(self._drops / f"{content}.jsonl")
         durable.fsync_folder(self._drops)
-        return self._accept(source, validation, content, taken.sha256)
+        return self._accept(source, validation, content, sha256)
 
-    def _duplicate(self, source: _Source, taken: Copy, content: str) -> Outcome | None:
+    def _duplicate(self, source: _Source, path: Path, sha256: str, content: str) -> Outcome | None:
         """Record a duplicate if a known drop has the hash `content`, that of the good rows; otherwise return `None`."""
         with transaction(self._engine) as session:
             settled = source.settled
@@ -174,14 +174,14 @@ class Intake:
             original = session.exec(known).first()
             if original is None:
                 return None
-            drop = _drop(source, DropState.DUPLICATE, taken.sha256)
+            drop = _drop(source, DropState.DUPLICATE, sha256)
             drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
             _record(session, drop, source, ())
         stored = self._drops / f"{content}.jsonl"
         if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
-            taken.path.rename(stored)
+            path.rename(stored)
             durable.fsync_folder(self._drops)
-        receipt = receipts.receipt(drop, None, original, (), taken.sha256)
+        receipt = receipts.receipt(drop, None, original, (), sha256)
         return self._answer(source, drop, receipt)
 
     def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:

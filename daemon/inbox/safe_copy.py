@@ -4,7 +4,6 @@ import hashlib
 import os
 import stat
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
@@ -31,14 +30,6 @@ class SourceChanged(DropforgeError):
     """A file in the inbox changed while it was read: it was not complete after all."""
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A durable copy in the state folder under a temporary name."""
-
-    path: Path
-    sha256: str
-
-
 def look(name: bytes, folder_fd: int) -> os.stat_result:
     """Return the stat of `name` in the open folder, not of a link's target. Raises `FileNotFoundError`, `OSError`."""
     return os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
@@ -63,9 +54,9 @@ def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
     return None
 
 
-def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Copy:
+def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> tuple[Path, str]:
     """
-    Copy the file `name`, whose `look` gave `info`, into `folder` under a temporary name, and fsync the copy.
+    Copy the file `name`, whose `look` gave `info`, into `folder`; return the durable copy's temporary path and sha256.
 
     Raises `SourceUnreadable` if it is a link or cannot be read, `SourceChanged` if it differs from `info`, changes or
     is gone, or `OSError` if the copy cannot be written. Nothing is left behind then.
@@ -86,7 +77,7 @@ def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> Cop
         raise
     finally:
         os.close(fd)
-    return Copy(target, sha256)
+    return target, sha256
 
 
 def _stream(fd: int, info: os.stat_result, target: Path) -> str:

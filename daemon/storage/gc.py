@@ -175,7 +175,8 @@ def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
     2 GB, but for those of champions and open runs. `now` is in ms since the epoch.
     """
-    root, beyond = settings.work_folder, f"beyond gc.keep_models = {settings.gc.keep_models}"
+    root: Path = settings.work_folder
+    beyond = f"beyond gc.keep_models = {settings.gc.keep_models}"
     for path in sorted((root / TRASH_NAME).glob("*")):
         yield _item(root, path, "collected before, but its deletion was cut off")
     yield from _models(root, kept, now, beyond)

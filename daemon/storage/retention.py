@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
@@ -29,6 +30,9 @@ from pipeline.steps import STEPS
 DAY_MS = 86_400_000
 #: Small files of an attempt that document it; they are always kept.
 _STORY = STORY_NAMES | {RESULT_NAME, "report"}
+_ENDED = """
+SELECT id, ended_at, track, state, outcome FROM run WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC
+"""
 #: Steps whose artifact names files that are collected.
 _WITH_FILES = ("merge", "train", "prepare")
 
@@ -152,19 +156,18 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
 def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set[tuple[int, int]]) -> None:
     """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones."""
     models = {path.name for path in (root / "models").glob("*")}
-    wanted = select(Run.id, Run.ended_at, Run.track, Run.state, Run.outcome).where(col(Run.ended_at).is_not(None))
-    for run_id, end, *about in session.exec(wanted.order_by(col(Run.ended_at).desc(), col(Run.id).desc())):
-        folder, key = root / "runs" / str(run_id), (run_id or 0, end or 0)
+    for run_id, end, track, state, outcome in session.execute(text(_ENDED)):
+        folder, key = root / "runs" / str(run_id), (run_id, end)
         if key in cleared:
             continue
         with kept.alone(folder):
             _require_readable(folder)
             # Also if a collection was cut off after it had renamed the artifact.
             model_ids = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
-            run = Ended(key[0], *about, model_ids, tuple(working_files(folder)))
+            run = Ended(run_id, track, state, outcome, model_ids, tuple(working_files(folder)))
             if run.models or run.working:
                 kept.ended.append(run)
-            elif key[1] < now - DAY_MS:
+            elif end < now - DAY_MS:
                 cleared.add(key)
 
 

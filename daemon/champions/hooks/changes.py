@@ -28,7 +28,6 @@ from daemon.state.events import Word, record_event
 from daemon.state.states import HookState
 from daemon.state.tables import Promotion, Track
 from daemon.state.troubles import Troubles
-from daemon.storage.disk import is_full
 from daemon.system.processes import child_environment
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
@@ -107,19 +106,12 @@ class Hooks:
     def _went_on(self, row: Promotion, now: int) -> bool:
         """Start the next command of a change; return `False` if trouble with its track prevents that, for now."""
         whose = whose_hooks(row.track)
-        if self._troubles.is_pausing(whose):
-            return False
-        try:
-            # A second change of the track waits for the first one's command.
-            if row.track not in self._running and row.track not in self._rollbacks:
-                self._next(row, now)
-        except OSError as error:
-            if is_full(error):
-                raise
-            self._troubles.note(whose, error)
-            return False
-        self._troubles.clear(whose)
-        return True
+        if not self._troubles.is_pausing(whose):
+            with self._troubles.alone(whose):
+                # A second change of the track waits for the first one's command.
+                if row.track not in self._running and row.track not in self._rollbacks:
+                    self._next(row, now)
+        return not self._troubles.is_pausing(whose)
 
     def _next(self, row: Promotion, now: int) -> None:
         """

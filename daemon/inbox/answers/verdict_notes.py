@@ -139,21 +139,11 @@ class VerdictNotes:
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
     """Return a drop's file name in `folder`, found by its own document NAME + `ending`; `None` if there is none."""
     for name in map(os.fsdecode, itertools.islice(names_for(drop.name_bytes, drop.id or 0), _MOST_NAMES)):
-        document = read_own(folder, name + ending)
-        if document is not None and _is_about(document, drop):
-            return name
+        with suppress(ValueError, RecursionError, AttributeError):  # a dropped file of such a name
+            document = json.loads(read_own(folder, name + ending) or b"{}")
+            if (document.get("drop"), document.get("content_sha256", document.get("sha256"))) == (drop.id, drop.sha256):
+                return name
     return None
-
-
-def _is_about(document: bytes, drop: Drop) -> bool:
-    """Return whether `document` is the receipt or error list of `drop`, not a dropped file of such a name."""
-    try:
-        value = json.loads(document)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(value, dict):
-        return False
-    return (value.get("drop"), value.get("content_sha256", value.get("sha256"))) == (drop.id, drop.sha256)
 
 
 def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> str:
