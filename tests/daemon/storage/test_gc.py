@@ -221,6 +221,17 @@ def test_a_failed_run_loses_its_files_by_the_same_limits_and_can_be_retried_from
     assert made.there(f"drops/{used.sha256}.jsonl") == [True]
 
 
+def test_a_cancelled_run_that_lost_its_model_evaluates_again_when_it_is_retried(
+    history: Callable[..., History],
+) -> None:
+    made = history(keep_models=1)
+    old, ended = made.run("cancelled", days=3), made.run(days=3)
+    made.run("cancelled", days=2), made.run(days=2)
+    made.collect()
+    assert made.there(f"runs/{old}/merge.json", f"runs/{old}/evaluate.json") == [False, False]
+    assert made.there(f"runs/{ended}/merge.json", f"runs/{ended}/evaluate.json") == [False, True]
+
+
 def test_what_the_database_does_not_know_goes_when_it_is_older_than_a_day(history: Callable[..., History]) -> None:
     made = history()
     stale = ["models/unknown", "runs/77"]
