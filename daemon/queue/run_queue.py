@@ -43,8 +43,6 @@ _LONGEST_PUT_OFF_MS = 3_600_000
 
 # Built once, like the statements of `states`.
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
-#: Largest seed that training takes.
-_MOST_SEED = 4_294_967_295
 
 
 def enqueue(session: Session, track: str, trigger: str, now: int, not_before: int) -> Run:
@@ -132,7 +130,7 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
         return False
     if run.about_drop is not None:
         # Another draw: what the seed did to the run that was worse must not be held against a drop once more.
-        seed = (config.train.seed + (run.id or 0)) % (_MOST_SEED + 1)
+        seed = (config.train.seed + (run.id or 0)) % (1 << 32)  # of the seeds that training takes
         # A control has no new row to continue the champion's training with, and a trial is trained as its control is.
         config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed, "start": "base"})})
     if config.train.search.when == "asked" and run.purpose != Purpose.SEARCH:

@@ -26,6 +26,7 @@ from daemon.state.database_file import (
     DatabaseUnusable,
     how_to_restore,
     in_words,
+    open_file,
     with_pragmas,
 )
 from daemon.state.layout import DATABASE_NAME
@@ -49,7 +50,7 @@ def open_reader(path: Path) -> Engine:
     """Return a read-only engine; the content is not checked. Raises `DatabaseUnusable` if the file is missing."""
     if not path.exists():
         raise DatabaseUnusable(f"there is no database {path}", "start the daemon once: dropforge run")
-    return _engine(path, partial(_connect_read_only, path), "BEGIN")
+    return _engine(path, partial(open_file, path), "BEGIN")
 
 
 def open_writer(settings: Settings) -> Engine:
@@ -65,7 +66,7 @@ class ChangeWatch:
 
     def __init__(self, engine: Engine) -> None:
         """Open a read-only connection to the existing database of `engine`; changes through this engine count too."""
-        self._connection = _connect_read_only(engine.get_execution_options()["path"])
+        self._connection = open_file(engine.get_execution_options()["path"])
         weakref.finalize(self, self._connection.close)
         self._seen: int | None = None
 
@@ -125,8 +126,3 @@ def _connect(path: Path, *pragmas: str) -> sqlite3.Connection:
     return with_pragmas(
         connection, "foreign_keys=ON", "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON", *pragmas
     )
-
-
-def _connect_read_only(path: Path) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)

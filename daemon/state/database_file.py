@@ -87,7 +87,7 @@ def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
     missing one, or the application id is another program's.
     """
     try:
-        with closing(_open(path, "rw" if at_start else "ro")) as connection:
+        with closing(open_file(path, "rw" if at_start else "ro")) as connection:
             look = "quick_check" if at_start else "integrity_check"
             found = [row[0] for row in connection.execute(f"PRAGMA {look}")]
             orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
@@ -114,7 +114,7 @@ def schema_of(path: Path) -> int | None:
     if not path.exists():
         return None
     try:
-        with closing(_open(path)) as connection:
+        with closing(open_file(path)) as connection:
             return int(connection.execute("PRAGMA user_version").fetchone()[0])
     except sqlite3.DatabaseError:
         return None
@@ -132,7 +132,7 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         # Not read-only: a transaction that a crash interrupted must be rolled back before reading.
-        with closing(_open(source, "rw")) as old:
+        with closing(open_file(source, "rw")) as old:
             aside.touch(0o600)
             # SQLite's backup API begins again at each commit of others, so it may never end.
             old.execute("VACUUM INTO ?", (str(aside),))
@@ -147,9 +147,10 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
     return counts
 
 
-def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
+def open_file(path: Path, mode: str = "ro") -> sqlite3.Connection:
+    """Open an existing database file, read-only unless `mode` is "rw"; no transaction begins by itself."""
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     return with_pragmas(connection, "cell_size_check=ON", "trusted_schema=OFF")
 
 

@@ -106,10 +106,10 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     lock = FileLock(root / _LOCK)
     if not lock.acquire():
         raise DropforgeError("another backup of this state folder is being made", "wait for it, then try again")
-    try:
+    with contextlib.ExitStack() as ended:
+        ended.callback(lock.release)
         try:
-            final = _place(root, target)
-            aside = final.with_name(_aside_name(root))
+            final, aside = _paths(root, target)
             # The remains of a killed backup: while we hold the lock no other backup of this state folder is being made.
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(mode=0o700)
@@ -118,16 +118,12 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
             example = "/srv/dropforge-backups"
             hint = f"name a folder of its own: install -d -o {user()} -m 700 {example}; dropforge backup {example}"
             raise DropforgeError(message, hint) from error
-        try:
-            manifest = _fill(aside, root, settings.work_folder, with_models=with_models)
-            check(aside)
-            durable.fsync_tree(aside)
-            aside.rename(final)
-            durable.fsync_folder(final.parent)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        lock.release()
+        ended.callback(shutil.rmtree, aside, ignore_errors=True)
+        manifest = _fill(aside, root, settings.work_folder, with_models=with_models)
+        check(aside)
+        durable.fsync_tree(aside)
+        aside.rename(final)
+        durable.fsync_folder(final.parent)
     return Made(final, manifest)
 
 
@@ -194,8 +190,12 @@ def stamp() -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
 
 
-def _place(root: Path, target: Path | None) -> Path:
-    """Return the path of the new backup. Raises `DropforgeError` if it exists or the folder above it does not."""
+def _paths(root: Path, target: Path | None) -> tuple[Path, Path]:
+    """
+    Return the path of the new backup and a temporary one, by host and state folder: several may keep backups there.
+
+    Raises `DropforgeError` if the backup exists or the folder above it does not.
+    """
     name = f"dropforge-{stamp()}"
     if target is None:
         (root / BACKUPS).mkdir(mode=0o700, exist_ok=True)
@@ -206,13 +206,8 @@ def _place(root: Path, target: Path | None) -> Path:
         why = "is there already" if final.exists() else "has no folder above it"
         message = f"no backup can be made at {final}: it {why}"
         raise DropforgeError(message, "name a folder that is there, or a new one in it: dropforge backup /mnt/monday")
-    return final
-
-
-def _aside_name(root: Path) -> str:
-    """Return a temporary name unique to this host and state folder: several may keep backups in the same folder."""
     whose = hashlib.sha256(f"{socket.gethostname()}:{root.resolve()}".encode("utf-8", "surrogateescape"))
-    return f".dropforge-{whose.hexdigest()[:16]}.tmp"
+    return final, final.with_name(f".dropforge-{whose.hexdigest()[:16]}.tmp")
 
 
 def _fill(aside: Path, root: StateFolder, work: WorkFolder, *, with_models: bool) -> Manifest:
