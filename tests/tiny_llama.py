@@ -82,31 +82,32 @@ def rows(count: int, seed: int) -> list[dict[str, str]]:
     return [{"instruction": INSTRUCTION, "input": message, "output": ANSWER} for message in made]
 
 
-def make_model(folder: Path, *, chat: bool = True, seed: int = 0) -> None:
-    """Save a random two-layer Llama and its byte-level tokenizer into `folder`, with or without a chat template."""
+def make_model(folder: Path, *, chat: bool = True, seed: int = 0, **changes: Any) -> None:
+    """
+    Save a random two-layer Llama and its byte-level tokenizer into `folder`, with or without a chat template.
+
+    `changes` are other values of its config.
+    """
     import torch  # noqa: PLC0415 - rows and settings are to be had without it
     import transformers  # noqa: PLC0415
 
     tokenizer = _tokenizer(chat=chat)
     torch.manual_seed(seed)
-    ends = {
+    values = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        **ends,
-    )
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**values, **changes}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

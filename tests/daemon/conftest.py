@@ -27,7 +27,6 @@ from daemon.state.events import Word
 from daemon.state.states import AttemptState
 from daemon.state.tables import Attempt, Run
 from pipeline import durable
-from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import LOG_NAME, PROGRESS_NAME, Progress
 from tests import run_owner
@@ -102,15 +101,11 @@ class LivedIn:
 
     def promote(self, claim: states.Claim) -> None:
         """Let the run end with a promotion."""
-        verdict = Verdict(
-            outcome="promoted",
-            reasons=(),
-            metric="exact_match",
-            records=120,
-            groups=120,
+        verdict = run_owner.judged(
+            "promoted",
+            40.0,
             candidate_score=90.0,
             champion_score=50.0,
-            gain=40.0,
             interval=(28.5, 51.5),
             p_value=0.0001,
             test="exact McNemar",

@@ -12,7 +12,6 @@ import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline import durable
 from pipeline.artifacts import Adapter, MemoryPlan
@@ -60,26 +59,11 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def wide_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wide_llama(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama in float32 that is small, and whose activations are large: 0.2 MB a token."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=4096,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     folder = tmp_path_factory.mktemp("models") / "wide"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    wide = {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 3, "initializer_range": 0.02}
+    tiny.make_model(folder, **wide)
     return folder
 
 
