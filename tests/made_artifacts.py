@@ -8,7 +8,14 @@ from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, ModelRef, Scores, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import StepSpec
+from pipeline.models.manifest import model_id
 from tests.model_folder import write_model
+
+
+def run_config(base: str | Path, identity: str = "", **sections: Any) -> RunConfig:
+    """Return the settings of a run over a base model, whose id is that of its folder unless another one is given."""
+    identity = identity or model_id(Path(base))
+    return RunConfig(track="default", base_model=str(base), base_model_id=identity, salt="s", **sections)
 
 
 def made_spec(root: Path, step: str, config: RunConfig | None = None, **more: Any) -> StepSpec:

@@ -13,8 +13,8 @@ from pipeline.artifacts import TRAINED_FILES, Adapter
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import Interrupted
-from pipeline.models.manifest import model_id
 from pipeline.train.step import train
+from tests.made_artifacts import run_config
 from tests.prepared_rows import write_rows
 
 Weights = dict[str, torch.Tensor]
@@ -61,13 +61,7 @@ class TrainingRun:
     def config(self, **settings: Any) -> RunConfig:
         """Return the run's configuration, with some settings of [train] changed."""
         values = {**SETTINGS, **self.settings, **settings}
-        return RunConfig(
-            track="default",
-            base_model=str(self.base),
-            base_model_id=model_id(self.base),
-            salt="s",
-            train=TrainConfig.model_validate(values),
-        )
+        return run_config(self.base, train=TrainConfig.model_validate(values))
 
     def attempt(self, **settings: Any) -> Attempt:
         """Make the run's next attempt."""

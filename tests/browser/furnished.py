@@ -21,12 +21,13 @@ from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import CurvePoint
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Curve, Progress
 from pipeline.models.manifest import write_manifest
 from pipeline.report.write import write_report
 from tests import run_owner
 from tests.daemon.conftest import BASE_ID, LivedIn
+from tests.made_artifacts import run_config
 
 HOUR_MS = 3_600_000
 #: Markup, a bidi control, a terminal escape; a name in a folder has no slash.
@@ -56,13 +57,7 @@ def make_model(folder: Path, name: str) -> str:
 
 def begin(made: LivedIn, rank: int = 16) -> states.Claim:
     """Let the next run begin."""
-    config = RunConfig(
-        track="default",
-        base_model="/base",
-        base_model_id=BASE_ID,
-        salt="s",
-        train=TrainConfig(rank=rank, alpha=2 * rank),
-    )
+    config = run_config("/base", BASE_ID, train=TrainConfig(rank=rank, alpha=2 * rank))
     claim = run_owner.claim(made.engine, made.tick(), lambda _session, _track: config)
     assert claim is not None
     return claim

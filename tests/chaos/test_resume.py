@@ -23,7 +23,7 @@ from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, Step
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import COMPLETE, step_of
-from tests.made_artifacts import dataset_of, heldout_row, made_spec
+from tests.made_artifacts import dataset_of, heldout_row, made_spec, run_config
 
 STEPS = 21
 RECORDS = 30
@@ -153,9 +153,7 @@ class Training:
                 "checkpoint_minutes": checkpoint_minutes,
             }
         )
-        config = RunConfig(
-            track="default", base_model=str(self.base), base_model_id=model_id(self.base), salt="s", train=settings
-        )
+        config = run_config(self.base, train=settings)
         return spec_of(root, "train", attempt, config, {"prepare": self.dataset})
 
     def finish(self, spec: StepSpec) -> tuple[Adapter, dict[str, torch.Tensor]]:
@@ -311,13 +309,7 @@ class EvaluateStep:
                 "seconds": 1.0,
             }
         )
-        config = RunConfig(
-            track="default",
-            base_model=str(self.base),
-            base_model_id=model_id(self.base),
-            salt="s",
-            evaluate=EvaluateConfig(batch_size=BATCH, general=()),
-        )
+        config = run_config(self.base, evaluate=EvaluateConfig(batch_size=BATCH, general=()))
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
 
     def finish(self, spec: StepSpec) -> tuple[dict[str, Any], str]:

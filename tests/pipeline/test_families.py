@@ -11,17 +11,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import durable
-from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
+from pipeline.config import EvaluateConfig, TrainConfig
 from pipeline.contract import Attempt
 from pipeline.evaluate.step import evaluate
 from pipeline.merge.step import merge
 from pipeline.models.generation import load_template
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.manifest import model_id
 from pipeline.models.template import fold, single_turn
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.step import train
-from tests.made_artifacts import heldout_row
+from tests.made_artifacts import heldout_row, run_config
 from tests.model_families import FAMILIES, make_family
 from tests.prepared_rows import write_rows
 
@@ -42,11 +41,8 @@ def test_a_model_is_trained_served_and_scored_on_what_its_template_writes(
     dataset = write_rows(tmp_path, rows[:24])
     (tmp_path / "data/heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
     dataset = dataset.model_copy(update={"heldout_rows": 6, "dataset_sha256": dataset_hash(tmp_path / "data")})
-    config = RunConfig(
-        track="default",
-        base_model=str(base),
-        base_model_id=model_id(base),
-        salt="s",
+    config = run_config(
+        base,
         train=TrainConfig(rank=4, learning_rate=3e-3, epochs=1, quantization="none", seed=1),
         evaluate=EvaluateConfig(batch_size=4, general=()),
     )

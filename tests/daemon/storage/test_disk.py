@@ -27,11 +27,12 @@ from daemon.state.tables import Event, Run
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from daemon.system.processes import lock_holder
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import DropforgeError, StepFailed, is_disk_full
 from pipeline.train import checkpoints
 from tests import run_owner
+from tests.made_artifacts import run_config
 from tests.prepared_rows import write_rows
 from tests.run_owner import add_drop, spool_of
 
@@ -95,14 +96,10 @@ def test_what_training_and_merging_leave_is_within_what_was_said_and_not_far_fro
     tiny: Any, tiny_llama: Path, tmp_path: Path, make_attempt: Callable[..., Attempt]
 ) -> None:
     from pipeline.merge.step import merge  # noqa: PLC0415 - the steps load torch
-    from pipeline.models.manifest import model_id  # noqa: PLC0415
     from pipeline.train.step import train  # noqa: PLC0415
 
-    config = RunConfig(
-        track="default",
-        base_model=str(tiny_llama),
-        base_model_id=model_id(tiny_llama),
-        salt="s",
+    config = run_config(
+        tiny_llama,
         train=TrainConfig(
             **{**tiny.settings(), "quantization": "auto", "method": "galore", "epochs": 1.0, "checkpoint_minutes": 1e-6}
         ),

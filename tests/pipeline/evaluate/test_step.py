@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import durable
 from pipeline.artifacts import Evaluation, Model, ModelRef, TrialScores
-from pipeline.config import EvaluateConfig, RunConfig
+from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import compare, read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain
@@ -32,7 +32,7 @@ from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
-from tests.made_artifacts import dataset_of, heldout_row, made_verdict
+from tests.made_artifacts import dataset_of, heldout_row, made_verdict, run_config
 from tests.records_made import yes_or_no
 
 RECORDS = 10
@@ -70,12 +70,8 @@ class Bench:
         dataset = dataset_of(len(rows), max_new_tokens=NEW_TOKENS)
         facts = {"base_model_id": self.base_id, "dtype": "float32", "size_bytes": 1, "format": fmt, "seconds": 1.0}
         model = Model.model_validate({"folder": "models/candidate", "model_id": self.candidate_id, **facts})
-        config = RunConfig(
-            track="default",
-            base_model=str(self.base),
-            base_model_id=self.base_id,
-            salt="s",
-            evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings}),
+        config = run_config(
+            self.base, self.base_id, evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings})
         )
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         return Attempt(made.spec.model_copy(update={"champion": self.champion}))

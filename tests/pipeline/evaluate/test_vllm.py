@@ -16,14 +16,14 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.artifacts import Evaluation, Model, ModelRef
-from pipeline.config import EvaluateConfig, RunConfig
+from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.evaluate import vllm
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.step import evaluate
 from pipeline.models.manifest import model_id
-from tests.made_artifacts import dataset_of, heldout_row
+from tests.made_artifacts import dataset_of, heldout_row, run_config
 from tests.stand_in_vllm import LIVES, VERSION, install
 
 RECORDS = 10
@@ -50,13 +50,7 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
         model = Model.model_validate({"folder": "models/candidate", "model_id": "cand", **facts})
         program = install(tmp_path / "vllm", behaviour)
         evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
-        config = RunConfig(
-            track="default",
-            base_model=str(tiny_llama),
-            base_model_id=base_id,
-            salt="s",
-            evaluate=EvaluateConfig(**evaluation),
-        )
+        config = run_config(tiny_llama, base_id, evaluate=EvaluateConfig(**evaluation))
         made = make_attempt("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         champion = ModelRef(model_id=base_id, path=str(tiny_llama), generation=0)
         return Attempt(made.spec.model_copy(update={"champion": champion}))

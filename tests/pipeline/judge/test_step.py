@@ -18,11 +18,12 @@ import pytest
 
 from pipeline import durable
 from pipeline.artifacts import Evaluation, Judgement, Scores
-from pipeline.config import GateConfig, JudgeConfig, RunConfig
+from pipeline.config import GateConfig, JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted
 from pipeline.judge import client as judge_client
 from pipeline.judge.step import PARALLEL, judge
+from tests.made_artifacts import run_config
 
 KEY = "sk-0123-never-written"
 RECORDS = 6
@@ -184,12 +185,8 @@ class Bench:
             champion_generation=0,
             prediction_keys={},
         )
-        config = RunConfig(
-            track="default",
-            base_model="b",
-            base_model_id="b",
-            salt="s",
-            judge=JudgeConfig(url=url, **{"model": "judge-1", "timeout_seconds": 300, **settings}),
+        config = run_config(
+            "b", "b", judge=JudgeConfig(url=url, **{"model": "judge-1", "timeout_seconds": 300, **settings})
         )
         return self._make("judge", config=config, inputs={"evaluate": report})
 

@@ -25,7 +25,7 @@ from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
 from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
 from tests.made_adapters import save_adapter
-from tests.made_artifacts import made_adapter, made_spec
+from tests.made_artifacts import made_adapter, made_spec, run_config
 from tests.prepared_rows import write_rows
 
 
@@ -55,13 +55,7 @@ def line(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., 
 
     def make(base: Path, rows: Sequence[dict[str, str]], fmt: str = "chat") -> Line:
         folder = save_adapter(base, tmp_path / f"adapter-{next(numbers)}", target_modules="all-linear")
-        config = RunConfig(
-            track="default",
-            base_model=str(base),
-            base_model_id=model_id(base),
-            salt="s",
-            evaluate=EvaluateConfig(repetition_penalty=1.1),
-        )
+        config = run_config(base, evaluate=EvaluateConfig(repetition_penalty=1.1))
         adapter = made_adapter(
             made_spec(tmp_path, "train", config),
             folder=folder.name,

@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 
 from pipeline import durable
 from pipeline.artifacts import Adapter, MemoryPlan
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_START_AGAIN, Interrupted, StartAgain, StepFailed
 from pipeline.evaluate import engines
 from pipeline.evaluate.engines import cache_bytes
 from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenizer
-from pipeline.models.manifest import model_id
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, BaseSizes, base_sizes, estimate
 from pipeline.train import memory, trainer
 from pipeline.train.data_parallel import ProcessRank
@@ -31,6 +30,7 @@ from pipeline.train.packing import collate
 from pipeline.train.step import train
 from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
+from tests.made_artifacts import run_config
 from tests.prepared_rows import write_rows
 
 #: What a training may take beyond what its trainer has, measured: eight records a pass take 520 MB, one takes 115.
@@ -78,7 +78,7 @@ def order(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Order:
         rows = [{"instruction": f"{n} a b" * 50, "input": "", "output": f"ok {n}"} for n in range(16)]
         dataset = write_rows(tmp_path, rows)
         train = TrainConfig(**{"rank": 4, "epochs": 1, "batch_size": 8, "batch_tokens": 4096, **settings})
-        config = RunConfig(track="default", base_model=str(base), base_model_id=model_id(base), salt="s", train=train)
+        config = run_config(base, train=train)
         return make_attempt("train", config=config, inputs={"prepare": dataset})
 
     return make

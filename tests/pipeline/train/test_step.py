@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.artifacts import Adapter
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, Curve, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.generation import load_template
@@ -19,6 +19,7 @@ from pipeline.models.manifest import model_id
 from pipeline.train.step import tokenise, train
 from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
+from tests.made_artifacts import run_config
 from tests.prepared_rows import write_rows
 from tests.training_runs import TrainingRun
 
@@ -35,11 +36,9 @@ class Bench:
     def attempt(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Attempt:
         """Make an attempt at training on `rows`, by default two steps of a small adapter without quantisation."""
         dataset = write_rows(self.root, rows, dev)
-        config = RunConfig(
-            track="default",
-            base_model=str(base),
-            base_model_id=model_id(base) if base.is_dir() else "?",
-            salt="s",
+        config = run_config(
+            base,
+            model_id(base) if base.is_dir() else "?",
             train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, "epochs": 1, **settings}),
         )
         return self.make_attempt("train", config=config, inputs={"prepare": dataset})
