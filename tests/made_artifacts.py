@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Dataset, Evaluation, Model, ModelRef, Scores, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef, Scores, Verdict
 from pipeline.config import RunConfig
-from pipeline.contract import StepSpec
+from pipeline.contract import StepResult, StepSpec
 from pipeline.models.manifest import model_id
 from tests.model_folder import write_model
 
@@ -35,6 +35,12 @@ def made_spec(root: Path, step: str, config: RunConfig | None = None, **more: An
         "champion": ModelRef(model_id=config.base_model_id, path=config.base_model, generation=0),
     }
     return StepSpec.model_validate({**values, "root": str(root), "step": step, "config": config, **more})
+
+
+def good_result(spec: StepSpec, artifact: Artifact) -> StepResult:
+    """Return the result of a step that made an artifact."""
+    content = artifact.model_dump(mode="json")
+    return StepResult(key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=content)
 
 
 def dataset_of(records: int, **more: Any) -> Dataset:
@@ -99,15 +105,13 @@ def made_adapter(spec: StepSpec, **more: Any) -> Adapter:
 def made_model(spec: StepSpec, weights: bytes | None = None) -> Model:
     """Write a model of the run, and return it."""
     identity = write_model(Path(spec.root) / spec.folder / "model", weights or f"weights of run {spec.run}".encode())
-    return Model(
-        folder=f"{spec.folder}/model",
-        model_id=identity,
-        base_model_id="b",
-        dtype="bfloat16",
-        size_bytes=1,
-        format="chat",
-        seconds=1.0,
-    )
+    return model_of(f"{spec.folder}/model", identity)
+
+
+def model_of(folder: str, identity: str, **more: Any) -> Model:
+    """Return a model that lies in `folder`."""
+    values = {"base_model_id": "b", "dtype": "bfloat16", "size_bytes": 1, "format": "chat", "seconds": 1.0}
+    return Model.model_validate({"folder": folder, "model_id": identity, **values, **more})
 
 
 def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Evaluation:

@@ -29,7 +29,7 @@ from pipeline.artifacts import Artifact
 from pipeline.contract import RESULT_NAME, REVOKED_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.models.manifest import MANIFEST_NAME
-from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
+from tests.made_artifacts import good_result, made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 
 #: 2026-01-01T00:00:00Z.
@@ -144,10 +144,7 @@ def interrupted(spec: StepSpec) -> StepResult:
 
 def result_of(spec: StepSpec, outcome: str) -> StepResult:
     """Do one step; return its result, which is a good one."""
-    artifact = _artifact(spec, outcome)
-    return StepResult(
-        key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
-    )
+    return good_result(spec, _artifact(spec, outcome))
 
 
 def _artifact(spec: StepSpec, outcome: str) -> Artifact:

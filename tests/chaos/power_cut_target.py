@@ -27,8 +27,9 @@ from daemon.state.database import transaction
 from daemon.state.tables import Promotion, Run
 from daemon.system.clock import now_ms
 from pipeline import durable
-from pipeline.contract import RESULT_NAME, Attempt, StepResult
+from pipeline.contract import RESULT_NAME, Attempt
 from tests.chaos.scripted_steps import ARTIFACTS
+from tests.made_artifacts import good_result
 
 Say = Callable[..., None]
 
@@ -60,10 +61,7 @@ class House:
             folder = self.root / spec.folder
             artifact = ARTIFACTS[spec.step](Attempt(spec))
             durable.fsync_tree(folder)
-            result = StepResult(
-                key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
-            )
-            durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
+            durable.write_json(folder / RESULT_NAME, good_result(spec, artifact).model_dump(mode="json"))
             self.service._spool.entry(spec.key).unlink()
 
 

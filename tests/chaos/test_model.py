@@ -38,7 +38,7 @@ from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Promotion, Run, Track
 from daemon.state.troubles import Troubles
-from pipeline.artifacts import Model, TrialScores
+from pipeline.artifacts import TrialScores
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id
@@ -47,7 +47,7 @@ from tests.chaos.faults import Death, Trouble
 from tests.chaos.house import MEMORY, START, Daemon, build, records
 from tests.chaos.invariants import broken
 from tests.chaos.world import BACKOFF, LIMIT, SETTLE, World
-from tests.made_artifacts import made_report, made_spec
+from tests.made_artifacts import made_report, made_spec, model_of
 from tests.model_folder import write_model
 
 SEED = 20_261_124
@@ -345,15 +345,7 @@ class House(RuleBasedStateMachine):
         if not (self.daemon.root / "models" / identity).exists():
             shutil.copytree(self.folder / "models" / name, self.daemon.root / "models" / identity)
         self._compare(number)
-        model = Model(
-            folder=f"models/{identity}",
-            model_id=identity,
-            base_model_id="b",
-            dtype="bfloat16",
-            size_bytes=1,
-            format="chat",
-            seconds=1.0,
-        )
+        model = model_of(f"models/{identity}", identity)
         over = len(self.world.champions) - 1
         verdict = run_owner.judged("promoted", candidate_model_id=identity, champion_generation=over)
         for artifact in (model, verdict):

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation
 from pipeline.config import EvaluateConfig, RunConfig, TrainConfig
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.models.manifest import model_id
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import COMPLETE, step_of
-from tests.made_artifacts import dataset_of, heldout_row, made_spec, run_config
+from tests.made_artifacts import dataset_of, heldout_row, made_spec, model_of, run_config
 
 STEPS = 21
 RECORDS = 30
@@ -298,17 +298,7 @@ class EvaluateStep:
         if not (root / "data").exists():
             rows = [heldout_row(f"{n:08x}", row) for n, row in enumerate(self.tiny.rows(RECORDS, seed=5))]
             self.dataset = freeze(root, heldout=rows)
-        model = Model.model_validate(
-            {
-                "folder": str(self.candidate),
-                "model_id": "cand",
-                "base_model_id": model_id(self.base),
-                "dtype": "float32",
-                "size_bytes": 1,
-                "format": "chat",
-                "seconds": 1.0,
-            }
-        )
+        model = model_of(str(self.candidate), "cand", base_model_id=model_id(self.base), dtype="float32")
         config = run_config(self.base, evaluate=EvaluateConfig(batch_size=BATCH, general=()))
         return spec_of(root, "evaluate", attempt, config, {"prepare": self.dataset, "merge": model})
 

@@ -16,6 +16,7 @@ from daemon.cli.commands import COMMANDS
 from daemon.settings.load import load
 from daemon.settings.model import SettingsError
 from tests.daemon.conftest import SCRIPT
+from tests.model_folder import write_model
 
 STACK = {"accelerate", "bitsandbytes", "datasets", "evaluate", "numpy", "peft", "scipy", "torch", "transformers", "trl"}
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -214,10 +215,7 @@ def test_init_makes_a_workspace_that_can_be_read_and_changes_nothing_the_second_
 
 def test_init_names_the_base_model_and_refuses_one_that_it_would_not_write(dropforge: Command, tmp_path: Path) -> None:
     base = tmp_path / 'a "model"'
-    base.mkdir()
-    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
-    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    (base / "tokenizer.json").write_text("{}")
+    write_model(base, b"weights")
     assert "name the base model in dropforge.toml" in dropforge("init").out
     ended = dropforge("init", "--base-model", base)
     assert (ended.code, "names another base model" in ended.err) == (2, True)

@@ -37,7 +37,7 @@ from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepR
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
 from pipeline.models.manifest import check_base
 from tests import run_owner
-from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
+from tests.made_artifacts import good_result, made_adapter, made_dataset, made_model, made_report, made_verdict
 from tests.model_folder import write_model
 from tests.run_owner import spool_of
 
@@ -120,9 +120,7 @@ class ScriptedExecutor(LocalExecutor):
                 return ended("failed", 2)(spec)  # the step refuses it, too
             outcome, gain = (self.outcome, 12.3) if report else ("insufficient_evidence", None)
             artifact = made_verdict(spec, outcome, reasons=self.reasons, gain=gain)
-        return StepResult(
-            key=spec.key, fence=spec.fence, status="ok", exit_code=0, artifact=artifact.model_dump(mode="json")
-        )
+        return good_result(spec, artifact)
 
 
 def of_report(report: dict[str, Any]) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from daemon.state.tables import Event
 from daemon.system.clock import now_ms
 from daemon.views.doctor import examine
 from pipeline.contract import StepResult, StepSpec
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, executor, settings
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, ended, engine, executor, settings
 
 __all__ = ["engine", "executor", "settings"]
 
@@ -120,7 +120,7 @@ def test_a_step_that_fails_while_it_is_gone_is_done_again_and_no_failure(share: 
         with pytest.raises(ShareGone):
             box.dispatcher.tick(NOW)
         share.mount()
-        return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code)
+        return ended("failed", code)(spec)
 
     box.executor.script["merge"] = [fail]
     box.drop("a")
@@ -128,14 +128,10 @@ def test_a_step_that_fails_while_it_is_gone_is_done_again_and_no_failure(share: 
     run = box.run()
     assert (run.outcome, run.failures, run.deaths) == ("promoted", 0, 0)
     assert box.executor.steps.count("merge") == 2
-    box.executor.script["merge"] = [lambda spec: fail_again(spec, code)]
+    box.executor.script["merge"] = [ended("failed", code)]
     box.drop("b")
     for turn in range(12):
         box.ticks(1, now_ms() + turn)
         if box.run(2).failures or box.run(2).deaths:
             return
     pytest.fail("it was there all the time")
-
-
-def fail_again(spec: StepSpec, code: int) -> StepResult:
-    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code)

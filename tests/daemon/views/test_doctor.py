@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from pipeline import durable
 from pipeline.config import JudgeConfig
 from pipeline.models import gpu_driver
 from tests.daemon.conftest import BASE_ID, MODEL_ID
+from tests.model_folder import write_model
 from tests.stand_in_vllm import VERSION, install
 
 
@@ -38,11 +38,7 @@ from tests.stand_in_vllm import VERSION, install
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Give a workspace in which all is well, but that no daemon runs, on a machine without a GPU."""
     monkeypatch.setattr(gpu_driver, "NVIDIA", tmp_path / "no-driver")
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text("{}")
-    (base / "tokenizer.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    write_model(tmp_path / "base", b"weights")
     (tmp_path / "dropforge.toml").write_text('base_model = "base"\n')
     settings = load(tmp_path / "dropforge.toml", {})
     make_inbox(settings)
