@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -91,46 +92,25 @@ class Box:
 
     def serve(self, run: Run) -> None:
         """Make a run's model the champion."""
+        self._crown(f"m{run.id}", run_id=run.id, reason="better", drops=in_snapshot(run))
         with transaction(self.engine) as session:
-            track = session.get_one(Track, "default")
-            generation = (track.champion_generation or 0) + 1
-            promotion = Promotion(
-                track="default",
-                run_id=run.id,
-                generation=generation,
-                model_id=f"m{run.id}",
-                model_path="m",
-                reason="better",
-                created_at=self.now,
-                drops=in_snapshot(run),
-            )
-            session.add(promotion)
             record_event(session, "promoted", self.now, track="default", run_id=run.id)
-            track.champion_generation, track.champion_model_id = generation, f"m{run.id}"
-            session.add(track)
 
     def roll_back(self, model: str) -> None:
         """Let an earlier champion serve again."""
+        made = select(Promotion).where(Promotion.model_id == model).order_by(col(Promotion.generation))
+        with transaction(self.engine) as session:
+            former = session.exec(made).first()
+        known = {"run_id": former.run_id, "drops": former.drops, "restored": former.generation} if former else {}
+        self._crown(model, kind="rollback", reason="it disappointed", **{"restored": 0, **known})
+
+    def _crown(self, model: str, **more: Any) -> None:
         with transaction(self.engine) as session:
             track = session.get_one(Track, "default")
             generation = (track.champion_generation or 0) + 1
-            made = select(Promotion).where(Promotion.model_id == model).order_by(col(Promotion.generation))
-            former = session.exec(made).first()
-            rolled = Promotion(
-                run_id=former.run_id if former else None,
-                drops=former.drops if former else None,
-                track="default",
-                kind="rollback",
-                generation=generation,
-                model_id=model,
-                model_path="m",
-                reason="it disappointed",
-                restored=former.generation if former else 0,
-                created_at=self.now,
-            )
-            session.add(rolled)
+            more |= {"generation": generation, "model_id": model, "model_path": "m", "created_at": self.now}
+            session.add(Promotion(track="default", **more))
             track.champion_generation, track.champion_model_id = generation, model
-            session.add(track)
 
     def go_on(self) -> None:
         suspects.go_on(self.engine, self.settings, self.tick(), Troubles())
