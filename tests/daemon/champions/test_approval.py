@@ -53,12 +53,9 @@ class House:
 
     def run(self, outcome: str = "promoted") -> int:
         """Let a run with a drop of its own come to a verdict; return its number."""
-        self.runs += 1
-        self.now += 1000
-        (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
-        self.daemon.take_in(self.now)
+        number = self._drop()
         self.daemon.finish_runs(self.now, outcome)
-        return self.runs
+        return number
 
     def row(self, run: int) -> Run:
         with transaction(self.daemon.engine) as session:
@@ -97,11 +94,15 @@ class House:
 
     def at(self, step: str, outcome: str = "promoted") -> int:
         """Let a run with a drop of its own come to the result of `step`; return its number."""
+        number = self._drop()
+        self.daemon.until(step, self.now, outcome)
+        return number
+
+    def _drop(self) -> int:
         self.runs += 1
         self.now += 1000
         (self.daemon.settings.inbox_folder / f"{self.runs}.jsonl").write_bytes(records(f"word {self.runs}"))
         self.daemon.take_in(self.now)
-        self.daemon.until(step, self.now, outcome)
         return self.runs
 
     def drop_state(self, number: int) -> str:

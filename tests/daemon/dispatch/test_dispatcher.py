@@ -510,12 +510,12 @@ def test_ten_jobs_in_a_row_that_slurm_stops_without_a_checkpoint_are_a_failure(b
     assert (box.run(2).state, box.run(2).failures, box.executor.script["train"]) == (RunState.SUCCEEDED, 1, [])
 
 
+def away(_spec: StepSpec) -> JobState:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
+
+
 def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared file system may be away for a while."""
-
-    def away(_spec: StepSpec) -> JobState:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
-
     monkeypatch.setattr(box.dispatcher, "_on_nodes", {"prepare": box.executor})
     box.drop("a")
     with monkeypatch.context() as patch:
@@ -529,9 +529,6 @@ def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pyt
 
 
 def test_a_run_whose_claim_is_lost_is_no_trouble_any_more(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(_spec: StepSpec) -> JobState:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
-
     monkeypatch.setattr(box.dispatcher, "_on_nodes", {"prepare": box.executor})
     monkeypatch.setattr(box.executor, "poll", away)
     box.drop("a")
