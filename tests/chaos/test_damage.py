@@ -6,11 +6,9 @@ Sampled by default (the seed stands in the table at the end; DROPFORGE_CHAOS_SEE
 tries each damage of each file and column.
 """
 
-import json
 import os
 import random
 import stat
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -20,13 +18,14 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.conftest import asked
 from tests.chaos.house import MEMORY
 
 ROOT = Path(__file__).parents[2]
 #: Groups of damages, of which each track has one at most.
 SAMPLE = 12
 _NOBODY = 65534
-Ask = Callable[[list[Any]], list[Any]]
+Ask = Callable[[list[Any]], Any]
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +38,10 @@ def ask() -> Iterator[Ask]:
     user: dict[str, Any] = {"user": _NOBODY, "group": _NOBODY, "extra_groups": ()} if is_other else {}
     with tempfile.TemporaryDirectory(prefix="dropforge-damage-", dir=MEMORY) as folder:
         os.chown(folder, *((_NOBODY,) * 2 if user else (-1, -1)))
-        argv = [sys.executable, "-m", "tests.chaos.damage_target", folder]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": None}
         settings = {name for name in os.environ if name.startswith("DROPFORGE_")}
         environment = {**{name: os.environ[name] for name in os.environ.keys() - settings}, "HOME": folder}
-        with subprocess.Popen(argv, cwd=ROOT, text=True, env=environment, **pipes, **user) as process:
-
-            def ask(request: list[Any]) -> list[Any]:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.flush()
-                answer: list[Any] = json.loads(process.stdout.readline())
-                return answer
-
+        with asked("tests.chaos.damage_target", folder, env=environment, **user) as ask:
             yield ask
-            assert process.stdin is not None
-            process.stdin.close()
 
 
 def groups(damages: list[list[Any]], chance: random.Random) -> list[list[Any]]:

@@ -5,12 +5,9 @@ Sampled by default (the seed stands in the table at the end; DROPFORGE_CHAOS_SEE
 tries every point. Needs strace and the right to trace.
 """
 
-import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.conftest import asked
 from tests.chaos.house import MEMORY
 from tests.chaos.operations import OPERATIONS
 
@@ -38,27 +36,9 @@ def ask() -> Iterator[Ask]:
     """Ask the process that kills."""
     with (
         tempfile.TemporaryDirectory(prefix="dropforge-kill-", dir=MEMORY) as folder,
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.kill_target", folder],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process,
+        asked("tests.chaos.kill_target", folder) as ask,
     ):
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def ask(**request: object) -> dict[str, Any]:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            answer: dict[str, Any] = json.loads(process.stdout.readline())
-            return answer
-
-        yield ask
-        process.stdin.close()
+        yield lambda **request: ask(request)
 
 
 def points(counted: dict[str, int], how: str) -> list[tuple[str, int, str | None]]:
