@@ -100,9 +100,9 @@ class Service:
         self._worker = ChildProcess("worker", ["worker", *here], most_seconds=_WORKER_AGAIN_SECONDS)
         named = [] if config is None else ["--config", str(config.absolute())]
         self._web = ChildProcess("web", [*named, "web"], most_seconds=_PAGE_AGAIN_SECONDS)
-        self._told: dict[str, str] = {}
-        self._said = ""
-        self._said_at = 0.0
+        self._noted: dict[str, str] = {}
+        self._status = ""
+        self._described_at = 0.0
 
     def on_signal(self, number: int) -> None:
         """
@@ -170,15 +170,6 @@ class Service:
         if not is_well:
             self.stop.wait(TROUBLE_SECONDS)
 
-    def _say_status(self, monotonic: float) -> None:
-        if monotonic - self._said_at >= _STATUS_SECONDS:
-            self._said_at = monotonic
-            self._look_for_worker()
-            said = self._dispatcher.describe()
-            if said != self._said:
-                self._said = said
-                notify(f"STATUS={said}")
-
     def _look_for_worker(self) -> None:
         """Note as trouble that a run waits and no worker runs; a worker that is a child is restarted instead."""
         root = self._settings.state_folder
@@ -213,12 +204,17 @@ class Service:
 
     def _tell(self, _now: int) -> None:
         """Report status and troubles to the service manager and to `dropforge status` when they have changed."""
-        if not self.stop.is_set():
-            self._say_status(time.monotonic())
-        if self._troubles.words != self._told:
-            self._told = self._troubles.words
+        monotonic = time.monotonic()
+        if not self.stop.is_set() and monotonic - self._described_at >= _STATUS_SECONDS:
+            self._described_at = monotonic
+            self._look_for_worker()
+            status, self._status = self._status, self._dispatcher.describe()
+            if status != self._status:
+                notify(f"STATUS={self._status}")
+        if self._troubles.words != self._noted:
+            self._noted = self._troubles.words
             with contextlib.suppress(OSError):
-                durable.write_hint(self._settings.state_folder / TROUBLES_NOTE, self._told)
+                durable.write_hint(self._settings.state_folder / TROUBLES_NOTE, self._noted)
 
     def _does(self, part: Callable[[int], object]) -> bool:
         try:

@@ -181,7 +181,7 @@ def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, drop
     daemon = Service(load(settings, {}))
 
     def told() -> tuple[bool, bool, bool]:
-        daemon._said_at = -math.inf
+        daemon._described_at = -math.inf
         assert daemon._tick()
         shown = attention(load(settings, {}), Overview(StateFolder(house.root), WorkFolder(house.root)))
         status, doctor = dropforge("status").out, dropforge("doctor", "--json").json["findings"]
