@@ -97,15 +97,11 @@ class Messenger:
     def _run(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):
             try:
-                self._look()
+                if self._changes.changed() or time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+                    self._looked_at = time.monotonic()
+                    self.turn(now_ms())
             except Exception as error:  # a full disk or a locked database passes
                 if is_full(error):
                     log.warning("disk_full", error=str(error))
                 else:
                     log.exception("messages_trouble")
-
-    def _look(self) -> None:
-        monotonic = time.monotonic()
-        if self._changes.changed() or monotonic - self._looked_at >= _LOOK_SECONDS:
-            self._looked_at = monotonic
-            self.turn(now_ms())

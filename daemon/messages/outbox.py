@@ -69,19 +69,15 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
             select(Event).where(col(Event.id) > outbox.event_id).order_by(col(Event.id)).limit(_MOST)
         ).all()
         for event in events:
-            text = _worded(partial(text_of, session, event))
-            if text is not None:
-                _put(session, settings, text, event.id, now)
+            _put(session, settings, partial(text_of, session, event), event.id, now)
         if events:
             outbox.event_id = events[-1].id or 0
             session.add(outbox)
         outbox.digest_at = min(outbox.digest_at, now)  # the clock was ahead and was set back since
         due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
-            after, last = outbox.digest_event_id, outbox.digest_at
-            text = _worded(partial(digest_text, session, settings, after, last))
-            if text is not None:
-                _put(session, settings, text, None, now)
+            word = partial(digest_text, session, settings, outbox.digest_event_id, outbox.digest_at)
+            _put(session, settings, word, None, now)
             outbox.digest_at, outbox.digest_event_id = due, outbox.event_id
             session.add(outbox)
         return len(events) == _MOST
@@ -93,9 +89,9 @@ def tell_troubles(engine: Engine, settings: Settings, troubles: Mapping[str, str
         title = f"[dropforge] TROUBLE: {inert(whose)}"
         text = Text("trouble", "warning", title, f"{inert(words)}\nmore: dropforge status")
         with transaction(engine) as session:
-            told = (Message.title == title, col(Message.created_at) > now - _DAY_MS)
-            if not session.exec(select(func.count()).select_from(Message).where(*told)).one():
-                _put(session, settings, text, None, now)
+            today = (Message.title == title, col(Message.created_at) > now - _DAY_MS)
+            if not session.exec(select(func.count()).select_from(Message).where(*today)).one():
+                _put(session, settings, lambda: text, None, now)  # noqa: B023 - called at once
 
 
 def take(engine: Engine, address: str, now: int) -> Message | None:
@@ -152,28 +148,24 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
     return "; ".join(words) or None
 
 
-def _worded(word: Callable[[], Text | None]) -> Text | None:
-    """Call `word` and return its message; log any error but a database error, and return `None` then."""
+def _put(session: Session, settings: Settings, word: Callable[[], Text | None], event: int | None, now: int) -> None:
+    """Add the message that `word` returns for each address, at most ten of a kind per hour; log what it raises."""
     try:
-        return word()
+        text = word()
     except DBAPIError:
         raise
     except Exception:
         log.exception("message_not_worded")
-        return None
-
-
-def _put(session: Session, settings: Settings, text: Text, event: int | None, now: int) -> None:
-    """Add a message for each address; at most ten of a kind per hour."""
-    for address in _addresses(settings):
+        return
+    for address in _addresses(settings) if text is not None else ():
         hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
-        told = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
-        if told >= MOST_AN_HOUR:
+        written = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
+        if written >= MOST_AN_HOUR:
             continue
-        last = told == MOST_AN_HOUR - 1
+        last = written == MOST_AN_HOUR - 1
         body = f"{text.body}\nfurther ones within the hour: dropforge status" if last else text.body
-        told_now = {**text._asdict(), "body": body, "event_id": event, "address": address}
-        session.add(Message(**told_now, created_at=now, not_before=now))
+        fields = {**text._asdict(), "body": body, "event_id": event, "address": address}
+        session.add(Message(**fields, created_at=now, not_before=now))
         session.flush()
 
 
