@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from operator import methodcaller
 from typing import Any
 
 from rich.cells import cell_len
@@ -12,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.views.drops import DropView
-from pipeline.artifacts import Frozen
 from pipeline.words import printable
 
 SCHEMA = 1
@@ -40,7 +40,9 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_json(**fields: Any) -> None:
     """Print the version `schema` and `fields`, values or models, as one JSON object; unprintable text is escaped."""
-    text = json.dumps({"schema": SCHEMA, **fields}, default=_as_json, ensure_ascii=False, indent=2)
+    text = json.dumps(
+        {"schema": SCHEMA, **fields}, default=methodcaller("model_dump", mode="json"), ensure_ascii=False, indent=2
+    )
     # Only strings hold unprintable characters, such as bidi controls and lone surrogates (bytes that are not UTF-8).
     print("".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text))
 
@@ -77,10 +79,6 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         console.print(table)
     # Cells are padded to their column's width; nobody needs that at a line's end.
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def _as_json(value: Frozen) -> dict[str, Any]:
-    return value.model_dump(mode="json")
 
 
 def clock(time: datetime | None) -> str:

@@ -66,7 +66,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
     _print_tracks(settings, overview, champions)
     for drop in overview.drops(state="proposed", most=LATEST):
         print_line(f"drop {drop.id} of track {drop.track} ({drop.name}) {waiting_words(drop)}")
-    for run in (*overview.awaiting(), *overview.blocked()):
+    for run in (*overview.wins(blocked=False), *overview.wins(blocked=True)):
         print_line(f"run {run.id} of track {run.track}: {outcome_words(run)}")
     for one in filter(None, champions.values()):
         for line in command_lines(one, alive=daemon.alive):
@@ -116,8 +116,8 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
             }
             for name, champion in champions.items()
         ],
-        awaiting=overview.awaiting(),
-        blocked=overview.blocked(),
+        awaiting=overview.wins(blocked=False),
+        blocked=overview.wins(blocked=True),
         proposed=overview.drops(state="proposed", most=LATEST),
         drops=overview.drop_counts(),
         latest_drops=overview.drops(most=LATEST),

@@ -171,9 +171,9 @@ def _rejected(overview: Overview) -> Iterator[Attention]:
 
 
 def _wins(overview: Overview) -> Iterator[Attention]:
-    for run in overview.awaiting():
+    for run in overview.wins(blocked=False):
         yield _of_run("approval", run, f"Run {run.id} won and waits for approval", run.sentence or "")
-    for run in overview.blocked():
+    for run in overview.wins(blocked=True):
         yield _of_run("blocked", run, f"Run {run.id} won, but {run.blocker}", run.sentence or "")
 
 

@@ -6,7 +6,7 @@ Times are UTC. Missing data (no database yet, a file lost in a crash) gives an e
 
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from sqlite3 import Connection
 from types import SimpleNamespace
@@ -253,20 +253,18 @@ class Overview:
         self, track: str | None = None, state: str | None = None, most: int | None = None, before: int | None = None
     ) -> list[DropView]:
         """Return the drops of a track and in a state, if given, newest first: at most `most`, ids below `before`."""
-        newest, values = newest_rows({"track": track, "state": state}, most, before)
-        return self._drops(newest, *values)
+        return self._drops(*newest_rows({"track": track, "state": state}, most, before))
 
     def drop(self, drop_id: int) -> DropView:
         """Return one drop. Raises `NotThere` if there is no such drop."""
-        found = self._drops("WHERE id = ?", drop_id)
-        if not found:
+        drops = self._drops("WHERE id = ?", [drop_id])
+        if not drops:
             raise NotThere(f"there is no drop {drop_id}", "list them: dropforge drops")
-        return found[0]
+        return drops[0]
 
     def drop_named(self, name: str, track: str | None = None) -> DropView | None:
         """Return the newest drop with this file name, in any state, of `track` or any; `None` if there is none."""
-        newest, values = newest_rows({"name": name, "track": track}, 1)
-        return next(iter(self._drops(newest, *values)), None)
+        return next(iter(self._drops(*newest_rows({"name": name, "track": track}, 1))), None)
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return the number of drops by track, then by state or "on trial"; states without drops are left out."""
@@ -295,8 +293,8 @@ class Overview:
         before: int | None = None,
     ) -> list[RunView]:
         """Return the runs of a track and in `states`, if given, newest first: at most `most`, ids below `before`."""
-        newest, values = newest_rows({"track": track, "state": None if states is None else list(states)}, most, before)
-        return self._runs(newest, *values)
+        chosen = None if states is None else list(states)
+        return self._runs(*newest_rows({"track": track, "state": chosen}, most, before))
 
     def curves(self, run_id: int) -> Curve:
         """Return the loss curves of a run's training; empty ones if there are none yet or they cannot be read."""
@@ -315,17 +313,14 @@ class Overview:
 
     def ended_runs(self, most: int) -> list[RunView]:
         """Return at most `most` ended runs, the last end first, with `seconds`, the time that their attempts took."""
-        found = self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", most)
-        took = self.read(lambda base: [seconds_of(base, run.id) for run in found])
-        return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(found, took, strict=True)]
+        runs = self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", [most])
+        took = self.read(lambda connection: [seconds_of(connection, run.id) for run in runs])
+        return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(runs, took, strict=True)]
 
-    def awaiting(self) -> list[RunView]:
-        """Return the runs whose win waits for approval, oldest first; not those that `blocked` returns."""
-        return [run for run in self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id") if run.outcome != BLOCKED]
-
-    def blocked(self) -> list[RunView]:
-        """Return the runs that won, but whose model was rolled back from, so only force promotes it; oldest first."""
-        return [run for run in self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id") if run.outcome == BLOCKED]
+    def wins(self, *, blocked: bool) -> list[RunView]:
+        """Return the wins that wait for approval, or those `blocked`, which force alone promotes; oldest first."""
+        wins = self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id")
+        return [run for run in wins if (run.outcome == BLOCKED) == blocked]
 
     def run(self, run_id: int) -> RunDetail:
         """
@@ -405,14 +400,16 @@ class Overview:
         """
         return self.read(lambda base: base.execute(question, named or values).fetchall())
 
-    def _runs(self, which: str, *values: object) -> list[RunView]:
-        wanted = f"SELECT verdict, {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
+    def _runs(self, which: str, values: Sequence[object] = ()) -> list[RunView]:
+        rows = f"SELECT verdict, {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
         return self.read(
-            lambda base: [RunView(**self._run(base, row)) for row in base.execute(wanted, values).fetchall()]
+            lambda connection: [
+                RunView(**self._run(connection, row)) for row in connection.execute(rows, values).fetchall()
+            ]
         )
 
-    def _drops(self, which: str, *values: object) -> list[DropView]:
-        return self.read(lambda base: drop_views(base, self.folder, which, values))
+    def _drops(self, which: str, values: Sequence[object]) -> list[DropView]:
+        return self.read(lambda connection: drop_views(connection, self.folder, which, values))
 
     def _run(self, base: Connection, row: Row) -> dict[str, Any]:
         run_id, against = row.id, None

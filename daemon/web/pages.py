@@ -1,5 +1,6 @@
 """The HTML pages: each reads `daemon.views` and renders a template. A GET changes nothing."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -8,7 +9,7 @@ from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows
-from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.views.overview import NotThere
 from daemon.views.reports import report_folder, story_of
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
@@ -61,12 +62,10 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     """Render a run with its settings, curves and verdict. Raises `NotThere` if none."""
     seen = site.overview
     found = seen.run(run_id)
-    context = {
-        "run": found,
-        "curves": seen.curves(run_id),
-        "story": story_of(seen, found),
-        "card": f"/runs/{run_id}/report" if _has_card(seen, found) else None,
-    }
+    context = {"run": found, "curves": seen.curves(run_id), "story": story_of(seen, found), "card": None}
+    with suppress(DropforgeError):
+        report_folder(seen, run_id)
+        context["card"] = f"/runs/{run_id}/report"
     return draw(request, "run.html", context)
 
 
@@ -145,11 +144,3 @@ def require_track(site: Site, name: str) -> None:
     """Raise `NotThere` for a track that is neither in the settings nor in the database."""
     if name not in site.settings.track_names and name not in site.overview.tracks():
         raise NotThere(f"there is no track {name}", f"declared tracks: {', '.join(site.settings.track_names)}")
-
-
-def _has_card(seen: Overview, found: RunDetail) -> bool:
-    try:
-        report_folder(seen, found.id)
-    except DropforgeError:
-        return False
-    return True

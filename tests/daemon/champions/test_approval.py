@@ -173,7 +173,7 @@ def test_after_another_champion_it_is_too_late(house: House) -> None:
     assert house.row(1).outcome == "overtaken"
     with pytest.raises(DropforgeError, match="ended as overtaken"):
         house.approve(1)
-    assert Overview(StateFolder(house.root), WorkFolder(house.root)).awaiting() == []
+    assert Overview(StateFolder(house.root), WorkFolder(house.root)).wins(blocked=False) == []
 
 
 def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(house: House) -> None:
@@ -356,7 +356,7 @@ def test_a_waiting_win_that_is_forced_is_no_longer_waited_for(house: House) -> N
     run = house.run()
     assert house.force(run).overrode == "awaiting_approval"
     assert house.row(run).outcome == "promoted"
-    assert Overview(StateFolder(house.root), WorkFolder(house.root)).awaiting() == []
+    assert Overview(StateFolder(house.root), WorkFolder(house.root)).wins(blocked=False) == []
 
 
 # --- what people see
