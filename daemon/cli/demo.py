@@ -23,6 +23,7 @@ from daemon.cli.status import EXIT_UNAVAILABLE
 from daemon.cli.wait import print_changes
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
+from daemon.settings.model import Settings
 from daemon.state.states import state_words
 from daemon.views.overview import Overview, RunDetail
 from daemon.views.reports import story_of
@@ -60,31 +61,24 @@ class _Stage:
     """The running demo: its folder, its state and its daemon."""
 
     folder: Path
+    settings: Settings
     overview: Overview
     daemon: subprocess.Popen[bytes]
     shown: dict[object, str] = field(default_factory=dict)
     """What `print_changes` has printed."""
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "daemon.log"
-
-    def wait(self, found: Callable[[], Any]) -> Any:
-        """Poll `found` until it returns a true value, and return it. Raises an error if the daemon ends first."""
-        while not (value := found()):
+    def wait(self, look: Callable[[], Any]) -> Any:
+        """Poll `look` until it returns a true value, and return it. Raises an error if the daemon ends first."""
+        while not (value := look()):
             if self.daemon.poll() is not None:
-                raise DropforgeError(
-                    f"the daemon ended with exit code {self.daemon.returncode}",
-                    f"it says why in {self.log}",
-                    EXIT_UNAVAILABLE,
-                )
+                message = f"the daemon ended with exit code {self.daemon.returncode}"
+                raise DropforgeError(message, f"it says why in {self.folder / 'daemon.log'}", EXIT_UNAVAILABLE)
             time.sleep(_POLL_SECONDS)
         return value
 
     def drop(self, name: str, *, heldout: bool = False) -> None:
         """Copy one of the demo's files into the inbox."""
-        file = self.folder / "data" / name
-        target = copy_in(file, load(self.folder / "dropforge.toml", {}), "default", heldout=heldout)
+        target = copy_in(self.folder / "data" / name, self.settings, "default", heldout=heldout)
         print_line(f"dropped {target}")
 
 
@@ -119,7 +113,7 @@ def demo(
     print_line(f"all of it took {time.monotonic() - began:.0f} s")
     problem = unexpected(stage.overview, first, second)
     if problem:
-        raise DropforgeError(problem, f"the daemon's log: {stage.log}")
+        raise DropforgeError(problem, f"the daemon's log: {folder / 'daemon.log'}")
 
 
 def demo_base() -> Path:
@@ -170,13 +164,14 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
     """Run a daemon in the demo's folder; at exit stop it with SIGTERM, and kill it if it runs on for 90 s."""
-    settings = folder / "dropforge.toml"
-    settings.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
-    argv = [sys.executable, "-P", "-m", "daemon", "--config", str(settings), "run"]
+    path = folder / "dropforge.toml"
+    path.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
+    settings = load(path, {})
+    argv = [sys.executable, "-P", "-m", "daemon", "--config", str(path), "run"]
     with (folder / "daemon.log").open("wb") as log:
         # A session of its own: Ctrl-C comes to us, and we end the daemon in order.
         process = subprocess.Popen(argv, env=_environment(), stdout=log, stderr=log, start_new_session=True)  # noqa: S603
-    stage = _Stage(folder, Overview.of(load(settings, {})), process)
+    stage = _Stage(folder, settings, Overview.of(settings), process)
     try:
         stage.wait(lambda: stage.overview.champion("default"))
         yield stage
@@ -194,8 +189,8 @@ def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
 
     def ended() -> RunDetail | None:
         print_changes(stage.overview, stage.shown)
-        run = next((run for run in stage.overview.runs() if run.id == number), None)
-        return stage.overview.run(number) if run is not None and run.ended_at else None
+        run = next((run for run in stage.overview.ended_runs(number) if run.id == number), None)
+        return None if run is None else stage.overview.run(number)
 
     print_line()
     stage.drop(name)
