@@ -59,11 +59,6 @@ class WebSettings(Frozen):
         """Whether reading, too, needs the token: with `token` "all", and with "auto" on a socket, open to a group."""
         return self.token == "all" or (self.token == "auto" and self.address.socket is not None)  # noqa: S105 - a choice
 
-    @property
-    def own_address(self) -> tuple[str, ...]:
-        """The IP address, as a host name that requests for the page may have; an empty tuple for a socket."""
-        return (self.address.host,) if self.address.host else ()
-
 
 def address_of(text: str) -> Address:
     """Parse "IP:PORT", "[IPV6]:PORT" or "unix:/PATH"; raise `ValueError` for anything else, also for host names."""

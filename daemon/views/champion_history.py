@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from sqlite3 import Connection
 
@@ -11,7 +12,7 @@ from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time
-from pipeline.artifacts import Frozen
+from pipeline.artifacts import Dataset, Frozen
 from pipeline.decide.explain import sentence
 from pipeline.words import start_words
 
@@ -128,9 +129,14 @@ def champion_views(
     views = []
     for row in connection.execute(champions, tuple(values)).fetchall():
         data = trained_on(connection, row.drops or ())
-        more = {} if row.run is None else _training(work_folder, row.run)
-        names = tuple(drop.name for drop in data if drop.role == "train")
-        fields = {**_facts(work_folder, hooks, row), **more, "drops": names, "data": data}
+        prepared = None if row.run is None else readable_dataset(work_folder, row.run)
+        fields = {
+            **_facts(work_folder, hooks, row),
+            "drops": tuple(drop.name for drop in data if drop.role == "train"),
+            "data": data,
+            "training": None if prepared is None else start_words(prepared),
+            "over": None if prepared is None or prepared.start is None else prepared.start.generation,
+        }
         views.append(ChampionView.model_validate(fields))
     return views
 
@@ -168,15 +174,11 @@ def seconds_of(connection: Connection, run_id: int) -> float | None:
     return seconds
 
 
-def _training(work_folder: WorkFolder, run_id: int) -> dict[str, object]:
-    """Return the fields `training` and `over` of a `ChampionView`; empty if the run's dataset cannot be read."""
-    try:
-        data = load_dataset(work_folder, run_id)
-    except (ArtifactDamaged, OSError):
-        data = None
-    if data is None:
-        return {}
-    return {"training": start_words(data), "over": None if data.start is None else data.start.generation}
+def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
+    """Return a run's prepared data; `None` if there is none, or it is damaged or not readable."""
+    with suppress(ArtifactDamaged, OSError):
+        return load_dataset(work_folder, run_id)
+    return None
 
 
 def _command(state: str | None, error: str | None, output: str | None, argv: tuple[str, ...]) -> CommandView | None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import islice
 from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from daemon.champions import history
 from daemon.state.clauses import drop_clauses
 from daemon.state.questions import TAKEN_IN
-from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.system.folders import WorkFolder
+from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import Row, Time, champions_of
 from pipeline.artifacts import Dataset, Frozen
 from pipeline.records import records
@@ -115,10 +114,9 @@ def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int,
 
 def last_prepared(base: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
     """Return the track's last run with prepared data, and that data; 0 and `None` if there is none or it is damaged."""
-    for run in base.execute(_PREPARED, (track,)).fetchall():
-        with suppress(ArtifactDamaged, OSError):
-            return run.id, load_dataset(work_folder, run.id)
-    return 0, None
+    run = base.execute(_PREPARED, (track,)).fetchone()
+    data = None if run is None else readable_dataset(work_folder, run.id)
+    return (0, None) if run is None or data is None else (run.id, data)
 
 
 def on_trial(base: Connection) -> dict[int, str]:

@@ -78,7 +78,7 @@ class Guard:
         self._app = app
         self._token = token
         self._all = settings.closed
-        self._hosts = {*_LOOPBACK, *(name.lower() for name in settings.hosts), *settings.own_address}
+        self._hosts = {*_LOOPBACK, *(name.lower() for name in settings.hosts), settings.address.host} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request or pass it to the application; add the security headers to the response."""
