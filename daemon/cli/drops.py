@@ -60,20 +60,20 @@ def drops(
     if track is not None:
         chosen_tracks(context, track)
     overview = open_overview(context)
-    found = overview.drops(track, state, None if whole else MOST_LISTED)
+    views = overview.drops(track, state, None if whole else MOST_LISTED)
     if as_json:
-        print_json(drops=found)
+        print_json(drops=views)
         return
-    if not found:
+    if not views:
         print_line("no drops")
     else:
-        _print_list(found)
+        _print_list(views)
     if state is None:
         print_lines([*overview.missing_rows(load_settings(context), track).values(), *overview.data_warnings(track)])
-    print_lines(newest_only(found, whole=whole))
+    print_lines(newest_only(views, whole=whole))
 
 
-def _print_list(found: Sequence[DropView]) -> None:
+def _print_list(views: Sequence[DropView]) -> None:
     rows = [
         (
             drop.id,
@@ -84,7 +84,7 @@ def _print_list(found: Sequence[DropView]) -> None:
             clock(drop.received_at),
             _name_words(drop),
         )
-        for drop in found
+        for drop in views
     ]
     print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
 

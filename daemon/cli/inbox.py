@@ -188,13 +188,13 @@ def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen
 
 def _print_faults(file: Path, validation: Validation) -> None:
     kinds = validation.kinds
-    for found in kinds[:MOST_KINDS]:
-        where = f"{file}:{found.line}" if found.line is not None else str(file)
-        times = f" (in {count(found.rows, 'row')}, first here)" if found.rows > 1 else ""
-        print_line(f"{where}: {found.message}{times}; {found.remedy}")
+    for kind in kinds[:MOST_KINDS]:
+        where = f"{file}:{kind.line}" if kind.line is not None else str(file)
+        times = f" (in {count(kind.rows, 'row')}, first here)" if kind.rows > 1 else ""
+        print_line(f"{where}: {kind.message}{times}; {kind.remedy}")
     kept = len(validation.findings)
     if len(kinds) > MOST_KINDS or kept < validation.findings_total:
-        shown = sum(found.rows for found in kinds[:MOST_KINDS])
+        shown = sum(kind.rows for kind in kinds[:MOST_KINDS])
         held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
         print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
 
@@ -218,10 +218,10 @@ def _foresee(file: Path, settings: Settings, track: str, options: Options) -> li
         environment = {**os.environ, **_OFFLINE}
         argv = (sys.executable, "-P", "-m", "pipeline", spec.step, str(path))
         subprocess.run(argv, env=environment, capture_output=True, check=False)  # noqa: S603 - our own
-        found = durable.read_object(path.with_name(RESULT_NAME))
-    if not found:
+        written = durable.read_object(path.with_name(RESULT_NAME))
+    if not written:
         return []
-    result = StepResult.model_validate(found)
+    result = StepResult.model_validate(written)
     if result.artifact is None:
         return [] if result.error is None else [result.error.message]
     data = Dataset.model_validate(result.artifact)

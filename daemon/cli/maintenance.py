@@ -50,13 +50,13 @@ def attention(
     """
     settings, overview = load_settings(context), open_overview(context)
     left_out = [needs.dismiss(open_writer(context), settings, overview, key, word_of_user()) for key in dismiss or ()]
-    found = needs.attention(settings, overview)
+    entries = needs.attention(settings, overview)
     if as_json:
-        print_json(attention=found)
+        print_json(attention=entries)
     elif left_out:
         print_lines(map(confirmations.dismissed, left_out))
     else:
-        print_table(("KEY", "WHAT"), [(one.key, one.title) for one in found])
+        print_table(("KEY", "WHAT"), [(entry.key, entry.title) for entry in entries])
 
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
@@ -69,16 +69,16 @@ def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOp
     """
     settings = load_settings(context)
     engine, now = open_writer(context), now_ms()
-    found = collect(engine, settings, now, dry_run=dry_run)
-    items = (*found.items, *rejected.collect(engine, settings, now, dry_run=dry_run))
-    found = Collected(dry_run=dry_run, items=items, bytes=sum(item.bytes for item in items))
+    collected = collect(engine, settings, now, dry_run=dry_run)
+    items = (*collected.items, *rejected.collect(engine, settings, now, dry_run=dry_run))
+    collected = Collected(dry_run=dry_run, items=items, bytes=sum(item.bytes for item in items))
     if as_json:
-        print_json(**found.model_dump(mode="json"))
+        print_json(**collected.model_dump(mode="json"))
         return
-    if found.items:
-        print_table(("SIZE", "WHAT", "WHY"), [(size_words(one.bytes), one.path, one.why) for one in found.items])
+    if items:
+        print_table(("SIZE", "WHAT", "WHY"), [(size_words(item.bytes), item.path, item.why) for item in items])
     verb = "would be given back" if dry_run else "given back"
-    print_line(f"{size_words(found.bytes)} {verb}, by {count(len(found.items), 'file or folder', 'files and folders')}")
+    print_line(f"{size_words(collected.bytes)} {verb}, by {count(len(items), 'file or folder', 'files and folders')}")
 
 
 def backup(
@@ -188,13 +188,13 @@ def messages(
     if test:
         _send_test(context, settings, as_json=as_json)
         return
-    found = addresses.unsent(settings, now_ms())
+    unsent = addresses.unsent(settings, now_ms())
     if as_json:
-        print_json(addresses=[str(url) for url in settings.messages.urls], messages=found)
-    elif found:
-        rows = [(one.id, local(one.created_at), one.address, one.state, one.tries, one.title) for one in found]
+        print_json(addresses=[str(url) for url in settings.messages.urls], messages=unsent)
+    elif unsent:
+        rows = [(row.id, local(row.created_at), row.address, row.state, row.tries, row.title) for row in unsent]
         print_table(("MESSAGE", "SINCE", "ADDRESS", "STATE", "TRIES", "TITLE"), rows)
-        for address, error in dict.fromkeys((one.address, one.error) for one in found if one.error):
+        for address, error in dict.fromkeys((row.address, row.error) for row in unsent if row.error):
             print_line(f"{address}: {error}")
     else:
         print_line("no message waits" if settings.messages.urls else f"no address is set: {_where_set(context)}")
@@ -215,9 +215,9 @@ def _send_test(context: typer.Context, settings: Settings, *, as_json: bool) -> 
     if as_json:
         print_json(tried=tried)
     else:
-        for one in tried:
-            print_line(f"{one.address}: {'taken' if one.error is None else f'not taken: {one.error}'}")
-    if any(one.error for one in tried):
+        for result in tried:
+            print_line(f"{result.address}: {'taken' if result.error is None else f'not taken: {result.error}'}")
+    if any(result.error for result in tried):
         raise typer.Exit(EXIT_FAILED)
 
 

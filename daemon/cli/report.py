@@ -67,13 +67,13 @@ def review(
         if not sign:
             raise typer.BadParameter(f"--choose {given}: write PAIR=KEY, as 4f1c09a2b7e35d68=1")
         _choose(context, run, pair, key)
-    found = overview.review(run)
+    progress = overview.review(run)
     if not as_json and not choose:
-        found = _ask_all(context, found)
+        progress = _ask_all(context, progress)
     if as_json:
-        print_json(review=found)
+        print_json(review=progress)
         return
-    print_line(judged_words(found))
+    print_line(judged_words(progress))
 
 
 def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
@@ -81,27 +81,27 @@ def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
     return blind_review.choose(open_writer(context), load_settings(context).work_folder, run, choice)
 
 
-def _ask_all(context: typer.Context, found: Review) -> Review:
+def _ask_all(context: typer.Context, progress: Review) -> Review:
     """Show the pairs one by one and read a key for each; return the review once none is left or q was pressed."""
-    if found.result is not None:
-        put_on_card(load_settings(context).work_folder, found.run, found.result)
+    if progress.result is not None:
+        put_on_card(load_settings(context).work_folder, progress.run, progress.result)
     elif not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise DropforgeError(
             "the keys of a review are read from a terminal, and this is none",
-            f"dropforge review {found.run} --json prints the pairs, --choose PAIR=1 judges one",
+            f"dropforge review {progress.run} --json prints the pairs, --choose PAIR=1 judges one",
         )
-    while found.left:
-        _show_pair(found, found.left[0])
-        while (key := _read_key()) not in KEYS and not (key == UNDO and found.last):
+    while progress.left:
+        _show_pair(progress, progress.left[0])
+        while (key := _read_key()) not in KEYS and not (key == UNDO and progress.last):
             if key == "q":
-                return found
-        pair = found.last if key == UNDO and found.last else found.left[0].id
-        found = _choose(context, found.run, pair, key)
-    return found
+                return progress
+        pair = progress.last if key == UNDO and progress.last else progress.left[0].id
+        progress = _choose(context, progress.run, pair, key)
+    return progress
 
 
-def _show_pair(found: Review, pair: Pair) -> None:
-    print_line(f"--- {found.judged + 1} of {found.asked}")
+def _show_pair(progress: Review, pair: Pair) -> None:
+    print_line(f"--- {progress.judged + 1} of {progress.asked}")
     for head, text in (
         ("instruction", pair.instruction),
         ("input", pair.input),

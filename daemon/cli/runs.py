@@ -55,11 +55,11 @@ def runs(
     if track is not None:
         chosen_tracks(context, track)
     overview = open_overview(context)
-    found = overview.runs(track, None if state is None else [state], None if whole else MOST_LISTED)
+    views = overview.runs(track, None if state is None else [state], None if whole else MOST_LISTED)
     if as_json:
-        print_json(runs=found)
+        print_json(runs=views)
         return
-    if not found:
+    if not views:
         print_line("no runs")
         return
     rows = [
@@ -70,10 +70,10 @@ def runs(
             clock(run.started_at),
             outcome_words(run) if run.ended_at else describe_run(run),
         )
-        for run in found
+        for run in views
     ]
     print_table(("RUN", "TRACK", "STATE", "BEGAN", ""), rows)
-    print_lines(newest_only(found, whole=whole))
+    print_lines(newest_only(views, whole=whole))
 
 
 def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = False) -> None:
@@ -83,30 +83,36 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     Its data, attempts, settings and folder, and the verdict with its numbers.
     """
     overview = open_overview(context)
-    found = overview.run(run)
+    detail = overview.run(run)
     if as_json:
-        print_json(run=found)
+        print_json(run=detail)
         return
-    _print_head(found)
-    _print_data(found)
-    if found.attempts:
+    _print_head(detail)
+    _print_data(detail)
+    if detail.attempts:
         print_line()
         attempts = [
-            (f"{one.step}-{one.number}", one.state, local(one.started_at), duration(one.seconds), one.error)
-            for one in found.attempts
+            (
+                f"{attempt.step}-{attempt.number}",
+                attempt.state,
+                local(attempt.started_at),
+                duration(attempt.seconds),
+                attempt.error,
+            )
+            for attempt in detail.attempts
         ]
         print_table(("ATTEMPT", "STATE", "BEGAN", "TOOK", "ERROR"), attempts)
-    if found.config:
+    if detail.config:
         print_line()
         for name in ("base_model", "train", "evaluate", "gate", "guards", "split"):
-            print_line(f"{name}: {', '.join(_settings_words(found.config.get(name)))}")
+            print_line(f"{name}: {', '.join(_settings_words(detail.config.get(name)))}")
     trained = read_object(run_folder(overview.folder, run) / "train.json").get("format")
     if trained in {"chat", "alpaca"}:
         print_line(f"prompt: {prompt_form(trained)}")
     _print_trials(overview, run)
-    if found.verdict is not None:
-        _print_verdict(overview, found, found.verdict)
-    elif found.ended_at is not None:
+    if detail.verdict is not None:
+        _print_verdict(overview, detail, detail.verdict)
+    elif detail.ended_at is not None:
         print_line()
         print_line("report: none, since the run ended without a verdict")
 
@@ -117,8 +123,8 @@ def _print_trials(overview: Overview, run: int) -> None:
         adapter = load_adapter(overview.folder, run)
     except ArtifactDamaged:
         return  # `status` and the run's error say so
-    for one in adapter.candidates if adapter is not None else ():
-        print_line(f"trial {trial_words(one)}")
+    for candidate in adapter.candidates if adapter is not None else ():
+        print_line(f"trial {trial_words(candidate)}")
 
 
 def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None:
@@ -148,10 +154,10 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     if verdict.guards:
         failed = [guard for guard in verdict.guards if guard.state == "failed"]
         lines.append(f"guards: {len(failed)} of {len(verdict.guards)} failed")
-    for one in verdict.slices:
-        if one.kind in {"seen", "unseen"}:
-            between = f", interval {span(one.interval)}" if one.interval else ""
-            lines.append(f"{one.label}: gain {signed(one.gain)} points on {count(one.records, 'record')}{between}")
+    for part in verdict.slices:
+        if part.kind in {"seen", "unseen"}:
+            between = f", interval {span(part.interval)}" if part.interval else ""
+            lines.append(f"{part.label}: gain {signed(part.gain)} points on {count(part.records, 'record')}{between}")
     return lines
 
 
@@ -188,7 +194,7 @@ def _print_data(run: RunDetail) -> None:
     if run.snapshot:
         print_line()
         since = {drop.id: drop.since_words for drop in run.taken_out}
-        rows = [(one["id"], one["role"], one["rows"], one["name"], since.get(one["id"])) for one in run.snapshot]
+        rows = [(drop["id"], drop["role"], drop["rows"], drop["name"], since.get(drop["id"])) for drop in run.snapshot]
         print_table(("DROP", "ROLE", "ROWS", "NAME", ""), rows)
     if run.training:
         print_line(f"training: {run.training}")

@@ -68,9 +68,9 @@ def print_status(settings: Settings, overview: Overview) -> None:
         print_line(f"drop {drop.id} of track {drop.track} ({drop.name}) {waiting_words(drop)}")
     for run in (*overview.wins(blocked=False), *overview.wins(blocked=True)):
         print_line(f"run {run.id} of track {run.track}: {outcome_words(run)}")
-    for one in filter(None, champions.values()):
-        for line in command_lines(one, alive=daemon.alive):
-            print_line(f"track {one.track}, generation {one.generation}: {line}")
+    for champion in filter(None, champions.values()):
+        for line in command_lines(champion, alive=daemon.alive):
+            print_line(f"track {champion.track}, generation {champion.generation}: {line}")
     _print_drops(overview)
     _print_runs(overview)
 
@@ -95,7 +95,7 @@ def outcome_words(run: RunView) -> str:
 
 def _champions(settings: Settings, overview: Overview) -> Champions:
     names = dict.fromkeys([*settings.track_names, *overview.tracks()])
-    return {**names, **{one.track: one for one in overview.champions(names)}}
+    return {**names, **{champion.track: champion for champion in overview.champions(names)}}
 
 
 def _print_status_json(settings: Settings, overview: Overview) -> None:
@@ -129,11 +129,11 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
 
 def files_in_inbox(settings: Settings) -> list[str]:
     """Return the sorted printable paths, relative to the inbox, of files not yet taken in, but no ignored names."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
-            found += [path for path in folder.path.iterdir() if not is_skipped(os.fsencode(path.name))]
-    return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in found if path.is_file())
+            paths += [path for path in folder.path.iterdir() if not is_skipped(os.fsencode(path.name))]
+    return sorted(printable(str(path.relative_to(settings.inbox_folder))) for path in paths if path.is_file())
 
 
 def _disk(settings: Settings) -> dict[str, Any]:
@@ -190,20 +190,20 @@ def _champion_words(champion: ServingView) -> str:
 def review_lines(overview: Overview, run: RunView) -> list[str]:
     """Return a line on a run's blind review; empty if it is neither begun nor needed for approval, or not readable."""
     try:
-        found = overview.review(run.id)
+        review = overview.review(run.id)
     except (DropforgeError, OSError):
         return []  # no answers to compare, or none that this user can read: `review` says which
-    waits = found.awaited and run.outcome == "awaiting_approval"
-    return [judged_words(found)] if found.judged or waits else []
+    waits = review.awaited and run.outcome == "awaiting_approval"
+    return [judged_words(review)] if review.judged or waits else []
 
 
-def judged_words(found: Review) -> str:
+def judged_words(review: Review) -> str:
     """Return a blind review's result in words, or its progress and the command that continues it."""
-    if found.result is not None:
+    if review.result is not None:
         from pipeline.report.story import review_words  # noqa: PLC0415 - a quick start
 
-        return review_words(found.result)
-    return f"{found.judged} of {found.asked} pairs are judged blind; to go on: dropforge review {found.run}"
+        return review_words(review.result)
+    return f"{review.judged} of {review.asked} pairs are judged blind; to go on: dropforge review {review.run}"
 
 
 def taken_out_lines(champion: ChampionView) -> list[str]:
@@ -218,19 +218,19 @@ def command_lines(champion: ServingView, *, alive: bool, every: bool = False) ->
     `alive` is whether the daemon, which runs the hooks, is running. Hooks that are not set are left out.
     """
     lines = []
-    for name, one in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
-        if one is None:
+    for name, command in (("hooks.after_promotion", champion.hook), ("hooks.health", champion.health)):
+        if command is None:
             continue
-        if one.state == "failed":
+        if command.state == "failed":
             again = name == "hooks.after_promotion" and champion.until is None
             hint = f"; to run it again: dropforge hook --track {champion.track}" if again else ""
-            lines.append(f"{name} failed: {one.error}{hint}")
-            last = last_line(one.output)
+            lines.append(f"{name} failed: {command.error}{hint}")
+            last = last_line(command.output)
             lines += [f"{name} said: {last}"] if last else []
-        elif one.state in {"pending", "running"}:
-            lines.append(f"{name} is {one.state}" if alive else f"{name} runs once the daemon does")
+        elif command.state in {"pending", "running"}:
+            lines.append(f"{name} is {command.state}" if alive else f"{name} runs once the daemon does")
         elif every:
-            lines.append(f"{name}: {one.state}")
+            lines.append(f"{name}: {command.state}")
     return lines
 
 

@@ -90,12 +90,12 @@ def wait(
         ask: Ask = partial(run_awaited, overview, int(what[:20]))
     else:
         ask = file_awaited(overview, settings, printable(PurePath(what).name), track)
-    found = _until_settled(overview, ask, timeout)
-    code = EXIT_CODES[found.verdict]
+    settled = _until_settled(overview, ask, timeout)
+    code = EXIT_CODES[settled.verdict]
     if as_json:
-        print_json(exit_code=code, **found.model_dump(mode="json"))
+        print_json(exit_code=code, **settled.model_dump(mode="json"))
     else:
-        print_line(found.sentence)
+        print_line(settled.sentence)
     raise typer.Exit(code)
 
 
@@ -104,33 +104,33 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
     end = math.inf if timeout is None else time.monotonic() + timeout
     shown: object = None
     alive_at = -math.inf
-    while not isinstance(found := ask(), Settled):
-        key = found if isinstance(found, str) else (found.id, found.state, getattr(found, "step", None))
+    while not isinstance(seen := ask(), Settled):
+        key = seen if isinstance(seen, str) else (seen.id, seen.state, getattr(seen, "step", None))
         if overview.daemon().alive:
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > _GONE_SECONDS:
-            words = f"{_words(found)}; the daemon is not running, so no verdict will come"
+            words = f"{_words(seen)}; the daemon is not running, so no verdict will come"
             raise DropforgeError(words, "start it: dropforge run", EXIT_UNAVAILABLE)
         if key != shown:
-            print(printable(_words(found)), file=sys.stderr, flush=True)
+            print(printable(_words(seen)), file=sys.stderr, flush=True)
             shown = key
         left = end - time.monotonic()
         if left <= 0:
-            words = f"no verdict after {timeout:g} s: {_words(found)}"
+            words = f"no verdict after {timeout:g} s: {_words(seen)}"
             raise DropforgeError(words, "wait again, or look at it: dropforge watch", EXIT_TIMED_OUT)
         time.sleep(min(left, _LOOK_SECONDS))
-    return found
+    return seen
 
 
-def _words(found: RunView | DropView | str) -> str:
-    if isinstance(found, str):
-        return found
-    if isinstance(found, RunView):
-        if found.ended_at is not None:
-            return f"run {found.id} won and waits for approval: dropforge promote {found.id}"
-        return f"run {found.id} is {found.state}: {describe_run(found)}"
-    waits = waiting_words(found) or f"waits for a run of track {found.track}"
-    return f"drop {found.id} ({found.name}) {waits}"
+def _words(seen: RunView | DropView | str) -> str:
+    if isinstance(seen, str):
+        return seen
+    if isinstance(seen, RunView):
+        if seen.ended_at is not None:
+            return f"run {seen.id} won and waits for approval: dropforge promote {seen.id}"
+        return f"run {seen.id} is {seen.state}: {describe_run(seen)}"
+    waits = waiting_words(seen) or f"waits for a run of track {seen.track}"
+    return f"drop {seen.id} ({seen.name}) {waits}"
 
 
 def file_awaited(overview: Overview, settings: Settings, name: str, track: str | None) -> Ask:
@@ -144,15 +144,15 @@ def file_awaited(overview: Overview, settings: Settings, name: str, track: str |
 
     def ask() -> Settled | RunView | DropView | str:
         if not taken:
-            if any(PurePath(one).name == name for one in files_in_inbox(settings)):
+            if any(PurePath(file).name == name for file in files_in_inbox(settings)):
                 return f"{name} lies in the inbox and was not taken yet"
-            found = overview.drop_named(name, track)
-            if found is None:
+            drop = overview.drop_named(name, track)
+            if drop is None:
                 raise DropforgeError(
                     f"there is no drop of a file {name}, and none in the inbox",
                     f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
                 )
-            taken.append(found.id)
+            taken.append(drop.id)
         return drop_awaited(overview, overview.drop(taken[0]))
 
     return ask
@@ -246,9 +246,12 @@ def _progress_of(overview: Overview, run: RunView) -> Iterator[tuple[object, str
     yield (run.id, run.state, run.started_at), f"run {run.id} of track {run.track} is running"
     if run.error:
         yield (run.id, run.error), f"run {run.id}: {run.error}"
-    for one in overview.ask_of_run(run.id, attempts_of):
-        if one.state == "published":
-            yield (run.id, one.step, one.number), f"run {run.id}: {one.step} took {duration(one.seconds)}"
+    for attempt in overview.ask_of_run(run.id, attempts_of):
+        if attempt.state == "published":
+            yield (
+                (run.id, attempt.step, attempt.number),
+                f"run {run.id}: {attempt.step} took {duration(attempt.seconds)}",
+            )
     if run.step is not None:
         made = run.progress or Progress(step=run.step)
         part = made.done * _PARTS // made.total if made.total else 0

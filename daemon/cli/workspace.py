@@ -96,9 +96,9 @@ def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bo
     from daemon.views.preflight import bases, needs  # noqa: PLC0415 - a quick start
 
     file, looked = chosen_file(context), bases(settings) if with_bases else ()
-    bad = [one for one in (*looked, *needs(settings), *examine(settings.messages, file)) if one.level == "bad"]
+    bad = [need for need in (*looked, *needs(settings), *examine(settings.messages, file)) if need.level == "bad"]
     if bad:
-        raise SettingsError(f"{file}: {'; '.join(f'{one.name}: {one.text}' for one in bad)}", bad[0].remedy)
+        raise SettingsError(f"{file}: {'; '.join(f'{need.name}: {need.text}' for need in bad)}", bad[0].remedy)
 
 
 def open_overview(context: typer.Context) -> Overview:
@@ -151,9 +151,9 @@ AnyReasonOption = Annotated[
 RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the run.")]
 
 
-def newest_only(found: Sequence[object], *, whole: bool) -> list[str]:
+def newest_only(rows: Sequence[object], *, whole: bool) -> list[str]:
     """Return a line saying that only the newest 50 rows are listed; empty if `whole`, or `found` has fewer."""
-    return [f"the newest {MOST_LISTED}; all of them: --all"] if len(found) == MOST_LISTED and not whole else []
+    return [f"the newest {MOST_LISTED}; all of them: --all"] if len(rows) == MOST_LISTED and not whole else []
 
 
 def config(context: typer.Context) -> None:
@@ -168,14 +168,14 @@ def show(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     With --json all defaults are shown. Passwords and tokens are not shown.
     """
-    found, defaults = _by_name(load_settings(context)), _by_name(Settings())
+    values, defaults = _by_name(load_settings(context)), _by_name(Settings())
     if as_json:
-        print_json(settings=[{"name": name, "value": found[name], "default": defaults.get(name)} for name in found])
+        print_json(settings=[{"name": name, "value": values[name], "default": defaults.get(name)} for name in values])
         return
-    changed = {name for name in found if found[name] != defaults.get(name)}
+    changed = {name for name in values if values[name] != defaults.get(name)}
     rows = [
         (name, json.dumps(value, ensure_ascii=False), json.dumps(defaults.get(name)) if name in changed else "")
-        for name, value in found.items()
+        for name, value in values.items()
     ]
     print_table(("SETTING", "VALUE", "DEFAULT"), rows)
 
@@ -200,4 +200,6 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(ok=True, file=where, tracks=list(settings.track_names))
     else:
-        print_line(f"{where}: the settings can be used, for {listed([f'track {one}' for one in settings.track_names])}")
+        print_line(
+            f"{where}: the settings can be used, for {listed([f'track {name}' for name in settings.track_names])}"
+        )

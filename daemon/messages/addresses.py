@@ -60,8 +60,8 @@ def try_all(settings: MessageSettings) -> list[Tried]:
         error = None
         try:
             delivery.send(url.get_secret_value(), "[dropforge] test", _BODY, "info")
-        except NotSent as found:
-            error = str(found)
+        except NotSent as not_sent:
+            error = str(not_sent)
         tried.append(Tried(address=str(url), error=error))
     return tried
 
@@ -93,5 +93,7 @@ def unsent(settings: Settings, now: int) -> list[MessageView]:
     shown = {url.address: str(url) for url in settings.messages.urls}
     overview = Overview.of(settings)
     states = (MessageState.PENDING, MessageState.GIVEN_UP)
-    found = [vars(row) for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
-    return [MessageView(**{**one, "address": shown.get(one["address"], one["address"])}) for one in found]
+    messages = [vars(row) for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
+    return [
+        MessageView(**{**message, "address": shown.get(message["address"], message["address"])}) for message in messages
+    ]

@@ -55,7 +55,7 @@ def _send(url: str, title: str, body: str, level: str) -> None:
     # Declared as plain text, so that Apprise escapes it for addresses that show Markdown or HTML.
     done = notifier.notify(title=title, body=body, notify_type=level, body_format="text")
     if not done:
-        codes = [found[1] for line in done.logs() if (found := _ANSWER.search(str(line.message)))]
+        codes = [match[1] for line in done.logs() if (match := _ANSWER.search(str(line.message)))]
         # Of mail Apprise says nothing more: a wrong password looks like a server that is not there.
         message = f"the answer was {codes[-1]}" if codes else "it was not reached, or refused the login or the message"
         raise NotSent(message)

@@ -72,8 +72,8 @@ def digest_text(session: Session, settings: Settings, after: int, last: int) -> 
 
 
 def _counts(events: Iterable[Event]) -> str:
-    found = Counter(event.kind for event in events)
-    return ", ".join(count(found[kind], *words) for kind, words in _COUNTED.items() if found[kind])
+    numbers = Counter(event.kind for event in events)
+    return ", ".join(count(numbers[kind], *words) for kind, words in _COUNTED.items() if numbers[kind])
 
 
 def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
@@ -81,7 +81,7 @@ def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
     ended = [
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]
-    told = [session.get_one(Run, run_id) for run_id in ended[-_MOST_TOLD:]]
-    lines = [f"run {run.id}: {inert(sentence(verdict_clauses(run)))}" for run in told if run.outcome != AWAITING]
-    more = len(ended) - len(told)
+    runs = [session.get_one(Run, run_id) for run_id in ended[-_MOST_TOLD:]]
+    lines = [f"run {run.id}: {inert(sentence(verdict_clauses(run)))}" for run in runs if run.outcome != AWAITING]
+    more = len(ended) - len(runs)
     return [*lines, f"and {count(more, 'further verdict')}: dropforge runs"] if more else lines

@@ -46,12 +46,12 @@ def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
     """
     addresses = _addresses(settings)
     with transaction(engine) as session:
-        found = session.get(Outbox, 1)
-        if found is None and addresses:
+        outbox = session.get(Outbox, 1)
+        if outbox is None and addresses:
             last = session.exec(select(func.max(Event.id))).one() or 0
             session.add(Outbox(id=1, event_id=last, digest_event_id=last, digest_at=now))
-        elif found is not None and not addresses:
-            session.delete(found)
+        elif outbox is not None and not addresses:
+            session.delete(outbox)
         for message in session.exec(_pending().where(col(Message.address).not_in(addresses))).all():
             _end(session, message, MessageState.GIVEN_UP, now, _GONE)
 

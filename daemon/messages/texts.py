@@ -82,10 +82,10 @@ def _awaits(session: Session, event: Event) -> Text | None:
     if event.detail.get("outcome") != AWAITING or run.outcome != AWAITING:
         return None
     against = blocker(run, champions_of(session, run.track))
-    told = verdict_clauses(run, against)
+    clauses = verdict_clauses(run, against)
     yes = f"to take it: dropforge promote {run.id}" if against is None else ""
     evidence = f"the evidence: dropforge report {run.id}"
-    lines = map(inert, (sentence(told[:2]), *told[2:]))
+    lines = map(inert, (sentence(clauses[:2]), *clauses[2:]))
     return _text(event, "warning", f"WAITS FOR APPROVAL: {run.track}, run {run.id}", *lines, evidence, yes)
 
 
@@ -132,8 +132,8 @@ _SERVER_TROUBLE = {
 
 def _server_trouble(_session: Session, event: Event) -> Text:
     title, command, *lines = _SERVER_TROUBLE[event.kind]
-    told = (line.format(track=event.track) for line in lines)
-    return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_said(event, 'error')}", *told)
+    worded = (line.format(track=event.track) for line in lines)
+    return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_said(event, 'error')}", *worded)
 
 
 def _disk_low(_session: Session, event: Event) -> Text:
@@ -152,7 +152,7 @@ def _rejected(session: Session, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
     rules = event.detail.get("rules")
     kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
-    found = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
+    findings = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
     owner = f", dropped by {inert(drop.owner)}" if drop.owner else ""
     where, wrong, remedy = _first_finding(event)
     return _text(
@@ -160,7 +160,7 @@ def _rejected(session: Session, event: Event) -> Text:
         "warning",
         f"REJECTED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
         f"the file: {inert(drop.name)}, drop {drop.id}{owner}",
-        found + (f" ({', '.join(kinds)})" if kinds else ""),
+        findings + (f" ({', '.join(kinds)})" if kinds else ""),
         f"{where}{wrong}",
         # A command that `inert` changes, one with a pipe say, would not work.
         f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
@@ -221,9 +221,9 @@ def inert(text: str, width: int = _WIDTH) -> str:
     return _DOTTED.sub(_no_link, clipped.translate(_LOOKALIKES).replace("://", "∶∕∕"))  # noqa: RUF001
 
 
-def _no_link(found: re.Match[str]) -> str:
+def _no_link(match: re.Match[str]) -> str:
     """Return a file name or setting unchanged, so that it can be copied; put the dots of a host name in brackets."""
-    section, _, name = found[0].partition(".")
+    section, _, name = match[0].partition(".")
     field = Settings.model_fields.get(section)
     is_setting = field is not None and name in getattr(field.annotation, "model_fields", {})
-    return found[0] if is_setting or _NO_HOST.fullmatch(found[0].rpartition(".")[2]) else found[0].replace(".", "(.)")
+    return match[0] if is_setting or _NO_HOST.fullmatch(match[0].rpartition(".")[2]) else match[0].replace(".", "(.)")

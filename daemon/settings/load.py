@@ -89,7 +89,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> None:
+def _refuse_overlap(settings: Settings, file: Path, written: str, source: str) -> None:
     """Raise `SettingsError` if the inbox is, lies in or lies around a folder from which nothing may be taken."""
     inbox = settings.inbox_folder
     real = Path(os.path.realpath(inbox))
@@ -104,7 +104,7 @@ def _refuse_overlap(settings: Settings, file: Path, found: str, source: str) -> 
         else:
             continue
         hint = (
-            f"found {shown(found)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
+            f"found {shown(written)}; what lies in an inbox is taken for drops: give it a folder of its own, as "
             'inbox = "inbox", apart from settings, home, state and base models'
         )
         raise SettingsError(f"{source}: inbox: {inbox} {words} {what} {folder}", hint)
@@ -126,9 +126,9 @@ def _worded(
     # TOML has lists alone.
     problem = problem.replace("a valid tuple", 'a list, as ["one", "two"]')
     # An address with its password, or a key that stands where only its variable's name should, is not repeated.
-    found = "what is not shown here" if {"judge", "messages"} & set(place) else shown(value)
+    written = "what is not shown here" if {"judge", "messages"} & set(place) else shown(value)
     # Settings that do not go together are no value that was found somewhere.
-    hint = "" if isinstance(value, BaseModel | Mapping) else f"found {found}; "
+    hint = "" if isinstance(value, BaseModel | Mapping) else f"found {written}; "
     where = ": ".join(filter(None, (source, dotted, problem)))
     return SettingsError(where, f"{hint}the commented sample is systemd/dropforge.toml")
 
@@ -161,14 +161,14 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
         return name if name in {"builtin", "questions"} else absolute(name)
 
     def track(values: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(values)
+        fields = dict(values)
         if "base_model" in values:
-            found["base_model"] = absolute(values["base_model"])
+            fields["base_model"] = absolute(values["base_model"])
         evaluate = values.get("evaluate")
         names = evaluate.get("general") if isinstance(evaluate, Mapping) else None
         if isinstance(names, list) and isinstance(evaluate, Mapping):
-            found["evaluate"] = {**evaluate, "general": [suite(str(name)) for name in names]}
-        return found
+            fields["evaluate"] = {**evaluate, "general": [suite(str(name)) for name in names]}
+        return fields
 
     paths: dict[str, Any] = {name: absolute(getattr(settings, name)) for name in ("inbox", "state", "base_model")}
     general = tuple(map(suite, settings.evaluate.general))

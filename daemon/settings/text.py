@@ -47,8 +47,8 @@ def shown(value: Any) -> str:
 
 def nearest(word: str, known: Any) -> str | None:
     """Return the string in `known` that is most similar to `word`; `None` if none is similar enough for a hint."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
 
 
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

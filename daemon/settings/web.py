@@ -71,11 +71,11 @@ def address_of(text: str) -> Address:
     try:
         is_bracketed = host[:1] + host[-1:] == "[]"
         # Without brackets the end of an IPv6 address could be taken for a port.
-        found = ipaddress.IPv6Address(host[1:-1]) if is_bracketed else ipaddress.IPv4Address(host)
+        ip = ipaddress.IPv6Address(host[1:-1]) if is_bracketed else ipaddress.IPv4Address(host)
         number = int(port)
     except ValueError as error:
         msg = 'must be an IP address with a port, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
         raise ValueError(msg) from error
     if not port.isdecimal() or not 0 <= number <= _MOST_PORT:
         raise ValueError(f"port {port} must be 0 to {_MOST_PORT}")
-    return Address(None, str(found), number)
+    return Address(None, str(ip), number)

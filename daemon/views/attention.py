@@ -86,49 +86,51 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     alive = overview.daemon().alive
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
-    told: list[Attention] = []
+    listed: list[Attention] = []
     runs_and_drops = (_failed(overview), _rejected(overview), _wins(overview), _proposed(overview))
-    for found in (
+    for entries in (
         _machine(settings, overview, alive=alive),
         _paused(overview),
         _commands(settings, overview),
         *runs_and_drops,
     ):
-        every = list(found)
-        left = [one for one in every if not _is_dismissed(one, dismissed)]
+        every = list(entries)
+        left = [entry for entry in every if not _is_dismissed(entry, dismissed)]
         if len(left) > _MOST and (rest := _CUT.get(left[0].kind)):
             more = len(left) - _MOST
             least = "At least " if len(every) == _MOST_LOOKED_AT else ""
             title = f"{least}{count(more, f'more {rest[0]}', f'more {rest[1]}')}"
             left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=f"list them: {rest[2]}", count=more)]
-        told += left
-    for place, one in enumerate(told):
-        if one.kind == "rejected" and one.drop is not None:  # asked only for those that are listed
-            told[place] = one.model_copy(update={"detail": rejected_words(overview, one.drop, one.detail)})
-    return tuple(one for one in told if not _is_dismissed(one, dismissed))
+        listed += left
+    for index, entry in enumerate(listed):
+        if entry.kind == "rejected" and entry.drop is not None:  # asked only for those that are listed
+            listed[index] = entry.model_copy(update={"detail": rejected_words(overview, entry.drop, entry.detail)})
+    return tuple(entry for entry in listed if not _is_dismissed(entry, dismissed))
 
 
 def dismiss(engine: Engine, settings: Settings, overview: Overview, key: str, word: Word) -> Attention:
     """Record an event that dismisses the entry with this `key`, and return it. Raises `NotThere` if none is listed."""
-    found = next((one for one in attention(settings, overview) if one.key == key), None)
-    if found is None:
+    entry = next((entry for entry in attention(settings, overview) if entry.key == key), None)
+    if entry is None:
         raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")
     with transaction(engine) as session:
-        record_event(session, DISMISSED, word.at, track=found.track, key=key, title=found.title, by=word.by)
-    return found
+        record_event(session, DISMISSED, word.at, track=entry.track, key=key, title=entry.title, by=word.by)
+    return entry
 
 
-def _is_dismissed(one: Attention, dismissed: Mapping[str, datetime | None]) -> bool:
-    at = dismissed.get(one.key)
-    return at is not None and at >= (one.since or datetime.now(UTC) - _LASTING)
+def _is_dismissed(entry: Attention, dismissed: Mapping[str, datetime | None]) -> bool:
+    at = dismissed.get(entry.key)
+    return at is not None and at >= (entry.since or datetime.now(UTC) - _LASTING)
 
 
 def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
     """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, `reason` or ""."""
     kinds = findings_of(overview, drop)
-    told = [f"{one.message} ({count(one.rows, 'row')})" if one.rows > 1 else one.message for one in kinds[:_MOST_KINDS]]
+    words = [
+        f"{kind.message} ({count(kind.rows, 'row')})" if kind.rows > 1 else kind.message for kind in kinds[:_MOST_KINDS]
+    ]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []
-    return "; ".join((*told, *more)) or reason or ""
+    return "; ".join((*words, *more)) or reason or ""
 
 
 def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
@@ -142,8 +144,8 @@ def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator
 
 
 def _paused(overview: Overview) -> Iterator[Attention]:
-    for one in overview.paused():
-        yield Attention(kind="paused", title=f"Track {one.track} is paused", detail=one.words, track=one.track)
+    for pause in overview.paused():
+        yield Attention(kind="paused", title=f"Track {pause.track} is paused", detail=pause.words, track=pause.track)
 
 
 def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
@@ -152,10 +154,13 @@ def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
         again = (
             f"; to run it again: dropforge hook --track {track}" if settings.track(track).hooks.after_promotion else ""
         )
-        for name, one, hint in (("hooks.after_promotion", champion.hook, again), ("hooks.health", champion.health, "")):
-            if one is not None and one.state == "failed":
+        for name, hook, hint in (
+            ("hooks.after_promotion", champion.hook, again),
+            ("hooks.health", champion.health, ""),
+        ):
+            if hook is not None and hook.state == "failed":
                 title = f"{name} failed for the champion of track {track}"
-                yield Attention(kind="hook", title=title, detail=f"{one.error}{hint}", track=track)
+                yield Attention(kind="hook", title=title, detail=f"{hook.error}{hint}", track=track)
 
 
 def _failed(overview: Overview) -> Iterator[Attention]:

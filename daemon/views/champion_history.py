@@ -115,20 +115,20 @@ class ChampionView(ServingView):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def serving_views(connection: Connection, work_folder: WorkFolder, hooks: Hooks) -> list[ServingView]:
+def serving_views(reader: Connection, work_folder: WorkFolder, hooks: Hooks) -> list[ServingView]:
     """Return the champion of each track that has one, without its data."""
-    rows = connection.execute(_CHAMPIONS.format("generation = champion_generation")).fetchall()
+    rows = reader.execute(_CHAMPIONS.format("generation = champion_generation")).fetchall()
     return [ServingView.model_validate(_facts(work_folder, hooks, row)) for row in rows]
 
 
 def champion_views(
-    connection: Connection, work_folder: WorkFolder, hooks: Hooks, which: str, values: Iterable[object]
+    reader: Connection, work_folder: WorkFolder, hooks: Hooks, which: str, values: Iterable[object]
 ) -> list[ChampionView]:
     """Return the champions that an SQL condition selects with the parameters `values`, newest first."""
     champions = f"{_CHAMPIONS.format(which)} ORDER BY generation DESC"
     views = []
-    for row in connection.execute(champions, tuple(values)).fetchall():
-        data = trained_on(connection, row.drops or ())
+    for row in reader.execute(champions, tuple(values)).fetchall():
+        data = trained_on(reader, row.drops or ())
         prepared = None if row.run is None else readable_dataset(work_folder, row.run)
         fields = {
             **_facts(work_folder, hooks, row),
@@ -159,18 +159,18 @@ def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | 
     return next((champion for champion in history if champion.since is not None and champion.since <= at), None)
 
 
-def trained_on(connection: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
+def trained_on(reader: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     """Return the drops with these ids, oldest first, with the state that they are in now; unknown ids are left out."""
     wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
-    rows = connection.execute(wanted, (json.dumps(list(ids)),)).fetchall()
+    rows = reader.execute(wanted, (json.dumps(list(ids)),)).fetchall()
     fields = [{**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows]
     return tuple(TrainedOn(**{name: row[name] for name in TrainedOn.model_fields}) for row in fields)
 
 
-def seconds_of(connection: Connection, run_id: int) -> float | None:
+def seconds_of(reader: Connection, run_id: int) -> float | None:
     """Return the seconds that a run's ended attempts took in sum, failed ones included; `None` if none has ended."""
     took = "SELECT sum(ended_at - started_at) / 1000.0 AS seconds FROM attempt WHERE run_id = ?"
-    seconds: float | None = connection.execute(took, (run_id,)).fetchone().seconds
+    seconds: float | None = reader.execute(took, (run_id,)).fetchone().seconds
     return seconds
 
 

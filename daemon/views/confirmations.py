@@ -37,9 +37,9 @@ def resumed(track: str) -> str:
     return f"track {track} is resumed: its runs begin in their order"
 
 
-def dismissed(one: "Attention") -> str:
+def dismissed(entry: "Attention") -> str:
     """Return the confirmation that an entry is dismissed, and whether for a day or until it happens again."""
-    return f"dismissed {'for a day' if one.since is None else 'until it happens again'}: {one.title}"
+    return f"dismissed {'for a day' if entry.since is None else 'until it happens again'}: {entry.title}"
 
 
 def promoted(row: "Promotion") -> list[str]:

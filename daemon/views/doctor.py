@@ -74,11 +74,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield warn("database", f"there is none yet at {path}", "start the daemon: dropforge run")
         return
     counts = verify(path)
-    found = schema_of(path)
+    schema = schema_of(path)
     rows = f"{count(counts.get('run', 0), 'run')}, {count(counts.get('drop', 0), 'drop')}"
-    text = f"whole; schema {found}, this version has {SCHEMA}; {rows}"
+    text = f"whole; schema {schema}, this version has {SCHEMA}; {rows}"
     remedy = f"install the version that made it; or {how_to_restore(path)}"
-    yield ok("database", text) if found == SCHEMA else bad("database", text, remedy)
+    yield ok("database", text) if schema == SCHEMA else bad("database", text, remedy)
     names = [name for name, _ in named_files(settings.work_folder, path)]
     missing = [name for name in names if not (settings.work_folder / name).exists()]
     if missing:
@@ -134,11 +134,12 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
     if not settings.inbox_folder.is_dir():
         yield warn("inbox", f"there is no {settings.inbox} yet", "make it: dropforge init")
         return
-    unusable = [str(one.path) for one in watched_folders(settings) if one.path.is_dir() and not os.access(one.path, 7)]
+    folders = [watched.path for watched in watched_folders(settings) if watched.path.is_dir()]
+    unusable = [str(folder) for folder in folders if not os.access(folder, os.R_OK | os.W_OK | os.X_OK)]
     if unusable:
         remedy = f"let this user list and change it: ls -ld {unusable[0]}"
         yield bad("inbox rights", f"{unusable[0]} is not writable", remedy)
-    for folder in (one.path for one in watched_folders(settings) if one.path.is_dir()):
+    for folder in folders:
         mode = folder.stat().st_mode
         if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
             text = f"{folder}: who may drop files may take away and replace what others dropped"
@@ -169,7 +170,7 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
     if settings.device == "cpu" or not nvidia_driver() or not can_try():
         return
     try:
-        found = try_gpu()
+        answer = try_gpu()
     except DropforgeError as error:
         make = warn if settings.worker == "separate" else bad
         yield make("GPU", error.message, error.hint)
@@ -177,24 +178,24 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
     gpus = [
         f"{gpu['name']} (compute capability {gpu['capability']}, {size_words(gpu['free'])} of "
         f"{size_words(gpu['total'])} free)"
-        for gpu in found["gpus"]
+        for gpu in answer["gpus"]
     ]
-    text = f"{', '.join(gpus)}; driver {found['driver']}, torch {found['torch']} for CUDA {found['cuda']}"
-    if found["nf4"] or not found["bitsandbytes"]:
-        reason = found["nf4"] or "its library is built for the CPU"
+    text = f"{', '.join(gpus)}; driver {answer['driver']}, torch {answer['torch']} for CUDA {answer['cuda']}"
+    if answer["nf4"] or not answer["bitsandbytes"]:
+        reason = answer["nf4"] or "its library is built for the CPU"
         remedy = 'pip install --upgrade bitsandbytes, or set train.quantization = "none"'
         yield warn("GPU", f"{text}; bitsandbytes cannot compute in NF4: {reason}", remedy)
-    if found["packed_attention"]:
+    if answer["packed_attention"]:
         remedy = "trainings pad their records, which is slower; install a newer torch"
-        yield warn("GPU", f"{text}; attention over packed records fails: {found['packed_attention']}", remedy)
-    if found["bitsandbytes"] and not (found["nf4"] or found["packed_attention"]):
+        yield warn("GPU", f"{text}; attention over packed records fails: {answer['packed_attention']}", remedy)
+    if answer["bitsandbytes"] and not (answer["nf4"] or answer["packed_attention"]):
         yield ok("GPU", f"{text}; bf16, NF4 and attention over packed records work")
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:
     """Yield a warning per variable for a judge's API key that is not set."""
     judges = [settings.track(name).judge for name in settings.track_names]
-    for key in sorted({one.api_key_env for one in judges if one.url and one.api_key_env} - os.environ.keys()):
+    for key in sorted({judge.api_key_env for judge in judges if judge.url and judge.api_key_env} - os.environ.keys()):
         remedy = "set it where the daemon runs, as in /etc/dropforge/environment; without it there is no judge"
         yield warn("judge", f"{key} is not set in this shell", remedy)
 

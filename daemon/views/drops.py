@@ -71,12 +71,12 @@ class DropUses(Frozen):
     """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
 
 
-def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: Iterable[object]) -> list[DropView]:
+def drop_views(reader: Connection, work_folder: WorkFolder, which: str, values: Iterable[object]) -> list[DropView]:
     """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
-    tried = on_trial(base)
-    found = base.execute(f'SELECT * FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608 - our own words
-    told = {track: replaced(base, work_folder, track) for track in {row.track for row in found}}
-    why = {row.id: drop_clauses(row) for row in found}
+    tried = on_trial(reader)
+    rows = reader.execute(f'SELECT * FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608 - our own words
+    replacements = {track: replaced(reader, work_folder, track) for track in {row.track for row in rows}}
+    why = {row.id: drop_clauses(row) for row in rows}
     return [
         DropView.model_validate(
             {
@@ -85,10 +85,10 @@ def drop_views(base: Connection, work_folder: WorkFolder, which: str, values: It
                 "evidence": why[row.id][1:],
                 "on_trial": tried.get(row.id),
                 "worth": _worth(row),
-                "replaced": told[row.track].get(row.id),
+                "replaced": replacements[row.track].get(row.id),
             }
         )
-        for row in found
+        for row in rows
     ]
 
 
@@ -98,53 +98,53 @@ def _worth(row: Row) -> str | None:
     return f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
 
 
-def replaced(base: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
+def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
     """Map the id of each drop whose rows are replaced, or that replaces some, in a track's last run to a text."""
-    _, data = last_prepared(base, work_folder, track)
+    _, data = last_prepared(reader, work_folder, track)
     by: dict[int, list[str]] = {}
     of: dict[int, list[str]] = {}
-    for one in sorted(data.replacements if data else (), key=lambda one: -one.rows):
-        by.setdefault(one.old, []).append(f"{count(one.rows, 'row')} replaced by drop {one.new}")
-        of.setdefault(one.new, []).append(f"{count(one.rows, 'row')} of drop {one.old}")
-    told = {drop: first_of(words) for drop, words in by.items()}
+    for pair in sorted(data.replacements if data else (), key=lambda pair: -pair.rows):
+        by.setdefault(pair.old, []).append(f"{count(pair.rows, 'row')} replaced by drop {pair.new}")
+        of.setdefault(pair.new, []).append(f"{count(pair.rows, 'row')} of drop {pair.old}")
+    words_of = {drop: first_of(words) for drop, words in by.items()}
     for drop, words in of.items():
-        told[drop] = "; ".join(filter(None, (told.get(drop), f"replaces {first_of(words)}")))
-    return told
+        words_of[drop] = "; ".join(filter(None, (words_of.get(drop), f"replaces {first_of(words)}")))
+    return words_of
 
 
-def last_prepared(base: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
+def last_prepared(reader: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
     """Return the track's last run with prepared data, and that data; 0 and `None` if there is none or it is damaged."""
-    run = base.execute(_PREPARED, (track,)).fetchone()
+    run = reader.execute(_PREPARED, (track,)).fetchone()
     data = None if run is None else readable_dataset(work_folder, run.id)
     return (0, None) if run is None or data is None else (run.id, data)
 
 
-def on_trial(base: Connection) -> dict[int, str]:
+def on_trial(reader: Connection) -> dict[int, str]:
     """Map the id of each drop on trial to a text: which run it may have made worse, and which run, if any, tries it."""
     wanted = (
         "SELECT drop_id, blamed_run, trial_run, run.state FROM suspect LEFT JOIN run ON run.id = trial_run "
         "WHERE ended IS NULL"
     )
-    found = {}
-    for row in base.execute(wanted).fetchall():
+    texts = {}
+    for row in reader.execute(wanted).fetchall():
         how = "it is tried when nothing else is to be run"
         if row.trial_run:
             was = "was worse, too; a control without it decides"
             how = f"run {row.trial_run} {was if row.state == 'succeeded' else 'tries it'}"
-        found[row.drop_id] = f"it may have made run {row.blamed_run} worse; {how}"
-    return found
+        texts[row.drop_id] = f"it may have made run {row.blamed_run} worse; {how}"
+    return texts
 
 
-def drop_uses(base: Connection, work_folder: WorkFolder, drop: Row) -> DropUses:
+def drop_uses(reader: Connection, work_folder: WorkFolder, drop: Row) -> DropUses:
     """Return the serving champion, if it was trained on `drop`, and the one to roll back to; else `None` for both."""
-    track = base.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
-    past = champions_of(base, drop.track)
+    track = reader.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
+    past = champions_of(reader, drop.track)
     if track is None or drop.role != "train" or not past or drop.id not in (past[-1].drops or ()):
         return DropUses()
     former = history.former(past, track, work_folder, _MOST_FORMER)
-    without = base.execute("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", (drop.track,))
+    without = reader.execute("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", (drop.track,))
     gone = {drop.id, *(row.id for row in without)}
-    before = next((one.generation for one in former if gone.isdisjoint(one.drops or ())), None)
+    before = next((champion.generation for champion in former if gone.isdisjoint(champion.drops or ())), None)
     return DropUses(champion=track.champion_generation, before=before)
 
 
@@ -194,17 +194,17 @@ def drop_detail(overview: "Overview", drop_id: int) -> DropDetail:
         by=overview.rows('SELECT owner FROM "drop" WHERE id = ?', drop_id)[0].owner,
         findings=_findings(detail.get("kinds")),
         # Whether the track's rows are too few changes: pages say it as of now.
-        warnings=_findings(one for one in detail.get("warnings") or () if one["kind"] != "too_few_rows"),
+        warnings=_findings(trained for trained in detail.get("warnings") or () if trained["kind"] != "too_few_rows"),
         champions=champions,
-        serving=serving is not None and drop.id in {one.id for one in serving.data if one.role == "train"},
+        serving=serving is not None and drop.id in {trained.id for trained in serving.data if trained.role == "train"},
     )
 
 
 def come_to(overview: "Overview", drops: Iterable[DropView]) -> dict[int, str]:
     """Map the id of each run that was the first of a drop in `drops` to its outcome, or to its state if it has none."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
-    found = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
-    return {row.id: row.outcome or row.state for row in found}
+    runs = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
+    return {row.id: row.outcome or row.state for row in runs}
 
 
 def findings_of(overview: "Overview", drop_id: int) -> tuple[FindingView, ...]:
@@ -232,8 +232,8 @@ def _taken_in(overview: "Overview", drop_id: int) -> dict[str, Any]:
 
 def _findings(noted: Iterable[dict[str, Any]] | None) -> tuple[FindingView, ...]:
     return tuple(
-        FindingView.model_validate({name: one[name] for name in FindingView.model_fields if name in one})
-        for one in noted or ()
+        FindingView.model_validate({name: kind[name] for name in FindingView.model_fields if name in kind})
+        for kind in noted or ()
     )
 
 

@@ -210,12 +210,12 @@ class Overview:
 
     def fixed(self, track: str) -> Any:
         """Return an object with the `metric` and `max_new_tokens` that the track has fixed; both are `None` before."""
-        found = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
-        return found[0] if found else SimpleNamespace(metric=None, max_new_tokens=None)
+        rows = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
+        return rows[0] if rows else SimpleNamespace(metric=None, max_new_tokens=None)
 
     def champions(self, tracks: Iterable[str]) -> list[ServingView]:
         """Return the champions of `tracks`, in that order, without their data; a track without any is left out."""
-        views = self.read(lambda connection: serving_views(connection, self.folder, self._hooks))
+        views = self.read(lambda reader: serving_views(reader, self.folder, self._hooks))
         champions = {view.track: view for view in views}
         return [champions[name] for name in tracks if name in champions]
 
@@ -227,7 +227,7 @@ class Overview:
         """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
         values = (track, _BEYOND if before is None else before, most)
         which = "track = ? AND generation < ? ORDER BY generation DESC LIMIT ?"
-        return self.read(lambda base: champion_views(base, self.folder, self._hooks, which, values))
+        return self.read(lambda reader: champion_views(reader, self.folder, self._hooks, which, values))
 
     def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
         """
@@ -236,15 +236,14 @@ class Overview:
         A track that ever had a verdict other than "insufficient_evidence" is left out.
         """
         names = [name for name in settings.track_names if track in {None, name}]
-        done = self.read(lambda base: [name for name in names if base.execute(HAS_VERDICT, {"track": name}).fetchone()])
-        left = [name for name in names if name not in done]
-        said = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in left}
-        return {name: words for name, words in said.items() if words is not None}
+        left = [name for name in names if not self.rows(HAS_VERDICT, track=name)]
+        sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in left}
+        return {name: words for name, words in sentences.items() if words is not None}
 
     def data_warnings(self, track: str | None = None) -> list[str]:
         """Return the warnings about the data of the last prepared run of each track, or of `track` only."""
         names = [name for name in self.tracks() if track in {None, name}]
-        last = self.read(lambda base: [(name, *last_prepared(base, self.folder, name)) for name in names])
+        last = self.read(lambda reader: [(name, *last_prepared(reader, self.folder, name)) for name in names])
         return [f"track {name}, run {run}: {words}" for name, run, data in last if data for words in data.warnings]
 
     # --- drops
@@ -280,8 +279,8 @@ class Overview:
     def uses(self, drop_id: int) -> DropUses:
         """Return the serving champion, if trained on this drop, and the one to roll back to; else `None` for both."""
         wanted = 'SELECT * FROM "drop" WHERE id = ?'
-        found = self.read(lambda base: [drop_uses(base, self.folder, row) for row in base.execute(wanted, (drop_id,))])
-        return found[0] if found else DropUses()
+        uses = self._each(lambda reader, row: drop_uses(reader, self.folder, row), wanted, [drop_id])
+        return uses[0] if uses else DropUses()
 
     # --- runs
 
@@ -314,7 +313,7 @@ class Overview:
     def ended_runs(self, most: int) -> list[RunView]:
         """Return at most `most` ended runs, the last end first, with `seconds`, the time that their attempts took."""
         runs = self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", [most])
-        took = self.read(lambda connection: [seconds_of(connection, run.id) for run in runs])
+        took = self.read(lambda reader: [seconds_of(reader, run.id) for run in runs])
         return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(runs, took, strict=True)]
 
     def wins(self, *, blocked: bool) -> list[RunView]:
@@ -340,11 +339,13 @@ class Overview:
     def logs(self, run_id: int) -> list[Path]:
         """Return the log files of a run's attempts, oldest first. Raises `NotThere` if there is no run or no log."""
         attempts = self.ask_of_run(run_id, attempts_of)
-        paths = [Path(self.folder, attempt_folder(run_id, one.step, one.number), LOG_NAME) for one in attempts]
-        found = [path for path in paths if path.exists()]
-        if not found:
+        paths = [
+            Path(self.folder, attempt_folder(run_id, attempt.step, attempt.number), LOG_NAME) for attempt in attempts
+        ]
+        there = [path for path in paths if path.exists()]
+        if not there:
             raise NotThere(f"run {run_id} has no log", f"see how far it is: dropforge show {run_id}")
-        return found
+        return there
 
     # --- notes of the daemon
 
@@ -365,12 +366,12 @@ class Overview:
     # --- how it is read
 
     def ask_of_run(self, run_id: int, question: Callable[[Connection, Row], T]) -> T:
-        """Return `question(connection, row)` for the run's database row. Raises `NotThere` if there is no such run."""
+        """Return `question(reader, row)` for the run's database row. Raises `NotThere` if there is no such run."""
         wanted = "SELECT * FROM run WHERE id = ?"
-        found = self.read(lambda base: [question(base, row) for row in base.execute(wanted, (run_id,)).fetchall()])
-        if not found:
+        answers = self._each(question, wanted, [run_id])
+        if not answers:
             raise NotThere(f"there is no run {run_id}", "list them: dropforge runs")
-        return found[0]
+        return answers[0]
 
     def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
         """
@@ -382,8 +383,8 @@ class Overview:
         if not path.exists():
             return []
         try:
-            with reading(path) as base:
-                return question(base)
+            with reading(path) as reader:
+                return question(reader)
         except sqlite3.DatabaseError as error:
             if "no such table" in str(error):
                 return []  # the first daemon is about to make them
@@ -398,38 +399,38 @@ class Overview:
 
         Parameters are either positional or named. Raises `DatabaseUnusable` if the database cannot be read.
         """
-        return self.read(lambda base: base.execute(question, named or values).fetchall())
+        return self.read(lambda reader: reader.execute(question, named or values).fetchall())
+
+    def _each(self, question: Callable[[Connection, Row], T], wanted: str, values: Sequence[object]) -> list[T]:
+        """Return `question(reader, row)` for each row that the SQL query `wanted` gives."""
+        return self.read(lambda reader: [question(reader, row) for row in reader.execute(wanted, values).fetchall()])
 
     def _runs(self, which: str, values: Sequence[object] = ()) -> list[RunView]:
-        rows = f"SELECT verdict, {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
-        return self.read(
-            lambda connection: [
-                RunView(**self._run(connection, row)) for row in connection.execute(rows, values).fetchall()
-            ]
-        )
+        wanted = f"SELECT verdict, {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
+        return self._each(lambda reader, row: RunView(**self._run(reader, row)), wanted, values)
 
     def _drops(self, which: str, values: Sequence[object]) -> list[DropView]:
-        return self.read(lambda connection: drop_views(connection, self.folder, which, values))
+        return self.read(lambda reader: drop_views(reader, self.folder, which, values))
 
-    def _run(self, base: Connection, row: Row) -> dict[str, Any]:
+    def _run(self, reader: Connection, row: Row) -> dict[str, Any]:
         run_id, against = row.id, None
         values = {name: getattr(row, name) for name in _RUN_COLUMNS}
         if row.outcome == AWAITING:
-            against = blocker(row, champions_of(base, row.track))
+            against = blocker(row, champions_of(reader, row.track))
         values["gain"] = (row.verdict or {}).get("gain")
         values["clauses"] = verdict_clauses(row, against)
         values["sentence"] = sentence(values["clauses"]) or None
         if against is not None:
             values["blocker"], values["outcome"] = against, BLOCKED
         if row.about_drop is not None:
-            values["trial"] = _trial_words(base, row)
+            values["trial"] = _trial_words(reader, row)
         if row.state in {RunState.QUEUED, RunState.WAITING}:
-            values["paused"] = next((one.words for one in _pauses(base) if one.track == row.track), None)
+            values["paused"] = next((pause.words for pause in _pauses(reader) if pause.track == row.track), None)
         if row.state == RunState.RUNNING:
-            values["progress"] = self._progress(base, run_id)
+            values["progress"] = self._progress(reader, run_id)
         return values
 
-    def _detail(self, base: Connection, row: Row) -> RunDetail:
+    def _detail(self, reader: Connection, row: Row) -> RunDetail:
         run_id = row.id
         unread: tuple[str, ...] = ()
         try:
@@ -439,10 +440,10 @@ class Overview:
             unread = (f"not all of it can be read: {error.filename}: {error.strerror}",)
         if row.state == RunState.CANCELLED:
             verdict = None  # nobody acts on it
-        drops = trained_on(base, row.snapshot or ())
+        drops = trained_on(reader, row.snapshot or ())
         return RunDetail(
-            **self._run(base, row),
-            seconds=None if row.ended_at is None else seconds_of(base, run_id),
+            **self._run(reader, row),
+            seconds=None if row.ended_at is None else seconds_of(reader, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=(*(data.warnings if data else ()), *unread),
             training=None if data is None or (verdict and not verdict.candidate_model_id) else start_words(data),
@@ -451,37 +452,37 @@ class Overview:
             failures=row.failures,
             deaths=row.deaths,
             config=row.config,
-            snapshot=tuple(map(vars, base.execute(SNAPSHOT, {"run": run_id}))),
-            attempts=attempts_of(base, row),
+            snapshot=tuple(map(vars, reader.execute(SNAPSHOT, {"run": run_id}))),
+            attempts=attempts_of(reader, row),
             verdict=verdict,
         )
 
-    def _progress(self, base: Connection, run_id: int) -> Progress | None:
+    def _progress(self, reader: Connection, run_id: int) -> Progress | None:
         latest = "SELECT step, number FROM attempt WHERE run_id = ? ORDER BY id DESC LIMIT 1"
-        attempt = base.execute(latest, (run_id,)).fetchone()
+        attempt = reader.execute(latest, (run_id,)).fetchone()
         return None if attempt is None else load_progress(self.folder, run_id, attempt.step, attempt.number)
 
 
-def attempts_of(base: Connection, run: Row) -> tuple[AttemptView, ...]:
+def attempts_of(reader: Connection, run: Row) -> tuple[AttemptView, ...]:
     """Return the attempts at all steps of a run, oldest first; empty if there are none."""
     wanted = (
         "SELECT step, number, state, started_at, ended_at, error, (ended_at - started_at) / 1000.0 AS seconds "
         "FROM attempt WHERE run_id = ? ORDER BY id"
     )
-    return tuple(AttemptView.model_validate(vars(row)) for row in base.execute(wanted, (run.id,)))
+    return tuple(AttemptView.model_validate(vars(row)) for row in reader.execute(wanted, (run.id,)))
 
 
-def _pauses(base: Connection) -> list[PauseView]:
-    found = base.execute("SELECT name, paused FROM track WHERE paused IS NOT NULL ORDER BY created_at").fetchall()
-    return [PauseView(track=row.name, **row.paused) for row in found]
+def _pauses(reader: Connection) -> list[PauseView]:
+    rows = reader.execute("SELECT name, paused FROM track WHERE paused IS NOT NULL ORDER BY created_at").fetchall()
+    return [PauseView(track=row.name, **row.paused) for row in rows]
 
 
-def _trial_words(base: Connection, run: Row) -> str:
+def _trial_words(reader: Connection, run: Row) -> str:
     """Return in words which drop a run tries and why, whose control it is, or which drop it leaves out."""
     verb, why = ("tries", "which may have") if run.ended_at is None else ("tried", "which might have")
     if run.purpose == Purpose.CONTROL:
         return f"control of the trial of drop {run.about_drop}, trained without it"
     if run.purpose == Purpose.LEFT_OUT:
         return f"{verb} the champion's data without drop {run.about_drop}"
-    tried = base.execute("SELECT blamed_run FROM suspect WHERE trial_run = ?", (run.id,)).fetchone()
+    tried = reader.execute("SELECT blamed_run FROM suspect WHERE trial_run = ?", (run.id,)).fetchone()
     return f"{verb} drop {run.about_drop}" + (f", {why} made run {tried.blamed_run} worse" if tried else "")

@@ -47,15 +47,15 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     converting = sqlite3.PARSE_DECLTYPES
     opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)
-    with closing(opened) as base:
-        base.row_factory = _row
-        base.execute("BEGIN")
-        yield base
+    with closing(opened) as connection:
+        connection.row_factory = _row
+        connection.execute("BEGIN")
+        yield connection
 
 
-def champions_of(base: sqlite3.Connection, track: str) -> list[Any]:
+def champions_of(connection: sqlite3.Connection, track: str) -> list[Any]:
     """Return the promotion rows of a track's champions, oldest first; the last is the present one. Empty if none."""
-    return base.execute(CHAMPIONS, {"track": track}).fetchall()
+    return connection.execute(CHAMPIONS, {"track": track}).fetchall()
 
 
 def newest_rows(

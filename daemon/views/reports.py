@@ -50,8 +50,8 @@ def story_of(overview: Overview, run: RunDetail) -> Story | None:
     """Return headline, reasons and next steps for a run's verdict, from its report; `None` without a valid report."""
     if run.verdict is None or run.verdict.report is None:
         return None
-    told = durable.read_object(overview.folder / run.verdict.report / JSON_NAME).get("story")
+    story = durable.read_object(overview.folder / run.verdict.report / JSON_NAME).get("story")
     try:
-        return Story.model_validate(told)
+        return Story.model_validate(story)
     except ValidationError:
         return None

@@ -79,8 +79,8 @@ def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
     try:
         options = ("--parsable", "--no-requeue", "--export=NIL", f"--chdir={folder}", "--output=log.txt")
         script = f"#!/bin/sh\n{setup}exec {shlex.join((sys.executable, '-P', '-c', _PROGRAM))}\n"
-        said = ask("sbatch", *options, f"--job-name={folder.name}", *settings.slurm.arguments("train"), stdin=script)
-        number = job_number(said)
+        output = ask("sbatch", *options, f"--job-name={folder.name}", *settings.slurm.arguments("train"), stdin=script)
+        number = job_number(output)
         seen, (state, reason, node) = _wait(folder)
     except CannotAsk as error:
         yield bad("probe job", error.message, "change executor.slurm: a training would be refused, too")
@@ -110,8 +110,8 @@ def _wait(folder: Path) -> tuple[float, tuple[str, ...]]:
         is_there = folder / "answer.json" in folder.iterdir()
         seen = time.time()
         with contextlib.suppress(CannotAsk):
-            said = ask("squeue", "--me", "--states=all", "--noheader", f"--name={folder.name}", "--format=%T|%r|%N")
-            state, _, rest = said.strip().partition("|")
+            output = ask("squeue", "--me", "--states=all", "--noheader", f"--name={folder.name}", "--format=%T|%r|%N")
+            state, _, rest = output.strip().partition("|")
             job = (state, *rest.rpartition("|")[::2]) if state else job
         if is_there or job[0] not in _GOES_ON or time.monotonic() >= end:
             return seen, job
@@ -121,22 +121,22 @@ def _wait(folder: Path) -> tuple[float, tuple[str, ...]]:
 def _compare(answer: dict[str, Any], job: str, times: tuple[float, float], gpus: int) -> Iterator[Finding]:
     """Yield what is wrong with a node's answer; "ok" if nothing is."""
     begun, seen = times
-    found = []
+    problems = []
     if answer["uid"] != os.getuid():
         text = f"{job} runs as user {answer['uid']}, the daemon as {os.getuid()}"
-        found.append(bad("probe job", text, "give the user the same number on all hosts"))
+        problems.append(bad("probe job", text, "give the user the same number on all hosts"))
     for name, error in answer["missing"].items():
         remedy = f"let {sys.executable} import it on the nodes, or set PYTHONPATH in the file of executor.setup"
-        found.append(bad("probe job", f"{job} cannot import {name}: {error}", remedy))
+        problems.append(bad("probe job", f"{job} cannot import {name}: {error}", remedy))
     skew = max(begun - answer["time"], answer["time"] - seen)
     if skew > _MOST_SKEW_SECONDS:
         text = f"the clock of {job} is {skew:.0f} s or more {'behind' if answer['time'] < begun else 'ahead'}"
-        found.append(warn("probe job", text, "let all hosts have the same time, as by NTP"))
+        problems.append(warn("probe job", text, "let all hosts have the same time, as by NTP"))
     cards = answer.get("cards", 0)
     if cards < gpus and not answer["missing"]:
         text = f"{job} sees {cards} of the {gpus} GPUs that executor.slurm.train asks for"
-        found.append(bad("probe job", text, "see the cluster's gres.conf, and CUDA in the torch of the nodes"))
-    yield from found
-    if not found:
+        problems.append(bad("probe job", text, "see the cluster's gres.conf, and CUDA in the torch of the nodes"))
+    yield from problems
+    if not problems:
         lag = f"its file was seen here after {max(0.0, seen - answer['time']):.1f} s"
         yield ok("probe job", f"{job} has torch {answer.get('torch')} and {count(cards, 'GPU')}; {lag}")

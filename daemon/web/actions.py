@@ -141,8 +141,8 @@ def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
     The judgement of the last pair completes the review: its result is added to the report and is final.
     """
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
-    found = blind_review.choose(site.writer(), site.settings.work_folder, run_id, choice)
-    return _done(f"{found.judged} of {found.asked} pairs are judged")
+    review = blind_review.choose(site.writer(), site.settings.work_folder, run_id, choice)
+    return _done(f"{review.judged} of {review.asked} pairs are judged")
 
 
 @router.post("/tracks/{name}/pause")

@@ -52,17 +52,17 @@ def overview(request: Request, site: SiteOf) -> Response:
 @router.get("/runs")
 def runs(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
     """Render up to 50 runs, newest first, optionally of one track and state, with ids below `before`."""
-    found = site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
-    older = found[-1].id if len(found) == MOST_LISTED else None
-    return draw(request, "runs.html", {"runs": found, "track": track, "state": state, "older": older})
+    views = site.overview.runs(track, None if state is None else [state], MOST_LISTED, before)
+    older = views[-1].id if len(views) == MOST_LISTED else None
+    return draw(request, "runs.html", {"runs": views, "track": track, "state": state, "older": older})
 
 
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     """Render a run with its settings, curves and verdict. Raises `NotThere` if none."""
     seen = site.overview
-    found = seen.run(run_id)
-    context = {"run": found, "curves": seen.curves(run_id), "story": story_of(seen, found), "card": None}
+    detail = seen.run(run_id)
+    context = {"run": detail, "curves": seen.curves(run_id), "story": story_of(seen, detail), "card": None}
     with suppress(DropforgeError):
         report_folder(seen, run_id)
         context["card"] = f"/runs/{run_id}/report"
@@ -79,17 +79,17 @@ def report(site: SiteOf, run_id: Number) -> Response:
 @router.get("/runs/{run_id}/review")
 def review(request: Request, site: SiteOf, run_id: Number) -> Response:
     """Render the first open pair of a run's blind review, or the result. Raises `DropforgeError` without answers."""
-    found = site.overview.review(run_id)
-    result = None if found.result is None else review_words(found.result)
-    return draw(request, "review.html", {"review": found, "result": result})
+    progress = site.overview.review(run_id)
+    result = None if progress.result is None else review_words(progress.result)
+    return draw(request, "review.html", {"review": progress, "result": result})
 
 
 @router.get("/drops")
 def drops(request: Request, site: SiteOf, track: Track = None, state: State = None, before: Before = None) -> Response:
     """Render up to 50 drops, newest first, optionally of one track and state, and the number in each state."""
-    found = site.overview.drops(track, state, MOST_LISTED, before)
-    older = found[-1].id if len(found) == MOST_LISTED else None
-    context = {"drops": found, "track": track, "state": state, "older": older, "counts": site.overview.drop_counts()}
+    views = site.overview.drops(track, state, MOST_LISTED, before)
+    older = views[-1].id if len(views) == MOST_LISTED else None
+    context = {"drops": views, "track": track, "state": state, "older": older, "counts": site.overview.drop_counts()}
     return draw(request, "drops.html", context)
 
 
@@ -116,13 +116,13 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
     """Render up to 25 champions of a track, newest first, below generation `before`. Raises `NotThere` if unknown."""
     seen = site.overview
     require_track(site, name)
-    found = seen.history(name, MOST_CHAMPIONS, before)
-    older = found[-1].generation if len(found) == MOST_CHAMPIONS else None
+    views = seen.history(name, MOST_CHAMPIONS, before)
+    older = views[-1].generation if len(views) == MOST_CHAMPIONS else None
     context = {
         "track": name,
-        "champions": found,
+        "champions": views,
         "older": older,
-        "paused": next((one for one in seen.paused() if one.track == name), None),
+        "paused": next((pause for pause in seen.paused() if pause.track == name), None),
     }
     return draw(request, "track.html", context)
 
@@ -130,12 +130,12 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
     """Render the upload page: up to 50 drops with outcomes, files still being written, tracks that lack rows."""
-    found = site.overview.drops(track, None, MOST_LISTED, before)
-    older = found[-1].id if len(found) == MOST_LISTED else None
+    views = site.overview.drops(track, None, MOST_LISTED, before)
+    older = views[-1].id if len(views) == MOST_LISTED else None
     seen = site.overview
-    rows = [(one, rejected_words(seen, one.id, one.reason) if one.state == "rejected" else "") for one in found]
+    rows = [(drop, rejected_words(seen, drop.id, drop.reason) if drop.state == "rejected" else "") for drop in views]
     waiting = seen.inbox_note()["waiting"]
-    context = {"drops": rows, "track": track, "older": older, "waiting": waiting, "used": come_to(seen, found)}
+    context = {"drops": rows, "track": track, "older": older, "waiting": waiting, "used": come_to(seen, views)}
     context["lacks"] = (*seen.missing_rows(site.settings, track).values(), *seen.data_warnings(track))
     return draw(request, "inbox.html", context)
 

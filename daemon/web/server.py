@@ -84,7 +84,8 @@ class _Connection(H11Protocol):
         self._wait()
         if len(self.connections) > _MOST_CONNECTIONS:
             _log.warning("the page has too many connections: it cuts those that ask for nothing")
-            first = min((one for one in self.connections if isinstance(one, _Connection)), key=_Connection.rank)
+            others = (other for other in self.connections if isinstance(other, _Connection))
+            first = min(others, key=_Connection.rank)
             first.transport.abort()
             self.connections.discard(first)
 

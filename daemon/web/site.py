@@ -53,8 +53,8 @@ class Site:
 
     def end_streams(self) -> None:
         """Set the events of all registered streams, so that they end soon; do not wait for them."""
-        for one in self._streams:
-            one.set()
+        for stream in self._streams:
+            stream.set()
 
     def writer(self) -> Engine:
         """Return a new read-write engine for the state database. Raises as `open_writer`."""

@@ -38,19 +38,19 @@ def put(
     there is no inbox, it raises a `DropforgeError` and puts no file.
     """
     # FastAPI answers 422 if the form has no file; a file without a name is none.
-    files = [(_plain_name(one.filename or ""), one) for one in file]
+    files = [(_plain_name(upload.filename or ""), upload) for upload in file]
     site.settings.track(track)
     settle = f"it is taken once it has not changed for {site.settings.intake.settle_seconds:g} s"
     results: list[str] = []
     refused: DropforgeError | None = None
     with ExitStack() as opened:
-        copies = [(name, one, opened.enter_context(incoming(site.settings))) for name, one in files]
-        for _, one, new in copies:
-            shutil.copyfileobj(one.file, new.file)
-        for name, one, new in copies:
+        copies = [(name, upload, opened.enter_context(incoming(site.settings))) for name, upload in files]
+        for _, upload, new in copies:
+            shutil.copyfileobj(upload.file, new.file)
+        for name, upload, new in copies:
             try:
                 new.place(name, track, heldout=heldout is not None)
-                results.append(f"{name} ({size_words(one.size or 0)}) is in the inbox: {settle}")
+                results.append(f"{name} ({size_words(upload.size or 0)}) is in the inbox: {settle}")
             except DropforgeError as error:
                 results.append(f"{name} is refused: {error.message}")
                 refused = error
