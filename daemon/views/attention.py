@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import chain, groupby
 from typing import Literal
 
 from pydantic import computed_field
@@ -14,6 +15,7 @@ from daemon.state.events import Word, record_event
 from daemon.state.questions import IS_DISMISSAL
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
+from daemon.views.champion_history import ServingView
 from daemon.views.drops import findings_of
 from daemon.views.overview import NotThere, Overview, RunView
 from daemon.views.reader import Row, utc
@@ -30,7 +32,7 @@ _DISMISSED_FOR = 90 * 24 * 3_600_000
 #: Most entries of a kind that are listed; most that are read; most kinds of findings named for a rejected drop.
 _MOST, _MOST_LOOKED_AT, _MOST_KINDS = 5, 100, 3
 #: Kinds of which `_MOST` are listed: one more in words, several, and the command that lists them all.
-_CUT: dict[str, tuple[str, str, str]] = {
+_CUT: dict[Kind, tuple[str, str, str]] = {
     "failed": ("run failed", "runs failed", "dropforge runs --state failed"),
     "rejected": ("file was rejected", "files were rejected", "dropforge drops --state rejected"),
     "proposed": ("file waits for a person", "files wait for a person", "dropforge drops --state proposed"),
@@ -83,24 +85,18 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     rejected and proposed ones five each are listed, and the others counted in one more entry. Raises `DropforgeError`
     if the state folder cannot be read.
     """
-    alive = overview.daemon().alive
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
     listed: list[Attention] = []
-    runs_and_drops = (_failed(overview), _rejected(overview), _wins(overview), _proposed(overview))
-    for entries in (
-        _machine(settings, overview, alive=alive),
-        _paused(overview),
-        _commands(settings, overview),
-        *runs_and_drops,
-    ):
+    for kind, entries in groupby(chain(_lasting(settings, overview), _ended(overview)), lambda entry: entry.kind):
         every = list(entries)
         left = [entry for entry in every if not _is_dismissed(entry, dismissed)]
-        if len(left) > _MOST and (rest := _CUT.get(left[0].kind)):
+        if len(left) > _MOST and kind in _CUT:
+            one_more, more_words, command = _CUT[kind]
             more = len(left) - _MOST
             least = "At least " if len(every) == _MOST_LOOKED_AT else ""
-            title = f"{least}{count(more, f'more {rest[0]}', f'more {rest[1]}')}"
-            left[_MOST:] = [Attention(kind=left[0].kind, title=title, detail=f"list them: {rest[2]}", count=more)]
+            title = f"{least}{count(more, f'more {one_more}', f'more {more_words}')}"
+            left[_MOST:] = [Attention(kind=kind, title=title, detail=f"list them: {command}", count=more)]
         listed += left
     for index, entry in enumerate(listed):
         if entry.kind == "rejected" and entry.drop is not None:  # asked only for those that are listed
@@ -133,7 +129,9 @@ def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
     return "; ".join((*words, *more)) or reason or ""
 
 
-def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator[Attention]:
+def _lasting(settings: Settings, overview: Overview) -> Iterator[Attention]:
+    """Yield the conditions that last until somebody mends them, those of a kind one after the other."""
+    alive = overview.daemon().alive
     if not alive:
         yield Attention(kind="daemon", title="The daemon is not running", detail="start it: dropforge run")
     shortage = Disk(settings).shortage()
@@ -141,50 +139,36 @@ def _machine(settings: Settings, overview: Overview, *, alive: bool) -> Iterator
         yield Attention(kind="disk", title="The disk is nearly full", detail=shortage)
     for whose, words in (overview.troubles() if alive else {}).items():
         yield Attention(kind="trouble", title=f"Trouble with {whose}", detail=words)
-
-
-def _paused(overview: Overview) -> Iterator[Attention]:
     for pause in overview.paused():
         yield Attention(kind="paused", title=f"Track {pause.track} is paused", detail=pause.words, track=pause.track)
-
-
-def _commands(settings: Settings, overview: Overview) -> Iterator[Attention]:
     for champion in overview.champions(settings.track_names):
-        track = champion.track
-        again = (
-            f"; to run it again: dropforge hook --track {track}" if settings.track(track).hooks.after_promotion else ""
-        )
-        for name, hook, hint in (
-            ("hooks.after_promotion", champion.hook, again),
-            ("hooks.health", champion.health, ""),
-        ):
-            if hook is not None and hook.state == "failed":
-                title = f"{name} failed for the champion of track {track}"
-                yield Attention(kind="hook", title=title, detail=f"{hook.error}{hint}", track=track)
+        yield from _failed_hooks(settings, champion)
 
 
-def _failed(overview: Overview) -> Iterator[Attention]:
+def _ended(overview: Overview) -> Iterator[Attention]:
+    """Yield the runs and drops that need a person, those of a kind one after the other."""
+    since = datetime.now(UTC) - _RECENT
     for run in overview.runs(states=("failed", "crashed"), most=_MOST_LOOKED_AT):
-        if run.ended_at is not None and run.ended_at > _since():
+        if run.ended_at is not None and run.ended_at > since:
             yield _of_run("failed", run, f"Run {run.id} {run.state}", "; ".join(filter(None, (run.error, run.hint))))
-
-
-def _rejected(overview: Overview) -> Iterator[Attention]:
-    since = round(_since().timestamp() * 1000)
-    for drop in overview.rows(_REJECTED, since, _MOST_LOOKED_AT):
+    for drop in overview.rows(_REJECTED, round(since.timestamp() * 1000), _MOST_LOOKED_AT):
         yield _of_drop("rejected", drop, f"{drop.name} was rejected")
-
-
-def _wins(overview: Overview) -> Iterator[Attention]:
     for run in overview.wins(blocked=False):
         yield _of_run("approval", run, f"Run {run.id} won and waits for approval", run.sentence or "")
     for run in overview.wins(blocked=True):
         yield _of_run("blocked", run, f"Run {run.id} won, but {run.blocker}", run.sentence or "")
-
-
-def _proposed(overview: Overview) -> Iterator[Attention]:
     for drop in overview.rows(_PROPOSED, _MOST_LOOKED_AT):
         yield _of_drop("proposed", drop, f"{drop.name} waits for a person before it judges models")
+
+
+def _failed_hooks(settings: Settings, champion: ServingView) -> Iterator[Attention]:
+    track = champion.track
+    again = f"; to run it again: dropforge hook --track {track}" if settings.track(track).hooks.after_promotion else ""
+    hooks = (("hooks.after_promotion", champion.hook, again), ("hooks.health", champion.health, ""))
+    for name, hook, hint in hooks:
+        if hook is not None and hook.state == "failed":
+            title = f"{name} failed for the champion of track {track}"
+            yield Attention(kind="hook", title=title, detail=f"{hook.error}{hint}", track=track)
 
 
 def _of_run(kind: Kind, run: RunView, title: str, detail: str) -> Attention:
@@ -194,7 +178,3 @@ def _of_run(kind: Kind, run: RunView, title: str, detail: str) -> Attention:
 def _of_drop(kind: Kind, drop: Row, title: str) -> Attention:
     why, since = drop.reason or "", utc(drop.received_at)
     return Attention(kind=kind, title=title, detail=why, track=drop.track, drop=drop.id, since=since)
-
-
-def _since() -> datetime:
-    return datetime.now(UTC) - _RECENT
