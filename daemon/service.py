@@ -22,7 +22,7 @@ from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import LocalExecutor, Spool, refuse_moved
 from daemon.dispatch.worker import end_steps_now
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
-from daemon.messages.messenger import Messenger
+from daemon.messages.outbox import Messenger
 from daemon.queue import states
 from daemon.queue.nightly import Schedule
 from daemon.settings.model import Settings

@@ -20,8 +20,8 @@ from daemon.cli.output import (
 )
 from daemon.cli.workspace import JsonOption, load_settings, open_overview
 from daemon.inbox.drop_folders import is_skipped, watched_folders
-from daemon.settings.cron import next_fire
 from daemon.settings.model import Settings
+from daemon.settings.text import next_fire
 from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.overview import Overview, RunView

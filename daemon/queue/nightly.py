@@ -25,8 +25,8 @@ from sqlmodel import Session, select
 from daemon.queue.run_queue import enqueue
 from daemon.queue.snapshots import records_came, waiting_drops
 from daemon.queue.states import ensure_track
-from daemon.settings.cron import cron_trigger, next_fire
 from daemon.settings.model import Settings, TrackSettings
+from daemon.settings.text import cron_trigger, next_fire
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.tables import Slot, Track

@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from daemon.settings.cron import check_timezone, cron_trigger
 from daemon.settings.messages import MessageSettings
-from daemon.settings.text import nearest, overlay
+from daemon.settings.text import check_timezone, cron_trigger, nearest, overlay
 from daemon.settings.web import WebSettings
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import Frozen

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.messages.messenger import Messenger
-from daemon.messages.outbox import open_outbox
+from daemon.messages.outbox import Messenger, open_outbox
 from daemon.settings.messages import MessageSettings
 from daemon.state.troubles import Troubles
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 from structlog.testing import capture_logs
 
-from daemon.messages import delivery, messenger, outbox
+from daemon.messages import delivery, outbox
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.state.database import open_reader, transaction
@@ -126,7 +126,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from daemon.messages import delivery, outbox
-from daemon.messages.messenger import Messenger
+from daemon.messages.outbox import Messenger
 from daemon.settings.load import load
 from daemon.state.database import open_engine
 from daemon.state.troubles import Troubles
@@ -179,7 +179,7 @@ def test_a_server_that_hangs_keeps_no_file_from_being_taken_and_no_run_from_bein
     tmp_path: Path, address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "SECONDS", 600.0)
-    monkeypatch.setattr(messenger, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "_TICK_SECONDS", 0.01)
     address.answer = None
     path = tmp_path / "dropforge.toml"
     url = address.url.replace("rto=0.5", "rto=600")
