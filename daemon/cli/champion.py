@@ -73,7 +73,15 @@ def history(
     elif not views:
         print_line("no champions yet")
     else:
-        _print_history(views, alive=overview.daemon().alive)
+        rows = [
+            (view.track, view.generation, view.kind, short(view.model_id), clock(view.since), view.run, view.reason)
+            for view in views
+        ]
+        print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)
+        alive = overview.daemon().alive
+        for view in views:
+            lines = [*taken_out_lines(view), *command_lines(view, alive=alive)]
+            print_lines(f"track {view.track}, generation {view.generation}: {line}" for line in lines)
 
 
 def _moment(text: str) -> datetime:
@@ -88,17 +96,6 @@ def _moment(text: str) -> datetime:
     if moment > now:
         raise typer.BadParameter(f"{local(moment)} is in the future: it is {local(now)} now")
     return moment
-
-
-def _print_history(views: list[ChampionView], *, alive: bool) -> None:
-    rows = [
-        (view.track, view.generation, view.kind, short(view.model_id), clock(view.since), view.run, view.reason)
-        for view in views
-    ]
-    print_table(("TRACK", "GEN", "KIND", "MODEL", "SINCE", "RUN", "WHY"), rows)
-    for view in views:
-        lines = [*taken_out_lines(view), *command_lines(view, alive=alive)]
-        print_lines(f"track {view.track}, generation {view.generation}: {line}" for line in lines)
 
 
 def _print_moment(past: dict[str, list[ChampionView]], moment: datetime, *, alive: bool) -> None:

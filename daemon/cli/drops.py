@@ -1,6 +1,5 @@
 """`drops`: list drops, accept a proposed drop, withdraw a drop from later runs, restore a withdrawn drop."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -67,26 +66,22 @@ def drops(
     if not views:
         print_line("no drops")
     else:
-        _print_list(views)
+        rows = [
+            (
+                view.id,
+                view.track,
+                drop_words(view),
+                view.rows,
+                view.first_run,
+                clock(view.received_at),
+                _name_words(view),
+            )
+            for view in views
+        ]
+        print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
     if state is None:
         print_lines([*overview.missing_rows(load_settings(context), track).values(), *overview.data_warnings(track)])
     print_lines(newest_only(views, whole=whole))
-
-
-def _print_list(views: Sequence[DropView]) -> None:
-    rows = [
-        (
-            drop.id,
-            drop.track,
-            drop_words(drop),
-            drop.rows,
-            drop.first_run,
-            clock(drop.received_at),
-            _name_words(drop),
-        )
-        for drop in views
-    ]
-    print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
 
 
 def _name_words(drop: DropView) -> str:

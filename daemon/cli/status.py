@@ -71,8 +71,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
     for champion in filter(None, champions.values()):
         for line in command_lines(champion, alive=daemon.alive):
             print_line(f"track {champion.track}, generation {champion.generation}: {line}")
-    _print_drops(overview)
-    _print_runs(overview)
+    _print_latest(overview)
 
 
 def describe_run(run: RunView) -> str:
@@ -244,23 +243,19 @@ def _why_none(settings: Settings, track: str) -> str:
     return "none yet" if Path(path).is_dir() else f"none: there is no folder {path}"
 
 
-def _print_drops(overview: Overview) -> None:
-    latest = overview.drops(most=LATEST)
-    if latest:
-        print_line()
-        rows = [
-            (drop.id, drop.track, drop_words(drop), drop.rows, clock(drop.received_at), drop.name) for drop in latest
-        ]
-        print_table(("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), rows)
-
-
-def _print_runs(overview: Overview) -> None:
-    going = overview.open_runs()
-    if going:
-        print_line()
-        print_table(("RUN", "TRACK", "STATE", ""), [(run.id, run.track, run.state, describe_run(run)) for run in going])
-    latest = overview.ended_runs(LATEST)
-    if latest:
-        print_line()
-        rows = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in latest]
-        print_table(("RUN", "TRACK", "ENDED", "OUTCOME"), rows)
+def _print_latest(overview: Overview) -> None:
+    """Print the latest drops, the open runs and the runs that ended last, a table each."""
+    drops = [
+        (drop.id, drop.track, drop_words(drop), drop.rows, clock(drop.received_at), drop.name)
+        for drop in overview.drops(most=LATEST)
+    ]
+    going = [(run.id, run.track, run.state, describe_run(run)) for run in overview.open_runs()]
+    ended = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in overview.ended_runs(LATEST)]
+    for heads, rows in (
+        (("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), drops),
+        (("RUN", "TRACK", "STATE", ""), going),
+        (("RUN", "TRACK", "ENDED", "OUTCOME"), ended),
+    ):
+        if rows:
+            print_line()
+            print_table(heads, rows)

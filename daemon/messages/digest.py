@@ -61,19 +61,15 @@ def digest_text(session: Session, settings: Settings, after: int, last: int) -> 
     events = session.exec(wanted).all()
     if not events:
         return None
-    tracks = dict.fromkeys(event.track for event in events)
-    lines = [
-        f"{track or 'all tracks'}: {_counts(event for event in events if event.track == track)}" for track in tracks
-    ]
+    lines = []
+    for track in dict.fromkeys(event.track for event in events):
+        numbers = Counter(event.kind for event in events if event.track == track)
+        counts = (count(numbers[kind], *words) for kind, words in _COUNTED.items() if numbers[kind])
+        lines.append(f"{track or 'all tracks'}: {', '.join(counts)}")
     lines += _verdicts(session, events)
     since = utc(last).astimezone(ZoneInfo(settings.timezone))
     title = f"[dropforge] digest since {since:%Y-%m-%d %H:%M} {settings.timezone}"
     return Text("digest", "info", title, "\n".join([*lines, "more: dropforge status"]))
-
-
-def _counts(events: Iterable[Event]) -> str:
-    numbers = Counter(event.kind for event in events)
-    return ", ".join(count(numbers[kind], *words) for kind, words in _COUNTED.items() if numbers[kind])
 
 
 def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:

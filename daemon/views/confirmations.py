@@ -7,7 +7,6 @@ from daemon.inbox.answers.remarks import use_of_pinned
 from daemon.settings.model import Settings
 from daemon.state.states import RunState, state_words
 from daemon.system.clock import now_ms, utc
-from daemon.views.drops import DropUses
 from daemon.views.overview import Overview
 from pipeline.words import short
 
@@ -72,10 +71,19 @@ def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
     """Return lines on a withdrawal: runs cancelled and queued, a champion trained on it, a hint for held-out files."""
-    mend = "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
-    correct = done.queued is not None and done.drop.role == "heldout"
-    uses = overview.uses(done.drop.id or 0)
-    return [*done.words, *_still_in(uses, done.drop.track), *([mend] if correct else [])]
+    lines, track, uses = list(done.words), done.drop.track, overview.uses(done.drop.id or 0)
+    if uses.champion is not None:
+        see = f"dropforge history --track {track}"
+        back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
+        way = f"to let the latest one without withdrawn drops serve: {back}"
+        if uses.before is None:
+            way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
+        lines.append(f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}")
+    if done.queued is not None and done.drop.role == "heldout":
+        lines.append(
+            "if a corrected file is to take its place, drop it before that run begins: it judges with what is there"
+        )
+    return lines
 
 
 def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
@@ -87,15 +95,3 @@ def _queued(overview: Overview, settings: Settings, track: str) -> list[str]:
         f"run {run.id} is queued: {run.paused or ('it begins next' if run.not_before <= utc(now_ms()) else quiet)}"
         for run in overview.runs(track, [RunState.QUEUED])
     ]
-
-
-def _still_in(uses: DropUses, track: str) -> list[str]:
-    """Return a line with the remedy if the serving champion was trained on a withdrawn drop; else empty."""
-    if uses.champion is None:
-        return []
-    see = f"dropforge history --track {track}"
-    back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"
-    way = f"to let the latest one without withdrawn drops serve: {back}"
-    if uses.before is None:
-        way = f"every former one has withdrawn drops, lost its place by a rollback or is gone: {see}"
-    return [f"the champion of track {track}, generation {uses.champion}, was trained on it; {way}"]
