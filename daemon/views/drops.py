@@ -148,7 +148,7 @@ def drop_uses(reader: Connection, work_folder: WorkFolder, drop: Row) -> DropUse
     return DropUses(champion=track.champion_generation, before=before)
 
 
-class FindingView(Frozen):
+class FindingView(Frozen, extra="ignore"):
     """A kind of error or warning about a drop's rows."""
 
     message: str
@@ -231,10 +231,7 @@ def _taken_in(overview: "Overview", drop_id: int) -> dict[str, Any]:
 
 
 def _findings(noted: Iterable[dict[str, Any]] | None) -> tuple[FindingView, ...]:
-    return tuple(
-        FindingView.model_validate({name: kind[name] for name in FindingView.model_fields if name in kind})
-        for kind in noted or ()
-    )
+    return tuple(map(FindingView.model_validate, noted or ()))
 
 
 def _row(row: records.Row) -> DropRow:
