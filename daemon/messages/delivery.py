@@ -8,10 +8,7 @@ address, which holds passwords.
 import logging
 import re
 import threading
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from apprise import Apprise
+from typing import Any
 
 SECONDS = 15.0
 _ANSWER = re.compile(r"error=(\d+)")
@@ -61,7 +58,7 @@ def _send(url: str, title: str, body: str, level: str) -> None:
         raise NotSent(message)
 
 
-def _apprise() -> "Apprise":
+def _apprise() -> Any:
     import apprise  # noqa: PLC0415 - 40 MB that nobody needs who sends nothing
 
     # Its own lines may name the address.

@@ -7,9 +7,10 @@ A row is one message to one address. Messages to an address are sent in order, s
 delays only its own messages. A try is counted before it is made. A trouble that lasts becomes one message a day.
 """
 
+import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import Engine, func
@@ -17,26 +18,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
 from daemon.messages import delivery
+from daemon.messages.delivery import NotSent
 from daemon.messages.digest import digest_due, digest_text
 from daemon.messages.texts import Text, inert, text_of
+from daemon.settings.messages import SecretUrl
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import ChangeWatch, transaction
 from daemon.state.states import MessageState
 from daemon.state.tables import Event, Message, Outbox
-from pipeline.words import count
-
-if TYPE_CHECKING:
-    from sqlmodel.sql.expression import SelectOfScalar
-import threading
-import time
-
-from daemon.messages.delivery import NotSent
-from daemon.settings.messages import SecretUrl
-from daemon.state.database import ChangeWatch
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.system.clock import now_ms
 from pipeline.errors import DropforgeError
+from pipeline.words import count
 
 #: Most events handled in one transaction.
 _MOST = 200
@@ -49,6 +43,7 @@ _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 15_000, 600_000
 _TICK_SECONDS = 2.0
 #: Seconds after which the outbox is read even if the database is unchanged: a retry or the digest may be due.
 _LOOK_SECONDS = 15.0
+_PENDING = select(Message).where(Message.state == MessageState.PENDING)
 _GONE = "its address is not in the settings any more"
 log = structlog.get_logger()
 
@@ -68,7 +63,7 @@ def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
             session.add(Outbox(id=1, event_id=last, digest_event_id=last, digest_at=now))
         elif outbox is not None and not addresses:
             session.delete(outbox)
-        for message in session.exec(_pending().where(col(Message.address).not_in(addresses))).all():
+        for message in session.exec(_PENDING.where(col(Message.address).not_in(addresses))).all():
             _end(session, message, MessageState.GIVEN_UP, now, _GONE)
 
 
@@ -117,7 +112,7 @@ def take(engine: Engine, address: str, now: int) -> Message | None:
     It is returned again after a pause, which grows from 15 s to ten minutes, until `record_sent` is called for it. A
     message older than a week whose sending has failed is given up, and the next message takes its place.
     """
-    first = _pending().where(Message.address == address).order_by(col(Message.id)).limit(1)
+    first = _PENDING.where(Message.address == address).order_by(col(Message.id)).limit(1)
     with transaction(engine) as session:
         while (message := session.exec(first).first()) is not None:
             if message.error and message.created_at < now - WEEK_MS:
@@ -153,7 +148,7 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
     here = Message.address == address
     lost = (Message.state == MessageState.GIVEN_UP, col(Message.ended_at) > now - WEEK_MS, Message.error != _GONE)
     with transaction(engine) as session:
-        first = session.exec(_pending().where(here).order_by(col(Message.id)).limit(1)).first()
+        first = session.exec(_PENDING.where(here).order_by(col(Message.id)).limit(1)).first()
         waiting = session.exec(select(func.count()).where(here, Message.state == MessageState.PENDING)).one()
         given_up = session.exec(select(func.count()).where(here, *lost)).one()
     words = []
@@ -188,10 +183,6 @@ def _put(session: Session, settings: Settings, word: Callable[[], Text | None], 
 def _end(session: Session, message: Message, state: MessageState, now: int, error: str | None) -> None:
     message.state, message.ended_at, message.error = state, now, error
     session.add(message)
-
-
-def _pending() -> "SelectOfScalar[Message]":
-    return select(Message).where(Message.state == MessageState.PENDING)
 
 
 def _addresses(settings: Settings) -> list[str]:

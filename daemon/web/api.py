@@ -8,7 +8,7 @@ running runs as a JSON list, each a LiveRun.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -21,10 +21,10 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.drops import DropDetail, DropRow, DropView, drop_detail, drop_rows
-from daemon.views.overview import DaemonView, LiveRun, PauseView, RunDetail, RunView
+from daemon.views.overview import DaemonView, LiveRun, Overview, PauseView, RunDetail, RunView
 from daemon.views.reports import report_data
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
-from daemon.web.site import After, Number, Site, SiteOf
+from daemon.web.site import After, Number, SiteOf
 from pipeline.artifacts import Frozen
 from pipeline.contract import Curve
 
@@ -119,40 +119,31 @@ def list_champions(site: SiteOf, name: str, before: Before = None) -> list[Champ
     return site.overview.history(name, MOST_CHAMPIONS, before)
 
 
-class Look:
-    """Finds the changes of a workspace since its last call; for one client."""
-
-    def __init__(self, site: Site) -> None:
-        """Watch the workspace of `site`; its whole state is new to the first call of `news`."""
-        self._overview = site.overview
-        self._watch: ChangeWatch | None = None
-        self._running: tuple[object, ...] = ()
-
-    def news(self) -> list[ServerSentEvent]:
-        """Return the events `changed` and `progress` that are due since the last call; none without a database."""
-        path = self._overview.state / DATABASE_NAME
-        if not path.exists():
-            return []
-        if self._watch is None:
-            self._watch = ChangeWatch(open_reader(path))
+def changes(overview: Overview) -> Iterator[list[ServerSentEvent]]:
+    """Yield the events `changed` and `progress` that are due since the last list, at first all, without end."""
+    path = overview.state / DATABASE_NAME
+    watch: ChangeWatch | None = None
+    running: tuple[LiveRun, ...] = ()
+    while True:
         events: list[ServerSentEvent] = []
-        if self._watch.changed():
-            latest = self._overview.rows("SELECT max(id) AS event FROM event")
-            events.append(ServerSentEvent(event="changed", data={"event": latest[0].event if latest else None}))
-        running = self._overview.live_runs()
-        if running != self._running:
-            self._running = running
-            events.append(ServerSentEvent(event="progress", data=[run.model_dump(mode="json") for run in running]))
-        return events
+        if path.exists():
+            watch = watch or ChangeWatch(open_reader(path))
+            if watch.changed():
+                latest = overview.rows("SELECT max(id) AS event FROM event")
+                events.append(ServerSentEvent(event="changed", data={"event": latest[0].event if latest else None}))
+            before, running = running, overview.live_runs()
+            if running != before:
+                events.append(ServerSentEvent(event="progress", data=[run.model_dump(mode="json") for run in running]))
+        yield events
 
 
 @router.get("/live", response_class=EventSourceResponse)
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
     """Stream the events `changed` and `progress`, checked once a second, until shutdown or 50 newer streams."""
-    look = Look(site)
+    news = changes(site.overview)
     with site.stream() as ended:
         while not ended.is_set():
-            for events in await run_in_threadpool(look.news):
+            for events in await run_in_threadpool(next, news):
                 yield events
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), _SECONDS)

@@ -1,22 +1,25 @@
 """Events for an open page, from a real server: what changes is told, and to a reader who has gone nothing is owed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from daemon.web.api import Look
-from daemon.web.site import Site
+from daemon.views.overview import Overview
+from daemon.web.api import changes
 from pipeline import durable
 from pipeline.contract import PROGRESS_NAME, Progress
+
+Look = Iterator[list[Any]]
 
 
 @pytest.fixture
 def look(lived_in: Any) -> Look:
-    return Look(Site(lived_in.settings, "t"))
+    return changes(Overview.of(lived_in.settings))
 
 
 def told(look: Look) -> dict[str | None, Any]:
-    return {one.event: one.data for one in look.news()}
+    return {one.event: one.data for one in next(look)}
 
 
 def test_who_begins_is_told_all_and_then_only_what_is_new(look: Look, lived_in: Any) -> None:
