@@ -182,13 +182,10 @@ class Service:
     def _tick(self) -> bool:
         """Call schedule, dispatcher, hooks and status report; return whether none of them raised an exception."""
         # Call each of them, whether or not the previous one failed.
-        parts = (self._look_at_schedule, self._dispatch, self._run_hooks, self._tell)
+        schedule = () if self.stop.is_set() else (self._schedule.tick,)
+        parts = (*schedule, self._dispatch, self._run_hooks, self._tell)
         well = [self._does(part) for part in parts]
         return all(well)
-
-    def _look_at_schedule(self, now: int) -> None:
-        if not self.stop.is_set():
-            self._schedule.tick(now)
 
     def _dispatch(self, now: int) -> None:
         before = self._dispatcher.claimed

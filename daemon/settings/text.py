@@ -6,12 +6,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zoneinfo import ZoneInfo
-
-if TYPE_CHECKING:
-    from apscheduler.triggers.cron import CronTrigger
-
 
 _DEEP = "is nested too deeply"
 _SHOWN = 80
@@ -75,7 +71,7 @@ def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tup
             yield (*place, name), value
 
 
-def cron_trigger(schedule: str, timezone: str) -> "CronTrigger":
+def cron_trigger(schedule: str, timezone: str) -> Any:
     """
     Return the trigger of a five-field cron expression, read in `timezone`.
 

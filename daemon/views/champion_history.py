@@ -167,13 +167,6 @@ def trained_on(reader: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     return tuple(TrainedOn(**{name: row[name] for name in TrainedOn.model_fields}) for row in fields)
 
 
-def seconds_of(reader: Connection, run_id: int) -> float | None:
-    """Return the seconds that a run's ended attempts took in sum, failed ones included; `None` if none has ended."""
-    took = "SELECT sum(ended_at - started_at) / 1000.0 AS seconds FROM attempt WHERE run_id = ?"
-    seconds: float | None = reader.execute(took, (run_id,)).fetchone().seconds
-    return seconds
-
-
 def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
     """Return a run's prepared data; `None` if there is none, or it is damaged or not readable."""
     with suppress(ArtifactDamaged, OSError):

@@ -36,7 +36,6 @@ from daemon.views.champion_history import (
     ServingView,
     TrainedOn,
     champion_views,
-    seconds_of,
     serving_views,
     trained_on,
 )
@@ -52,6 +51,10 @@ from pipeline.words import left_out_words, start_words
 T = TypeVar("T")
 #: More than any generation.
 _BEYOND = 1 << 62
+#: Of an ended run.
+_SECONDS = """
+iif(run.ended_at IS NULL, NULL, (SELECT sum(ended_at - started_at) / 1000.0 FROM attempt WHERE run_id = run.id))
+AS seconds"""
 #: Shown as the outcome of a win whose model was rolled back from: it does not wait for approval.
 BLOCKED = "blocked"
 #: The number of drops by track and state, and of those on trial, which the index of states does not have.
@@ -137,7 +140,7 @@ class RunView(Frozen):
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
     seconds: float | None = None
-    """Time that the attempts of an ended run took; lists of all runs leave it out."""
+    """Time that the attempts of an ended run took in sum, failed ones included; `None` if none has ended."""
 
 
 #: The columns that lists of runs need; settings are large, and read only where they are shown.
@@ -311,10 +314,8 @@ class Overview:
         )
 
     def ended_runs(self, most: int) -> list[RunView]:
-        """Return at most `most` ended runs, the last end first, with `seconds`, the time that their attempts took."""
-        runs = self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", [most])
-        took = self.read(lambda reader: [seconds_of(reader, run.id) for run in runs])
-        return [run.model_copy(update={"seconds": seconds}) for run, seconds in zip(runs, took, strict=True)]
+        """Return at most `most` ended runs, the last end first."""
+        return self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", [most])
 
     def wins(self, *, blocked: bool) -> list[RunView]:
         """Return the wins that wait for approval, or those `blocked`, which force alone promotes; oldest first."""
@@ -367,7 +368,7 @@ class Overview:
 
     def ask_of_run(self, run_id: int, question: Callable[[Connection, Row], T]) -> T:
         """Return `question(reader, row)` for the run's database row. Raises `NotThere` if there is no such run."""
-        wanted = "SELECT * FROM run WHERE id = ?"
+        wanted = f"SELECT *, {_SECONDS} FROM run WHERE id = ?"  # noqa: S608 - our own words
         answers = self._each(question, wanted, [run_id])
         if not answers:
             raise NotThere(f"there is no run {run_id}", "list them: dropforge runs")
@@ -406,7 +407,7 @@ class Overview:
         return self.read(lambda reader: [question(reader, row) for row in reader.execute(wanted, values).fetchall()])
 
     def _runs(self, which: str, values: Sequence[object] = ()) -> list[RunView]:
-        wanted = f"SELECT verdict, {', '.join(_RUN_COLUMNS)} FROM run {which}"  # noqa: S608 - our own words
+        wanted = f"SELECT verdict, {', '.join(_RUN_COLUMNS)}, {_SECONDS} FROM run {which}"  # noqa: S608 - our own words
         return self._each(lambda reader, row: RunView(**self._run(reader, row)), wanted, values)
 
     def _drops(self, which: str, values: Sequence[object]) -> list[DropView]:
@@ -417,7 +418,7 @@ class Overview:
         values = {name: getattr(row, name) for name in _RUN_COLUMNS}
         if row.outcome == AWAITING:
             against = blocker(row, champions_of(reader, row.track))
-        values["gain"] = (row.verdict or {}).get("gain")
+        values["gain"], values["seconds"] = (row.verdict or {}).get("gain"), row.seconds
         values["clauses"] = verdict_clauses(row, against)
         values["sentence"] = sentence(values["clauses"]) or None
         if against is not None:
@@ -443,7 +444,6 @@ class Overview:
         drops = trained_on(reader, row.snapshot or ())
         return RunDetail(
             **self._run(reader, row),
-            seconds=None if row.ended_at is None else seconds_of(reader, run_id),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
             warnings=(*(data.warnings if data else ()), *unread),
             training=None if data is None or (verdict and not verdict.candidate_model_id) else start_words(data),

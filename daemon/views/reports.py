@@ -34,11 +34,8 @@ def report_folder(overview: Overview, run_id: int) -> Path:
 def report_data(overview: Overview, run_id: int) -> dict[str, Any]:
     """Return a run's report.json. Raises `NotThere` if there is no report, `DropforgeError` if its data is unusable."""
     path = report_folder(overview, run_id) / JSON_NAME
-    try:
-        value = durable.read_json(path)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+    value = durable.read_object(path)
+    if not value:
         raise DropforgeError(
             f"the data of the report of run {run_id} is damaged or gone: {path}",
             f"bring it back from a backup; the page is in the same folder: dropforge report {run_id}",
