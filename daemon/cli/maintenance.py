@@ -18,7 +18,6 @@ from daemon.cli.workspace import (
 from daemon.inbox.answers import rejected
 from daemon.messages import addresses
 from daemon.metrics import metrics_text
-from daemon.settings.model import Settings
 from daemon.storage.backup import make
 from daemon.storage.gc import Collected, collect
 from daemon.storage.restore import restore as put_back
@@ -26,7 +25,7 @@ from daemon.system.clock import now_ms
 from daemon.views import attention as needs
 from daemon.views import confirmations
 from daemon.views.doctor import examine
-from pipeline.errors import EXIT_FAILED, DropforgeError
+from pipeline.errors import EXIT_FAILED, EXIT_OK, DropforgeError
 from pipeline.words import count, local, size_words
 
 _MOST_NAMED = 20
@@ -186,8 +185,15 @@ def messages(
     """
     settings = load_settings(context)
     if test:
-        _send_test(context, settings, as_json=as_json)
-        return
+        tried = addresses.try_all(settings.messages)
+        if not tried:
+            raise DropforgeError("there is no address to send to", f"set {_where_set(context)}")
+        if as_json:
+            print_json(tried=tried)
+        else:
+            for result in tried:
+                print_line(f"{result.address}: {'taken' if result.error is None else f'not taken: {result.error}'}")
+        raise typer.Exit(EXIT_FAILED if any(result.error for result in tried) else EXIT_OK)
     unsent = addresses.unsent(settings, now_ms())
     if as_json:
         print_json(addresses=[str(url) for url in settings.messages.urls], messages=unsent)
@@ -206,19 +212,6 @@ def _where_set(context: typer.Context) -> str:
     environment = file.with_name("environment")
     of_unit = f"; those in {environment} only the unit has: see docs/operations.md, Monitoring"
     return f"urls in [messages] of {file}{of_unit if environment.exists() else ''}"
-
-
-def _send_test(context: typer.Context, settings: Settings, *, as_json: bool) -> None:
-    tried = addresses.try_all(settings.messages)
-    if not tried:
-        raise DropforgeError("there is no address to send to", f"set {_where_set(context)}")
-    if as_json:
-        print_json(tried=tried)
-    else:
-        for result in tried:
-            print_line(f"{result.address}: {'taken' if result.error is None else f'not taken: {result.error}'}")
-    if any(result.error for result in tried):
-        raise typer.Exit(EXIT_FAILED)
 
 
 def metrics(context: typer.Context) -> None:

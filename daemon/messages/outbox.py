@@ -168,7 +168,9 @@ def _put(session: Session, settings: Settings, word: Callable[[], Text | None], 
     except Exception:
         log.exception("message_not_worded")
         return
-    for address in _addresses(settings) if text is not None else ():
+    if text is None:
+        return
+    for address in _addresses(settings):
         hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
         written = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
         if written >= MOST_AN_HOUR:

@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
@@ -67,15 +68,12 @@ def address_of(text: str) -> Address:
         if not path.is_absolute():
             raise ValueError('a socket needs its whole path, as "unix:/run/dropforge/web.sock"')
         return Address(path)
-    host, _, port = text.rpartition(":")
+    msg = f'must be an IP address with a port, 0 to {_MOST_PORT}, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
     try:
-        is_bracketed = host[:1] + host[-1:] == "[]"
-        # Without brackets the end of an IPv6 address could be taken for a port.
-        ip = ipaddress.IPv6Address(host[1:-1]) if is_bracketed else ipaddress.IPv4Address(host)
-        number = int(port)
+        parts = urlsplit(f"//{text}")
+        ip, port = ipaddress.ip_address(parts.hostname or ""), parts.port
     except ValueError as error:
-        msg = 'must be an IP address with a port, as "127.0.0.1:8765" or "[::1]:8765", or "unix:/PATH"'
         raise ValueError(msg) from error
-    if not port.isdecimal() or not 0 <= number <= _MOST_PORT:
-        raise ValueError(f"port {port} must be 0 to {_MOST_PORT}")
-    return Address(None, str(ip), number)
+    if port is None or parts.netloc != text or "@" in text:
+        raise ValueError(msg)
+    return Address(None, str(ip), port)

@@ -7,7 +7,7 @@ answered with the review's next pair.
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
@@ -221,19 +221,16 @@ async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: 
     if act is None or (numbered and not _NUMBER.fullmatch(target)):
         raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
-    body = [] if model is None else [_read(model, {name: value for name, value in given.items() if value != ""})]
+    fields = {name: value for name, value in given.items() if value != ""}
+    try:
+        body = [] if model is None else [model.model_validate(fields)]
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from error
     done = await run_in_threadpool(act, site, int(target) if numbered else target, *body)
     if act is judge_blind:
         return RedirectResponse(f"/runs/{target}/review", status_code=303)
     back = "/" if act is dismiss else f"/{kind}/{target}"
     return draw(request, "done.html", {"words": done.words, "back": back})
-
-
-def _read(kind: type[Frozen], fields: dict[str, Any]) -> Frozen:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from error
 
 
 def _done(*words: str) -> Done:

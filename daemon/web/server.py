@@ -153,7 +153,11 @@ def listen(address: Address) -> socket.socket:
     A Unix socket is open to its owner and group only. Raises `DropforgeError` if `address` cannot be used.
     """
     try:
-        return _on_socket(address.socket) if address.socket is not None else _on_port(address)
+        if address.socket is not None:
+            return _on_socket(address.socket)
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        # With SO_REUSEADDR: the address is free at once after a server ended.
+        return socket.create_server((address.host, address.port), family=family)
     except OSError as error:
         where = str(address.socket) if address.socket is not None else f"{address.host}:{address.port}"
         message = f"the page cannot be served on {where}: {error.strerror}"
@@ -166,12 +170,6 @@ def address_words(address: Address, token: str) -> str:
         return f"ssh -L 8765:{address.socket} HOST, then http://localhost:8765/?token={token}"
     host = f"[{address.host}]" if ":" in address.host else address.host
     return f"http://{host}:{address.port}/?token={token}"
-
-
-def _on_port(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # With SO_REUSEADDR: the address is free at once after a server ended.
-    return socket.create_server((address.host, address.port), family=family)
 
 
 def _on_socket(path: Path) -> socket.socket:
