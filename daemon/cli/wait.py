@@ -248,10 +248,8 @@ def _progress_of(overview: Overview, run: RunView) -> Iterator[tuple[object, str
         yield (run.id, run.error), f"run {run.id}: {run.error}"
     for attempt in overview.ask_of_run(run.id, attempts_of):
         if attempt.state == "published":
-            yield (
-                (run.id, attempt.step, attempt.number),
-                f"run {run.id}: {attempt.step} took {duration(attempt.seconds)}",
-            )
+            took = duration(attempt.seconds)
+            yield (run.id, attempt.step, attempt.number), f"run {run.id}: {attempt.step} took {took}"
     if run.step is not None:
         made = run.progress or Progress(step=run.step)
         part = made.done * _PARTS // made.total if made.total else 0

@@ -142,12 +142,9 @@ def _not_blank(reason: str | None) -> str | None:
     return reason
 
 
-ReasonOption = Annotated[
-    str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
-]
-AnyReasonOption = Annotated[
-    str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
-]
+_REASON = typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.", callback=_not_blank)
+ReasonOption = Annotated[str, _REASON]
+AnyReasonOption = Annotated[str | None, _REASON]
 RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the run.")]
 
 

@@ -122,9 +122,8 @@ def _is_dismissed(entry: Attention, dismissed: Mapping[str, datetime | None]) ->
 def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
     """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, `reason` or ""."""
     kinds = findings_of(overview, drop)
-    words = [
-        f"{kind.message} ({count(kind.rows, 'row')})" if kind.rows > 1 else kind.message for kind in kinds[:_MOST_KINDS]
-    ]
+    named = kinds[:_MOST_KINDS]
+    words = [f"{kind.message} ({count(kind.rows, 'row')})" if kind.rows > 1 else kind.message for kind in named]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []
     return "; ".join((*words, *more)) or reason or ""
 

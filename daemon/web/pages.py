@@ -1,7 +1,7 @@
 """The HTML pages: each reads `daemon.views` and renders a template. A GET changes nothing."""
 
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -62,15 +62,11 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     """Render a run with its settings, curves and verdict. Raises `NotThere` if none."""
     seen = site.overview
     detail = seen.run(run_id)
-    context: dict[str, Any] = {
-        "run": detail,
-        "curves": seen.curves(run_id),
-        "story": story_of(seen, detail),
-        "card": None,
-    }
+    card = None
     with suppress(DropforgeError):
         report_folder(seen, run_id)
-        context["card"] = f"/runs/{run_id}/report"
+        card = f"/runs/{run_id}/report"
+    context = {"run": detail, "curves": seen.curves(run_id), "story": story_of(seen, detail), "card": card}
     return draw(request, "run.html", context)
 
 
