@@ -91,25 +91,19 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _file_systems(settings: Settings) -> Iterator[Finding]:
-    kind = file_system(settings.state_folder)
-    if is_network(kind):
-        remedy = 'put it on a local disk: state = "/a/local/folder" in dropforge.toml'
-        yield bad("state", f"{settings.state} lies on {kind}, a network file system", remedy)
-    else:
-        yield ok("state", f"{settings.state} on {kind}")
+    kind, where = file_system(settings.state_folder), settings.state
+    remedy = 'put it on a local disk: state = "/a/local/folder" in dropforge.toml'
+    network = bad("state", f"{where} lies on {kind}, a network file system", remedy)
+    yield network if is_network(kind) else ok("state", f"{where} on {kind}")
     if settings.executor.kind == "slurm":
-        kind = file_system(settings.work_folder)
-        if is_network(kind):
-            yield ok("shared", f"{settings.work_folder} on {kind}")
-        else:
-            remedy = 'name a folder that all nodes see: shared = "/a/shared/folder" in [executor]'
-            yield warn("shared", f"{settings.work_folder} lies on {kind}, which other hosts may not see", remedy)
-    kind = file_system(settings.inbox_folder)
-    if is_network(kind) and settings.observer == "native":
-        remedy = 'files that other hosts drop are seen late; set observer = "polling" in dropforge.toml'
-        yield warn("inbox", f"{settings.inbox} lies on {kind}", remedy)
-    else:
-        yield ok("inbox", f"{settings.inbox} on {kind}")
+        kind, where = file_system(settings.work_folder), str(settings.work_folder)
+        remedy = 'name a folder that all nodes see: shared = "/a/shared/folder" in [executor]'
+        local = warn("shared", f"{where} lies on {kind}, which other hosts may not see", remedy)
+        yield ok("shared", f"{where} on {kind}") if is_network(kind) else local
+    kind, where = file_system(settings.inbox_folder), settings.inbox
+    remedy = 'files that other hosts drop are seen late; set observer = "polling" in dropforge.toml'
+    late = is_network(kind) and settings.observer == "native"
+    yield warn("inbox", f"{where} lies on {kind}", remedy) if late else ok("inbox", f"{where} on {kind}")
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
