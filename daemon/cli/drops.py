@@ -66,31 +66,20 @@ def drops(
     if not views:
         print_line("no drops")
     else:
-        rows = [
-            (
-                view.id,
-                view.track,
-                drop_words(view),
-                view.rows,
-                view.first_run,
-                clock(view.received_at),
-                _name_words(view),
-            )
-            for view in views
-        ]
-        print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), rows)
+        print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), map(_row, views))
     if state is None:
         print_lines([*overview.missing_rows(load_settings(context), track).values(), *overview.data_warnings(track)])
     print_lines(newest_only(views, whole=whole))
 
 
-def _name_words(drop: DropView) -> str:
-    """Return a drop's name in its track's inbox, followed by the reason for its state and by replaced rows, if any."""
+def _row(drop: DropView) -> tuple[object, ...]:
+    """Return a drop's row; after its name in the track's inbox come the reason for its state and replaced rows."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
     why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced)))
-    return f"{place}: {why}" if why else place
+    name = f"{place}: {why}" if why else place
+    return (drop.id, drop.track, drop_words(drop), drop.rows, drop.first_run, clock(drop.received_at), name)
 
 
 def accept(context: typer.Context, *, drop: DropArgument, reason: AnyReasonOption = None) -> None:

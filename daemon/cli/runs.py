@@ -21,7 +21,7 @@ from daemon.cli.workspace import (
 from daemon.settings.text import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
 from daemon.state.states import RunState
-from daemon.views.overview import Overview, RunDetail
+from daemon.views.overview import AttemptView, Overview, RunDetail, RunView
 from daemon.views.reports import story_of
 from pipeline.artifacts import Verdict
 from pipeline.durable import read_object
@@ -62,18 +62,13 @@ def runs(
     if not views:
         print_line("no runs")
         return
-    rows = [
-        (
-            run.id,
-            run.track,
-            run.state,
-            clock(run.started_at),
-            outcome_words(run) if run.ended_at else describe_run(run),
-        )
-        for run in views
-    ]
-    print_table(("RUN", "TRACK", "STATE", "BEGAN", ""), rows)
+    print_table(("RUN", "TRACK", "STATE", "BEGAN", ""), map(_run_row, views))
     print_lines(newest_only(views, whole=whole))
+
+
+def _run_row(run: RunView) -> tuple[object, ...]:
+    words = outcome_words(run) if run.ended_at else describe_run(run)
+    return (run.id, run.track, run.state, clock(run.started_at), words)
 
 
 def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = False) -> None:
@@ -91,17 +86,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     _print_data(detail)
     if detail.attempts:
         print_line()
-        attempts = [
-            (
-                f"{attempt.step}-{attempt.number}",
-                attempt.state,
-                local(attempt.started_at),
-                duration(attempt.seconds),
-                attempt.error,
-            )
-            for attempt in detail.attempts
-        ]
-        print_table(("ATTEMPT", "STATE", "BEGAN", "TOOK", "ERROR"), attempts)
+        print_table(("ATTEMPT", "STATE", "BEGAN", "TOOK", "ERROR"), map(_attempt_row, detail.attempts))
     if detail.config:
         print_line()
         for name in ("base_model", "train", "evaluate", "gate", "guards", "split"):
@@ -115,6 +100,11 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     elif detail.ended_at is not None:
         print_line()
         print_line("report: none, since the run ended without a verdict")
+
+
+def _attempt_row(attempt: AttemptView) -> tuple[object, ...]:
+    name = f"{attempt.step}-{attempt.number}"
+    return (name, attempt.state, local(attempt.started_at), duration(attempt.seconds), attempt.error)
 
 
 def _print_trials(overview: Overview, run: int) -> None:

@@ -84,10 +84,9 @@ def _refuse_planted(settings: Settings) -> None:
     trusted |= {state.stat().st_uid} if state.exists() else set()
     for path in (Path(FILE_NAME), state):
         if os.path.lexists(path) and (owner := path.lstat().st_uid) not in trusted:
-            message = f"{path.absolute()} belongs to {name_of(owner)}, and this is root"
-            raise SettingsError(
-                message, f"ask as {name_of(owner)}: sudo -u {name_of(owner)} dropforge; or name --config"
-            )
+            user = name_of(owner)
+            hint = f"ask as {user}: sudo -u {user} dropforge; or name --config"
+            raise SettingsError(f"{path.absolute()} belongs to {user}, and this is root", hint)
 
 
 def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:

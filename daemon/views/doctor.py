@@ -54,9 +54,8 @@ def examine(settings: Settings) -> list[Finding]:
         try:
             findings += check(settings)
         except OSError as error:
-            findings.append(
-                bad(name, os_words(error), "ask as the user that the daemon runs as: sudo -u USER dropforge doctor")
-            )
+            remedy = "ask as the user that the daemon runs as: sudo -u USER dropforge doctor"
+            findings.append(bad(name, os_words(error), remedy))
         except Exception as error:  # noqa: BLE001 - the other checks are made whatever this one runs into
             path = settings.state_folder / DATABASE_NAME
             words = error if isinstance(error, DropforgeError) else in_words(error, path)

@@ -63,8 +63,7 @@ class Site:
 
 def site_of(request: Request) -> Site:
     """Return the site of the application that received a request."""
-    site = request.app.state.site
-    assert isinstance(site, Site)  # noqa: S101 - for the type checker
+    site: Site = request.app.state.site
     return site
 
 
