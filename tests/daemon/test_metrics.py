@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 
 from daemon.metrics import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings
+from daemon.state.database import transaction
+from daemon.state.tables import Message
 from daemon.system.processes import FileLock
 from daemon.web.app import make_app
 
@@ -41,6 +43,14 @@ def test_the_queue_and_the_drops_are_counted_by_track_and_state(found: dict[Samp
     assert value(found, "runs", track="support", state="queued") == 0, "so that an alert sees the first one"
     drops = {state: value(found, "drops", track="default", state=state) for state in ("accepted", "rejected")}
     assert drops == {"accepted": 4, "rejected": 1}
+
+
+def test_messages_are_counted_by_state(lived_in: Any) -> None:
+    fields: dict[str, Any] = {"kind": "digest", "level": "info", "title": "t", "body": "b", "address": "ab12"}
+    with transaction(lived_in.engine) as session:
+        session.add(Message(**fields, created_at=1, not_before=1))
+    found = read(metrics_text(lived_in.settings))
+    assert {state: value(found, "messages", state=state) for state in ("pending", "sent")} == {"pending": 1, "sent": 0}
 
 
 def test_the_run_in_hand_says_where_it_is(found: dict[Sample, float]) -> None:

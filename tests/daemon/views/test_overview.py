@@ -125,3 +125,9 @@ def test_claiming_and_intake_look_at_no_whole_history(lived_in: Any) -> None:
     by_name = [line for statement, line in found if "name_bytes = ?" in statement]
     assert by_name
     assert all("drop_names (track=? AND role=? AND name_bytes=?)" in line for line in by_name)
+
+
+def test_only_a_run_that_has_ended_has_taken_its_time(overview: Overview) -> None:
+    assert {run.id: run.seconds is None for run in overview.runs()} == {1: False, 2: False, 3: True}
+    assert overview.run(3).seconds is None
+    assert overview.run(1).seconds == next(run.seconds for run in overview.ended_runs(5) if run.id == 1)
