@@ -81,7 +81,7 @@ class Bases:
     def _refresh_track(self, name: str, folder: Path, now: int) -> None:
         check_base(folder)
         files = [(path.name, path.stat()) for path in model_files(folder)]
-        signature = [str(folder), [[file, info.st_size, info.st_mtime_ns] for file, info in files]]
+        signature = [str(folder), [[file, info.st_size, info.st_ctime_ns] for file, info in files]]
         note = self._settings.work_folder / "tracks" / name / _NOTE
         # A damaged note is none: the model is hashed again.
         known = read_object(note)

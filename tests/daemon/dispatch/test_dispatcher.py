@@ -972,6 +972,18 @@ def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
     assert len(looks) == 3, "it may have become readable"
 
 
+def test_a_base_model_with_other_weights_of_the_same_size_and_time_is_another(box: Box) -> None:
+    bases = box.new_dispatcher().upkeep.bases
+    note = box.settings.state_folder / "tracks/default/base.json"
+    before = json.loads(note.read_bytes())["model_id"]
+    weights = next(Path(box.settings.base_model).glob("*.safetensors"))
+    info, data = weights.stat(), weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(weights, ns=(info.st_atime_ns, info.st_mtime_ns))
+    bases.refresh(NOW + 1)
+    assert json.loads(note.read_bytes())["model_id"] != before
+
+
 @pytest.mark.parametrize("damage", [b"", b"[1]", b"{\xff", b'{"signature": SIGNATURE}'])
 def test_a_damaged_note_on_the_base_model_is_made_again(box: Box, damage: bytes) -> None:
     box.new_dispatcher()
