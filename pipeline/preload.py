@@ -20,8 +20,7 @@ from setproctitle import setproctitle
 
 from pipeline.__main__ import STOPPING, main
 from pipeline.contract import LIFELINE
-from pipeline.models.gpu_driver import nvidia_driver
-from pipeline.models.loading import is_cuda_lost, quiet
+from pipeline.models.loading import has_gpu, is_cuda_lost, quiet
 
 #: A process that nobody has asked for so many seconds ends: the run has ended, or waits.
 IDLE_SECONDS = 60.0
@@ -78,7 +77,7 @@ if __name__ == "__main__":
     # A signal of a service manager is for the steps: they unblock it, this process ends with the worker's end.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     quiet()
-    for _name in MODULES if nvidia_driver() else (*MODULES, _WITH_CUDA):
+    for _name in MODULES if has_gpu() else (*MODULES, _WITH_CUDA):
         importlib.import_module(_name)
     gc.freeze()  # a collection in a fork would copy the pages of all that was imported
     serve(socket.socket(fileno=os.dup(0)))

@@ -77,6 +77,7 @@ class Preloaded:
 class _Preload:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
+        self._last: Fork | None = None
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         argv = (sys.executable, "-P", "-m", "pipeline.preload")
         with theirs:
@@ -93,6 +94,8 @@ class _Preload:
         self._process.wait()
 
     def fork(self, program: Program, lifeline: int) -> "Fork":
+        if self._last is not None and self._last.poll() is None:
+            raise CannotFork  # it waits for the last one to end
         request = json.dumps({"argv": program.argv, "folder": str(program.folder)}).encode()
         try:
             socket.send_fds(self._connection, [request], [lifeline, program.log.fileno()])
@@ -101,7 +104,8 @@ class _Preload:
             raise CannotFork from error
         if not answer:
             raise CannotFork
-        return Fork(int(answer), self._connection.dup())
+        self._last = Fork(int(answer), self._connection.dup())
+        return self._last
 
 
 class Fork:

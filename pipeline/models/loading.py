@@ -51,11 +51,18 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".?is_gradient_checkpointing.? is deprecated", FutureWarning)
 
 
-def is_cuda_lost() -> bool:
-    """Return whether this is a fork of a process that has asked CUDA: it works in a new process only."""
+def has_gpu() -> bool:
+    """Return whether a driver of a GPU that torch is built for is loaded."""
     import torch
 
-    return bool(torch.cuda._is_in_bad_fork())  # noqa: SLF001 - torch's own error about this comes too late
+    return bool(nvidia_driver() or (torch.version.hip and AMD.exists()))
+
+
+def is_cuda_lost() -> bool:
+    """Return whether this is a fork of a process that has asked CUDA for a GPU: it works in a new process only."""
+    import torch
+
+    return has_gpu() and torch.cuda._is_in_bad_fork()  # noqa: SLF001 - torch's own error about this comes too late
 
 
 def chosen_device() -> Device:
@@ -72,10 +79,9 @@ def chosen_device() -> Device:
         raise CannotTrain(f"unknown device {wanted!r}", 'set device to "auto", "cpu" or "cuda"')
     if wanted != "cpu" and torch.cuda.is_available():
         return "cuda"
-    has_gpu = nvidia_driver() or (torch.version.hip and AMD.exists())
     # With an empty CUDA_VISIBLE_DEVICES, or -1, the user has hidden the GPUs.
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
-    if wanted == "cpu" or (wanted == "auto" and (is_hidden or not has_gpu)):
+    if wanted == "cpu" or (wanted == "auto" and (is_hidden or not has_gpu())):
         return "cpu"
     message, remedy = _why_no_gpu()
     raise StepFailed(f"torch cannot use the GPU: {message}", f'{remedy}, or set device = "cpu"')

@@ -125,31 +125,48 @@ def test_a_step_whose_preloaded_process_is_killed_is_killed_and_the_next_one_is_
     run.preloaded.close()
 
 
-def test_a_fork_that_cannot_use_cuda_becomes_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad_fork = "import os, torch\nfirst = os.getpid()\ntorch.cuda._is_in_bad_fork = lambda: os.getpid() != first\n"
-    (tmp_path / "sitecustomize.py").write_text(bad_fork)
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_fork_that_cannot_use_a_gpu_that_is_there_becomes_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_gpu: bool
+) -> None:
+    code = "import os, pathlib, torch\nfirst = os.getpid()\ntorch.cuda._is_in_bad_fork = lambda: os.getpid() != first\n"
+    if has_gpu:
+        code += "from pipeline.models import gpu_driver\ngpu_driver.NVIDIA = pathlib.Path(__file__)\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
     run = Run(tmp_path)
     process = run.begin("merge")
-    pid = pid_of(process)
-    wait_for(lambda: argv_of(pid) == list(step_command(run.spec, run.folder / SPEC_NAME)))
+    pid, argv = pid_of(process), list(step_command(run.spec, run.folder / SPEC_NAME))
+    wait_for(lambda: argv_of(pid) == (argv if has_gpu else [" ".join(argv)]))
     assert process.go(lambda: False).exit_code == 1
     assert run.result()["status"] == "failed"
     run.preloaded.close()
 
 
+def test_while_a_step_of_its_run_is_not_over_another_one_is_a_program(run: Run) -> None:
+    first = run.begin("merge", attempt=6)
+    second = run.begin("merge", attempt=7)
+    assert parent_of(second) == os.getpid()
+    second.kill()
+    first.kill()
+
+
 def test_what_is_imported_beside_a_gpu_asks_cuda_for_nothing() -> None:
     code = f"""
-import importlib, sys, torch
+import importlib, os, sys, torch
 asked = []
 for name in ("is_available", "device_count", "_lazy_init"):
     setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
 for name in {preload.MODULES}:
     importlib.import_module(name)
-print(asked, "bitsandbytes" in sys.modules)
+print(asked, "bitsandbytes" in sys.modules, flush=True)
+if not os.fork():
+    print(torch.cuda._is_in_bad_fork(), flush=True)
+    os._exit(0)
+os.wait()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[] False\n"
+    assert done.stdout == "[] False\nFalse\n"
 
 
 def test_a_process_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
