@@ -67,7 +67,7 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     End a run without a verdict.
 
     A running run is only told to stop: it leaves a checkpoint first, so that it can be retried. A win that waits for
-    approval is refused. For a run that has ended otherwise this is an error.
+    approval is turned down: its model is not promoted. For a run that has ended otherwise this is an error.
     """
     state = run_queue.cancel(open_writer(context), run, now_ms())
     print_line(confirmations.cancelled(run, state) + (_when_it_acts(context) if state == "running" else ""))

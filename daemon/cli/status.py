@@ -75,7 +75,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return in words an open run's trial, and its progress, its track's pause, or its start; and its last error."""
+    """Return in words an open run's trial, and its progress, pause, cancellation, or start with its last error."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         before = f"; before that: {run.error}" if run.error else ""

@@ -95,11 +95,12 @@ def _ended_badly(session: Session, event: Event) -> Text:
     how = (
         "its processes vanished again and again" if crashed else f"{count(max(run.failures, 1), 'failure')} of its own"
     )
+    where = f"at step {run.step}" if run.step else "before its first step"
     return _text(
         event,
         "failure",
         f"{'CRASHED' if crashed else 'FAILED'}: {run.track}, run {run.id}",
-        f"it was given up at step {run.step}, after {how}" if not crashed else f"at step {run.step} {how}",
+        f"it was given up {where}, after {how}" if not crashed else f"{where} {how}",
         f"the last error: {_cause(event)}",
         f"more: dropforge show {run.id}, dropforge logs {run.id}",
         f"to go on where it stopped: dropforge retry {run.id}",

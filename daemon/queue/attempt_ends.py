@@ -26,7 +26,11 @@ class Then(StrEnum):
 
 
 class End(Enum):
-    """How an attempt ended: a name, the attempt's state, and what follows; a lost attempt is revoked, it may run."""
+    """
+    How an attempt ended: a name, the attempt's state, and what follows.
+
+    A lost attempt is revoked, as its process may still run.
+    """
 
     PUBLISHED = "published", AttemptState.PUBLISHED, Then.GO_ON
     #: The step left an error, or what cannot be published, or Slurm stopped it as it will stop the next attempt.

@@ -98,7 +98,7 @@ def use_of_pinned(settings: Settings, track: str) -> str:
 
 
 def rows_for_verdict(track: TrackSettings) -> str:
-    """Return how many held-out records (or rows, if they are split off) a verdict needs, as a clause."""
+    """Return the clause with the number of rows, or of held-out records of your own, that a verdict needs."""
     least, most = _needed(track, None)
     share = track.split.heldout
     if track.gate.on == "pinned":
