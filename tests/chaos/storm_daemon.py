@@ -61,7 +61,7 @@ def _serve(folder: Path) -> None:
             require_share(daemon.settings)
             daemon.take_in(now_ms(), time.monotonic())
             daemon.dispatcher.tick(now_ms())
-            work(daemon.root, "promoted", daemon.settings.state_folder)
+            _work(daemon)
         except OSError:
             traceback.print_exc()  # the share is full, or went away under the intake
         except ShareGone as error:
@@ -69,6 +69,14 @@ def _serve(folder: Path) -> None:
         if not _feed(daemon) and (folder / ENOUGH).exists():
             return
         pause.wait(0.1)
+
+
+def _work(daemon: Daemon) -> None:
+    """Play the worker; what it reads may go away at any moment, as the share does."""
+    try:
+        work(daemon.root, "promoted", daemon.settings.state_folder)
+    except Exception:  # noqa: BLE001 - a real step's process would end, and no other
+        traceback.print_exc()
 
 
 def _feed(daemon: Daemon) -> bool:
