@@ -79,7 +79,7 @@ class ServingView(Frozen):
     until: Time | None
     """When another champion took its place; `None` while it serves."""
     kind: str
-    """How it became the champion: connection, promotion, forced or rollback."""
+    """How it became the champion: base, promotion, forced or rollback."""
     run: int | None
     """Id of the run that trained it; `None` for a base model."""
     reason: str
@@ -107,7 +107,7 @@ class ChampionView(ServingView):
     training: str | None = None
     """What `run` trained from, the base or a champion, on how many rows; `None` if its data is gone."""
     over: int | None = None
-    """Generation of the champion that it trained from; `None` for the connection, or if its data is gone."""
+    """Generation of the champion that it trained from; `None` for the base, or if its data is gone."""
 
     @property
     def taken_out(self) -> tuple[TrainedOn, ...]:

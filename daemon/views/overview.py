@@ -239,7 +239,10 @@ class Overview:
         A track that ever had a verdict other than "insufficient_evidence" is left out.
         """
         names = [name for name in settings.track_names if track in {None, name}]
-        left = [name for name in names if not self.rows(HAS_VERDICT, track=name)]
+        done = self.read(
+            lambda reader: [name for name in names if reader.execute(HAS_VERDICT, {"track": name}).fetchone()]
+        )
+        left = [name for name in names if name not in done]
         sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in left}
         return {name: words for name, words in sentences.items() if words is not None}
 
