@@ -196,7 +196,7 @@ def export(
 def ask(
     context: typer.Context,
     *,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What is asked: a record's instruction.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question, as a record's instruction.")],
     more: Annotated[str, typer.Option("--input", metavar="TEXT", help="A record's input, if it has one.")] = "",
     track: OneTrackOption = "default",
     as_json: JsonOption = False,

@@ -80,7 +80,7 @@ def _failed(request: Request, error: Exception) -> Response:
         case RequestValidationError():
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            hint = f"what is asked for: {API}/openapi.json"
+            hint = f"the requests and their fields: {API}/openapi.json"
             return _error(request, _UNREADABLE, f"{where}: {first['msg']}", hint)
         case OSError():
             return _error(request, _MACHINE, os_words(error), "see whether its disk is full: df -h")

@@ -44,6 +44,7 @@ from tests.chaos.scripted_steps import ARTIFACTS
 from tests.made_artifacts import made_spec
 from tests.model_folder import write_model
 from tests.run_owner import spool_of
+from tests.slurm.cluster import wait_for
 
 pytestmark = needs_root
 MEGABYTES = 48
@@ -261,12 +262,6 @@ def order(disk: LoopDisk, script: str) -> tuple[LocalExecutor, StepSpec]:
     executor = LocalExecutor(spool_of(disk.place))
     executor.submit(spec)
     return executor, spec
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.02)
 
 
 def test_an_order_that_cannot_begin_for_want_of_room_begins_when_there_is(

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,7 @@ from pipeline import durable, preload
 from pipeline.contract import LOG_NAME, RESULT_NAME, SPEC_NAME
 from pipeline.errors import EXIT_INTERRUPTED
 from tests.made_artifacts import made_spec
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait for what another process does; the test's own time limit ends a wait in vain."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.01)
+from tests.slurm.cluster import wait_for
 
 
 class Run:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
 from tests.run_owner import spool_of
+from tests.slurm.cluster import wait_for
 
 PRELUDE = """
 import json, os, signal, sys, threading, pathlib
@@ -77,13 +78,6 @@ def result_of(spec: StepSpec) -> StepResult:
 def orders(root: Path) -> list[str]:
     """Return the keys of the attempts that the spool orders."""
     return sorted(path.stem for path in (root / "spool/queue").glob("*.json"))
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Wait for what another process does; the test's own time limit ends a wait in vain."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.02)
 
 
 @contextmanager
