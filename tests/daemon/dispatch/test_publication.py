@@ -15,7 +15,7 @@ from daemon.storage import gc
 from pipeline import durable
 from pipeline.contract import SPEC_NAME, StepResult, StepSpec
 from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, executor, settings
-from tests.daemon.dispatch.test_worker import wait_for
+from tests.slurm.cluster import wait_for
 
 __all__ = ["engine", "executor", "settings"]
 

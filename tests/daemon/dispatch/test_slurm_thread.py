@@ -10,7 +10,7 @@ from daemon.state.run_files import load_progress
 from pipeline import durable
 from pipeline.contract import JOB_NAME, JOB_STATE_NAME, SPEC_NAME, StepSpec
 from tests.daemon.dispatch.scripted_house import House, engine, house, settings
-from tests.daemon.dispatch.test_worker import wait_for
+from tests.slurm.cluster import wait_for
 
 __all__ = ["engine", "house", "settings"]
 

@@ -16,9 +16,9 @@ from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles
 from daemon.system.folders import WorkFolder
 from pipeline.contract import JOB_NAME, StepSpec
-from tests.daemon.dispatch.test_worker import as_scripted, wait_for
+from tests.daemon.dispatch.test_worker import as_scripted
 from tests.run_owner import spool_of
-from tests.slurm.cluster import NEEDS_SLURM, Cluster, new_cluster
+from tests.slurm.cluster import NEEDS_SLURM, Cluster, new_cluster, wait_for
 
 #: Does as `dropforge worker --one KEY FENCE --state ROOT`, with a script in the place of a step.
 NODE = f"""

@@ -5,16 +5,8 @@ import pytest
 from daemon.dispatch.spool import JobState
 from pipeline.contract import LOG_NAME, RESULT_NAME
 from tests.daemon.dispatch.executors.conftest import House
-from tests.daemon.dispatch.test_worker import (
-    DEAF,
-    GOOD,
-    KILLED,
-    PRELUDE,
-    UNTIL_TERM,
-    result_of,
-    spec_of,
-    wait_for,
-)
+from tests.daemon.dispatch.test_worker import DEAF, GOOD, KILLED, PRELUDE, UNTIL_TERM, result_of, spec_of
+from tests.slurm.cluster import wait_for
 
 TWICE = PRELUDE + "marks = pathlib.Path('../marks'); marks.open('a').write('begun\\n'); result('ok', 0)"
 

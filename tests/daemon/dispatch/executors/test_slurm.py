@@ -20,8 +20,8 @@ from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, SPEC_NAME, StepSpec
 from tests.daemon.dispatch.executors.conftest import House, SlurmHouse
-from tests.daemon.dispatch.test_worker import DEAF, GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of, wait_for
-from tests.slurm.cluster import NEEDS_SLURM, Cluster
+from tests.daemon.dispatch.test_worker import DEAF, GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of
+from tests.slurm.cluster import NEEDS_SLURM, Cluster, wait_for
 
 ROOT = Path(__file__).parents[4]
 pytestmark = [NEEDS_SLURM, pytest.mark.long]

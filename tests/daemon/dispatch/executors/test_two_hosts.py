@@ -12,8 +12,8 @@ import pytest
 from daemon.dispatch.attempt import listed
 from daemon.dispatch.spool import JobState
 from tests.daemon.dispatch.executors.conftest import SlurmHouse
-from tests.daemon.dispatch.test_worker import GOOD, UNTIL_TERM, result_of, spec_of, wait_for
-from tests.slurm.cluster import Cluster
+from tests.daemon.dispatch.test_worker import GOOD, UNTIL_TERM, result_of, spec_of
+from tests.slurm.cluster import Cluster, wait_for
 
 _CACHE = "negative_timeout=3600,entry_timeout=3600,attr_timeout=30"
 
