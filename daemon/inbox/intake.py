@@ -86,7 +86,6 @@ class Intake:
         self._inbox = InboxFolders(settings.inbox_folder)
         receipts.remove_leftovers(self._inbox)
         self._disk = Disk(settings)
-        self._left_before: set[tuple[Settled, str]] = set()
         self.limit = WaitingLimit(engine, settings, self._inbox)
 
     def take(self, settled: Settled, now_ms: int) -> Outcome:
@@ -112,7 +111,7 @@ class Intake:
         except SourceChanged as error:
             return _outcome(settled, "changed", error.message)
         except SourceUnreadable as error:
-            return self._left(settled, "unreadable", f"{error.message}; {error.hint}", now_ms)
+            return _outcome(settled, "unreadable", f"{error.message}; {error.hint}")
 
     def _take(self, source: _Source) -> Outcome:
         settled, full = source.settled, ""
@@ -132,7 +131,7 @@ class Intake:
             return self._reject(source, validation, validation.reason, sha256="")
         no_room = full or self._no_room(source.info.st_size)
         if no_room:
-            return self._left(settled, "queue_full" if full else "no_room", no_room, source.now)
+            return _outcome(settled, "queue_full" if full else "no_room", no_room)
         path, sha256 = copy(source.settled.name, source.folder.fd, source.info, self._incoming)
         try:
             return self._judge(source, path, sha256)
@@ -235,8 +234,7 @@ class Intake:
         except (OSError, InboxUnusable) as error:
             why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
             words = f"recorded as drop {drop.id}, but it cannot leave the inbox: {why}"
-            return self._left(settled, "not_moved", words, source.now)
-        self._left_before = {key for key in self._left_before if key[0] != settled}
+            return _outcome(settled, "not_moved", words)
         kind: Kind = next((kind for kind in get_args(Taken) if kind == drop.state), "accepted")
         message, run = (receipt["sentence"], receipt["run"]) if receipt else (str(drop.reason), None)
         return Outcome(kind, drop.track, drop.name, drop.id, run, message)
@@ -252,16 +250,6 @@ class Intake:
             f"it needs {size_words(need)}, and the disk of {self._settings.state} has {size_words(free)} free, of "
             f"which {size_words(self._disk.low_water_bytes)} stay so (disk.low_water_bytes); it waits for room"
         )
-
-    def _left(self, settled: Settled, kind: Kind, message: str, now: int) -> Outcome:
-        """Return the outcome of a file that stays in the inbox; record an event the first time."""
-        key = (settled, kind)
-        if key not in self._left_before:
-            self._left_before.add(key)
-            with transaction(self._engine) as session:
-                name = _shown(settled)
-                record_event(session, f"drop_{kind}", now, track=settled.track, name=name, message=message)
-        return _outcome(settled, kind, message)
 
 
 def _shown(settled: Settled) -> str:

@@ -97,13 +97,16 @@ class IntakeLoop:
 
     def _scan(self) -> bool:
         """Take settled files; return whether any was taken."""
-        taken = False
+        taken, shortage = False, ""
         # Files that need no approval first: anybody may drop any number of files that need it.
         for settled in sorted(self._watcher.scan(time.monotonic()), key=self._intake.limit.needs_approval):
-            # Under the low-water mark files stay where they are; `dropforge status` says so.
-            if self.stop.is_set() or self._disk.shortage():
+            if self.stop.is_set():
                 break
-            taken |= self._take(settled)
+            shortage = shortage or self._disk.shortage()
+            if shortage:
+                self._watcher.postpone(settled, shortage, time.monotonic(), pauses=False)
+            else:
+                taken |= self._take(settled)
         if taken:
             # Once, not after each file: the main loop would take a fifth of the processor from a thousand files.
             self._poke()
@@ -124,22 +127,26 @@ class IntakeLoop:
             log.info("file_taken", **vars(outcome))
             return True
         log.debug("file_left", **vars(outcome))
-        if outcome.kind in {"unreadable", "no_room", "not_moved"} or settled.role == "heldout":
-            self._watcher.postpone(settled, outcome.message, time.monotonic())
+        if outcome.kind not in {"changed", "gone"}:
+            # The limit of waiting training drops is looked up without opening the file: at every scan.
+            pauses = outcome.kind != "queue_full" or settled.role == "heldout"
+            self._watcher.postpone(settled, outcome.message, time.monotonic(), pauses=pauses)
         return False
 
     def _write_texts(self) -> bool:
-        """Write README.txt and verdict notes; return whether notes are still pending."""
-        if self.stop.is_set() or self._disk.shortage():
+        """Write texts in the inbox, under the low-water mark only why files stay; return whether notes are pending."""
+        if self.stop.is_set():
             return False
         settings, inbox = self._settings, self._watcher.inbox
+        if self._written is not self._note:
+            for folders, left in self._watcher.left_by_folder().items():
+                keep_notes(inbox, folders, left)
+            self._written = self._note
+        if self._disk.shortage():
+            return False
         if self._verdicts is None:
             write_readmes(settings, inbox)
             self._verdicts = VerdictNotes(open_reader(settings.state_folder / DATABASE_NAME), settings, inbox)
-        if self._written is not self._note:
-            for folders, left in self._watcher.left_by_folder():
-                keep_notes(inbox, folders, left)
-            self._written = self._note
         more = self._verdicts.refresh()
         self._texts_due = time.monotonic() + _LONGEST_WAIT
         return more

@@ -35,7 +35,7 @@ class Deaf(EventEmitter):
     def queue_events(self, timeout):
         self.stopped_event.wait(timeout)
 
-daemon.inbox.watcher._observer = lambda kind: BaseObserver(Deaf)
+daemon.inbox.watcher._ArrivalsObserver = lambda: BaseObserver(Deaf)
 sys.argv[0] = "dropforge"
 sys.exit(main())
 """

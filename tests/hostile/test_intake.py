@@ -45,8 +45,7 @@ def test_thousands_that_wait_for_a_full_track_are_not_looked_at_one_by_one(new_b
     box.until(lambda: box.status()["inbox"]["full_tracks"] == ["default"])
     box.drop(BOB, "other.jsonl", rows("other"), "support")
     box.until(lambda: box.is_filed("other.jsonl"))
-    events = box.events("drop_queue_full")
-    assert len(events) <= 1
+    assert len(list(box.inbox.glob("*.waits.txt"))) <= 100
 
 
 def test_a_member_who_swaps_things_at_random_reaches_nothing_else(new_box: Callable[..., Box]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from daemon.inbox.folders import InboxUnusable
-from daemon.inbox.watcher import Settled, Watcher, has_writer, make_inbox
+from daemon.inbox.leases import has_writer
+from daemon.inbox.watcher import Settled, Watcher, make_inbox
 from daemon.settings.model import Settings
 
 SETTLE = 5.0
@@ -254,7 +255,7 @@ def test_a_lease_is_refused_while_somebody_writes_and_has_no_answer_for_what_is_
 
 LEASE_BROKEN = """
 import os, sys
-from daemon.inbox.watcher import take_read_lease
+from daemon.inbox.leases import take_read_lease
 fd = os.open(sys.argv[1], os.O_RDONLY)
 assert take_read_lease(fd)
 child = os.fork()
