@@ -21,12 +21,13 @@ One drop of `make demo`, followed through every folder and table that it enters.
 that run; hashes and long values are cut off. [state.md](state.md) lists all files, [words.md](words.md) explains the
 terms. `make walk` writes this page again.
 
-## 1. A file is renamed into the inbox
+## 1. A file comes into the inbox
 
-The watcher (`daemon/inbox/watcher.py`) takes a file that has not changed for `intake.settle_seconds`. Intake
-(`daemon/inbox/intake.py`) copies it to `incoming/`, validates each row, stores the copy under its hash and commits the
-drop and its run in one transaction; only then does the file leave the inbox. A crash before the commit leaves the file
-in the inbox, to be taken again.
+The watcher (`daemon/inbox/watcher.py`) takes a file that has not changed for `intake.settle_seconds`; a file that was
+renamed into the inbox at once, where the kernel tells that no process writes to it. Intake (`daemon/inbox/intake.py`)
+copies it to `incoming/`, validates each row, stores the copy under its hash and commits the drop and its run in one
+transaction; only then does the file leave the inbox. A crash before the commit leaves the file in the inbox, to be
+taken again.
 
 {intake}
 

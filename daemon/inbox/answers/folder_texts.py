@@ -58,6 +58,7 @@ def _keep(inbox: InboxFolders, folders: tuple[str, ...], name: str, words: str |
 def readme_text(settings: Settings, track: str) -> str:
     """Return the text of README.txt in the folder of `track`, which describes what may be dropped there."""
     intake, own = settings.intake, settings.track(track)
+    at_once = ",\nor at once if it is renamed into this folder" if settings.observer == "native" else ""
     below, top = ("", "") if track == "default" else (f"{track}/", "../")
     return f"""\
 This is the inbox of track {track}: drop files of training records here.
@@ -76,7 +77,8 @@ A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().
 {_what_judges(own)}
 
 HOW IT IS ANSWERED
-A file is taken once it has not changed for {intake.settle_seconds:g} s. It then lies in
+A file is taken once it has not changed for {intake.settle_seconds:g} s{at_once}.
+It then lies in
 
   {top}done/{below}       taken; beside it NAME.receipt.json with its number, and
               NAME.verdict.txt: what became of it, replaced when that changes

@@ -54,6 +54,12 @@ def test_a_readme_says_what_the_settings_say() -> None:
     assert "trained on:\nthe models are judged on them. No model gets a verdict before\n50 records (100 where" in pinned
 
 
+def test_a_readme_says_that_a_renamed_file_is_taken_at_once_where_events_tell_of_it() -> None:
+    words = "or at once if it is renamed"
+    assert words in readme_text(Settings(), "default")
+    assert words not in readme_text(Settings(observer="polling"), "default")
+
+
 def test_a_readme_is_written_again_only_where_the_settings_changed(box: Box) -> None:
     write(box)
     path = box.inbox / "README.txt"
