@@ -6,7 +6,7 @@ data, and foreign text only after `inert`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sqlmodel import Session, select
@@ -19,11 +19,8 @@ from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.decide.explain import sentence
 from pipeline.errors import EXIT_UNFORESEEN
-from pipeline.records.fast_path import KEYS
 from pipeline.words import count, printable, size_words
 
-#: A quoted key or value.
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 #: Characters that make links, mentions, emphasis or markup somewhere, and similar ones that do not.
 _LOOKALIKES = str.maketrans("<>@*`[]|~#\\&", "‹›＠∗ˋ［］¦∼＃＼＆")  # noqa: RUF001 - they are to look alike
 _DOTTED = re.compile(r"[\w-]+(?:\.[\w-]+)+")
@@ -91,17 +88,17 @@ def _awaits(session: Session, event: Event) -> Text | None:
 
 def _ended_badly(session: Session, event: Event) -> Text:
     run = session.get_one(Run, event.run_id)
-    crashed = event.kind == "run_crashed"
-    how = (
-        "its processes vanished again and again" if crashed else f"{count(max(run.failures, 1), 'failure')} of its own"
-    )
     where = f"at step {run.step}" if run.step else "before its first step"
+    failures = count(max(run.failures, 1), "failure")
+    title, how = "FAILED", f"it was given up {where}, after {failures}, interruptions not counted"
+    if event.kind == "run_crashed":
+        title, how = "CRASHED", f"{where} its processes vanished again and again"
     return _text(
         event,
         "failure",
-        f"{'CRASHED' if crashed else 'FAILED'}: {run.track}, run {run.id}",
-        f"it was given up {where}, after {how}" if not crashed else f"{where} {how}",
-        f"the last error: {_cause(event)}",
+        f"{title}: {run.track}, run {run.id}",
+        how,
+        f"the last error: {_error(event)}",
         f"more: dropforge show {run.id}, dropforge logs {run.id}",
         f"to go on where it stopped: dropforge retry {run.id}",
     )
@@ -134,16 +131,14 @@ _SERVER_TROUBLE = {
 def _server_trouble(_session: Session, event: Event) -> Text:
     title, command, *lines = _SERVER_TROUBLE[event.kind]
     worded = (line.format(track=event.track) for line in lines)
-    return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_said(event, 'error')}", *worded)
+    return _text(event, "failure", f"{title}: {event.track}", f"{command}: {_error(event)}", *worded)
 
 
 def _disk_low(_session: Session, event: Event) -> Text:
-    free = event.detail.get("free_bytes")
-    left = size_words(free) if isinstance(free, int) else "too little"
     return _text(
         event,
         "failure",
-        f"LOW DISK: {left} free",
+        f"LOW DISK: {size_words(event.detail['free_bytes'])} free",
         "no run begins, and files stay in the inbox, until there is room",
         "what can be given back: dropforge gc --dry-run",
     )
@@ -151,33 +146,21 @@ def _disk_low(_session: Session, event: Event) -> Text:
 
 def _rejected(session: Session, event: Event) -> Text:
     drop = session.get_one(Drop, event.drop_id)
-    rules = event.detail.get("rules")
-    kinds = [f"{number} {inert(rule)}" for rule, number in rules.items()] if isinstance(rules, Mapping) else []
-    findings = f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')}"
+    rules = ", ".join(f"{number} {inert(rule)}" for rule, number in event.detail["rules"].items())
     owner = f", dropped by {inert(drop.owner)}" if drop.owner else ""
-    where, wrong, remedy = _first_finding(event)
+    first, *_ = event.detail["kinds"]
+    where, remedy = f"line {first['line']}: " if first["line"] else "", first["remedy"]
     return _text(
         event,
         "warning",
         f"REJECTED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
         f"the file: {inert(drop.name)}, drop {drop.id}{owner}",
-        findings + (f" ({', '.join(kinds)})" if kinds else ""),
-        f"{where}{wrong}",
+        f"{count(drop.findings, 'finding')} in {count(drop.rows, 'row')} ({rules})",
+        f"{where}{inert(first['bare'])}",
         # A command that `inert` changes, one with a pipe say, would not work.
-        f"what to do: {remedy}" if remedy and inert(remedy) == remedy else "",
+        f"what to do: {remedy}" if inert(remedy) == remedy else "",
         "each with its line and what to do: beside the file, in rejected/",
     )
-
-
-def _first_finding(event: Event) -> tuple[str, str, str]:
-    """Return line, message and remedy of a rejected drop's first finding, with quoted values replaced by "…"."""
-    noted = event.detail.get("kinds")
-    first = noted[0] if isinstance(noted, list) and noted and isinstance(noted[0], Mapping) else {}
-    wrong, remedy = (
-        _QUOTED.sub(lambda quoted: quoted[0] if quoted[1] in KEYS else '"…"', str(first.get(name) or ""))
-        for name in ("message", "remedy")
-    )
-    return f"line {first['line']}: " if first.get("line") else "", inert(wrong), remedy
 
 
 def _suspended(session: Session, event: Event) -> Text:
@@ -206,13 +189,10 @@ _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
 }
 
 
-def _said(event: Event, name: str) -> str:
-    return inert(str(event.detail.get(name) or "not said"))
-
-
-def _cause(event: Event) -> str:
-    """Return a run's error, without the text of an unforeseen exception, which may quote data."""
-    return "an unforeseen exception" if event.detail.get("exit_code") == EXIT_UNFORESEEN else _said(event, "error")
+def _error(event: Event) -> str:
+    """Return an event's error, without the text of an unforeseen exception, which may quote data."""
+    foreseen = event.detail.get("exit_code") != EXIT_UNFORESEEN
+    return inert(event.detail.get("error") or "not said") if foreseen else "an unforeseen exception"
 
 
 def inert(text: str, width: int = _WIDTH) -> str:

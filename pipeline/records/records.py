@@ -12,6 +12,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from pipeline.artifacts import Frozen
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
@@ -55,6 +57,8 @@ class Finding(Frozen):
     """Short name of the broken rule, for machines."""
     message: str
     remedy: str
+    bare: str | None = Field(default=None, exclude=True)
+    """The message without the text of the file that it quotes; `None` if it quotes none."""
 
 
 class FileFinding(Finding):
@@ -226,7 +230,9 @@ def _json_row(text: bytes, line: int) -> Row | Finding:
         return Row(line, parse(text))
     except BadJson as error:
         field = error.field and printable(error.field[:_SHOWN_KEY])
-        return Finding(line=line, field=field, rule=error.rule, message=error.message, remedy=error.remedy)
+        return Finding(
+            line=line, field=field, rule=error.rule, message=error.message, remedy=error.remedy, bare=error.bare
+        )
 
 
 def _skip_line(file: BufferedReader) -> None:

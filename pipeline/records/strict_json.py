@@ -24,13 +24,14 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 class BadJson(ValueError):
     """The text is not JSON that a drop may hold; `rule` names the broken rule."""
 
-    def __init__(self, rule: str, message: str, remedy: str, field: str | None = None) -> None:
-        """Store message and remedy; `field` is the affected key of an object, if there is one."""
+    def __init__(self, rule: str, message: str, remedy: str, field: str | None = None, bare: str | None = None) -> None:
+        """Store the words, `bare` those without the text that `message` quotes; `field` is the affected key, if any."""
         super().__init__(message)
         self.rule = rule
         self.message = message
         self.remedy = remedy
         self.field = field
+        self.bare = bare
 
 
 def parse(line: bytes) -> Any:
@@ -96,7 +97,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         message = f"the key {printable(twice[:_SHOWN_KEY])!r} stands twice in one object"
-        raise BadJson("duplicate_key", message, "keep one of the two")
+        raise BadJson("duplicate_key", message, "keep one of the two", bare="a key stands twice in one object")
     return value
 
 
@@ -107,7 +108,8 @@ def _constant(name: str) -> None:
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise BadJson("number", f"the number {text[:_SHOWN_KEY]} is too large", "write it as a text in quotes")
+        message, bare = f"the number {text[:_SHOWN_KEY]} is too large", "a number is too large"
+        raise BadJson("number", message, "write it as a text in quotes", bare=bare)
     return value
 
 

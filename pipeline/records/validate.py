@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, reduce
 from itertools import islice
-from operator import getitem
+from operator import getitem, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,6 +100,8 @@ class FindingKind(NamedTuple):
     line: int | None
     """Of the first."""
     field: str | None
+    bare: str
+    """The message without the text of the file that it quotes."""
 
 
 class Validation(Frozen):
@@ -135,8 +137,11 @@ class Validation(Frozen):
         equal: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             equal.setdefault((finding.message, finding.remedy), []).append(finding)
-        found = sorted(equal.items(), key=lambda kind: len(kind[1]))
-        return tuple(FindingKind(*words, len(all_), all_[0].line, all_[0].field) for words, all_ in found)
+        kinds = [(len(all_), all_[0]) for all_ in equal.values()]
+        return tuple(
+            FindingKind(first.message, first.remedy, rows, first.line, first.field, first.bare or first.message)
+            for rows, first in sorted(kinds, key=itemgetter(0))
+        )
 
     @property
     def reason(self) -> str:
@@ -343,9 +348,12 @@ class _Tally:
         if prompts * _FEWER > rows or rows * 2 < self._good or len(found.texts) < min(rows, _MOST_HASHES) / 2:
             return
         name = json.dumps(key, ensure_ascii=False)
-        message = f"{rows:,} rows have only {count(prompts, 'prompt')} without the key {name}, which is not read"
-        remedy = f'rename the key {name} to "input"; if it is no part of the question, leave it out'
-        self.add(FileFinding(line=found.line, field="input", rule="misnamed_key", message=message, remedy=remedy))
+        few = f"{rows:,} rows have only {count(prompts, 'prompt')} without"
+        message, bare = f"{few} the key {name}, which is not read", f"{few} a key that is not read"
+        remedy = 'rename this key to "input"; if it is no part of the question, leave it out'
+        self.add(
+            FileFinding(line=found.line, field="input", rule="misnamed_key", message=message, remedy=remedy, bare=bare)
+        )
 
     def _note(self, found: list[Finding]) -> None:
         self._rules.update(finding.rule for finding in found)
@@ -368,15 +376,15 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
     if error.validator == "pattern":
         return _finding(row, field, "blank", f"{field} is blank", f"write the {field}, or leave the row out")
     if field is None:
-        message = f"a record is an object, this is {_article(value)}"
-        return _finding(row, None, "type", message, 'write {"instruction": ..., "input": ..., "output": ...}')
+        remedy = 'write {"instruction": ..., "input": ..., "output": ...}'
+        return _type_finding(row, None, "a record is an object, this is {}", remedy, value)
     if value is None and field in {"input", "group"}:
         remedy = "use an empty string or leave it out"
     elif value is None or isinstance(value, list | dict):
         remedy = f"write the {field} as one text"
     else:
         remedy = "put it in quotes"
-    return _finding(row, field, "type", f"{field} is {_article(value)}, not a text", remedy)
+    return _type_finding(row, field, f"{field} is {{}}, not a text", remedy, value)
 
 
 def _missing_finding(row: Row, field: str) -> Finding:
@@ -392,11 +400,12 @@ def _finding(row: Row, field: str | None, rule: str, message: str, remedy: str) 
     return Finding(line=row.line, field=field, rule=rule, message=message, remedy=remedy)
 
 
-def _article(value: object) -> str:
-    if isinstance(value, str):
-        return f"a text: {shown(value)}"
-    if isinstance(value, bool):
-        return f"true or false: {shown(value)}"
-    if isinstance(value, int | float):
-        return f"a number: {shown(value)}"
-    return shown(value)
+def _type_finding(row: Row, field: str | None, message: str, remedy: str, value: object) -> Finding:
+    """Return the finding about a value of the wrong type, which `message` has a place for."""
+    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    kind = kinds.get(type(value))
+    if kind is None:
+        return _finding(row, field, "type", message.format(shown(value)), remedy)
+    bare = message.format(kind)
+    finding = _finding(row, field, "type", message.format(f"{kind}: {shown(value)}"), remedy)
+    return finding.model_copy(update={"bare": bare})

@@ -80,11 +80,31 @@ def test_a_rejected_drop_is_told_by_its_findings_and_no_row_of_it(lived_in: Any)
     assert "SECRET" not in rejected.body
 
 
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ('{"instruction": "a", "output": 987123}', "output is a number, not a text"),
+        ('"SECRET 987123"', "a record is an object, this is a text"),
+        ('{"instruction": "a", "987123": 1, "987123": 2}', "a key stands twice in one object"),
+        ('{"instruction": "a", "output": 1e987123}', "a number is too large"),
+        ('{"prompt": "a", "output": "b"}', 'instruction is missing, but there is "prompt"'),
+    ],
+)
+def test_the_message_on_a_rejected_drop_has_the_kind_of_its_error_without_its_data(
+    new_workspace: Callable[[], Any], row: str, wrong: str
+) -> None:
+    made = new_workspace()
+    made.take("odd.jsonl", f"{row}\n")
+    (rejected,) = told(made)
+    assert rejected.body.splitlines()[2] == f"line 1: {wrong}"
+    assert "987123" not in rejected.body
+
+
 def test_a_failed_run_says_where_why_and_what_to_do(lived_in: Any) -> None:
     failed = next(text for text in told(lived_in) if text.kind == "run_failed")
     assert failed.title == "[dropforge] FAILED: default, run 2"
     assert failed.body.splitlines() == [
-        "it was given up at step train, after 1 failure of its own",
+        "it was given up at step train, after 1 failure, interruptions not counted",
         "the last error: out of memory",
         "more: dropforge show 2, dropforge logs 2",
         "to go on where it stopped: dropforge retry 2",

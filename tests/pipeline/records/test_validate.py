@@ -152,7 +152,7 @@ def test_a_question_under_a_key_that_is_not_read_is_a_finding(tmp_path: Path, ro
     assert (finding.line, finding.field, finding.rule, found.complete) == (1, "input", "misnamed_key", False)
     asked = "1 prompt" if prompts == 1 else f"{prompts} prompts"
     assert finding.message == f'{rows:,} rows have only {asked} without the key "text", which is not read'
-    assert finding.remedy == 'rename the key "text" to "input"; if it is no part of the question, leave it out'
+    assert finding.remedy == 'rename this key to "input"; if it is no part of the question, leave it out'
 
 
 @pytest.mark.parametrize(
