@@ -16,7 +16,8 @@ import typer
 
 from daemon.cli.output import print_json, print_line, print_lines
 from daemon.cli.workspace import JsonOption, OneTrackOption, config_path, load_settings
-from daemon.inbox.quarantine import Ruling, rule, validation_options
+from daemon.inbox.quarantine import Ruling, examine, one_finding, rule, validation_options
+from daemon.inbox.safe_copy import too_large
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
@@ -27,8 +28,7 @@ from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
-from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
-from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, MOST_KINDS, Options, Validation, good_rows, validate
+from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, MOST_KINDS, Options, Validation, good_rows
 from pipeline.words import count, left_out_words
 
 _START_FILE = """\
@@ -144,29 +144,13 @@ def submit(
 
 
 def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:
-    """Validate a file for a track and rule whether it is accepted. Raises an error if its type or size is wrong."""
-    problem = _problem(file, settings)
-    if problem is not None:
-        raise DropforgeError(*problem, EXIT_BAD_DATA)
-    validation = validate(file, validation_options(settings, track, str(file)))
-    return validation, rule(validation, settings.intake)
-
-
-def _problem(file: Path, settings: Settings) -> tuple[str, str] | None:
-    """Return why no file of this type or size is read, with a remedy; `None` if it is read."""
+    """Validate a file for a track and rule whether it is accepted. Raises `DropforgeError` if it is no regular file."""
     if not file.is_file():
         words = f"{file} is not a file" if file.exists() else f"there is no file {file}"
-        return words, "name a .jsonl or .json file of records with instruction, input and output"
-    if not file.name.lower().endswith((".jsonl", ".json")):
-        with file.open("rb") as opened:
-            foreign = foreign_format(opened.read(HEAD_BYTES))
-        if foreign is not None:
-            return f"{file} is {foreign.name}", name_file(foreign.remedy, str(file))
-        return f"the name of {file} does not end in .jsonl or .json", "if it holds records, rename it to end in .jsonl"
-    if file.stat().st_size > settings.intake.max_bytes:
-        most = f"{settings.intake.max_bytes:,} bytes that are allowed"
-        return f"{file} has more than the {most}", "split it, or raise intake.max_bytes"
-    return None
+        raise DropforgeError(words, "name a .jsonl or .json file of records: instruction, input, output", EXIT_BAD_DATA)
+    refused = too_large(file.stat(), settings.intake.max_bytes)
+    validation = one_finding(*refused) if refused else examine(file, validation_options(settings, track, str(file)))
+    return validation, rule(validation, settings.intake)
 
 
 def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ then the file leaves the inbox. A recorded file that is still there is recognise
 
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,7 +18,7 @@ from daemon.inbox.answers import receipts
 from daemon.inbox.answers.receipts import ERRORS, RECEIPT, Document
 from daemon.inbox.answers.remarks import lacking
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
-from daemon.inbox.quarantine import noted_kinds, rule, sift, validation_options
+from daemon.inbox.quarantine import examine, noted_kinds, one_finding, rule, sift, validation_options
 from daemon.inbox.safe_copy import SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
@@ -33,14 +32,11 @@ from daemon.state.tables import Drop, Event, Track, rows_of
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
-from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
-from pipeline.records.records import FileFinding
 from pipeline.records.validate import Notice, Validation, validate
 from pipeline.words import printable, size_words
 
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
 Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
-_ENDINGS = (b".jsonl", b".json")
 #: States of drops whose content makes a file a duplicate. Not proposed: a stranger's file would block the owner's.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.SUSPENDED)
 
@@ -58,6 +54,17 @@ class Outcome:
     message: str = ""
 
 
+class _Recorded(NamedTuple):
+    """The drop that a file was recorded as before the daemon died, its event, and the drop that it repeats, if any."""
+
+    drop: Drop
+    event: Event
+    original: Drop | None
+
+    def receipt(self, sha256: str) -> Document:
+        return receipts.receipt(self.drop, self.event.run_id, self.original, self.event.detail["warnings"], sha256)
+
+
 class _Source(NamedTuple):
     """A settled file, its stat result, its open folder and the time in milliseconds."""
 
@@ -65,8 +72,7 @@ class _Source(NamedTuple):
     info: os.stat_result
     folder: Folder
     now: int
-    earlier: tuple[Drop, dict[str, object]] | None = None
-    """The drop that this very file was recorded as before the daemon died, with the detail of its event."""
+    earlier: _Recorded | None = None
 
 
 class Intake:
@@ -114,20 +120,17 @@ class Intake:
             return _outcome(settled, "unreadable", f"{error.message}; {error.hint}")
 
     def _take(self, source: _Source) -> Outcome:
-        settled, full = source.settled, ""
+        settled = source.settled
         with transaction(self._engine) as session:
-            source = source._replace(earlier=_earlier(session, source))
-            drop, detail = source.earlier or (None, {})
-            if drop is None:
-                full = self.limit.why_full(session, settled, source.info)
-            original = session.get(Drop, drop.duplicate_of) if drop and drop.duplicate_of is not None else None
-        if (
-            drop is not None and drop.state != DropState.REJECTED and not drop.quarantined
-        ):  # else its findings are needed
-            return self._answer(source, drop, _receipt(drop, detail, original, drop.sha256))
+            earlier = _earlier(session, source)
+            full = self.limit.why_full(session, settled, source.info) if earlier is None else ""
+        if earlier is not None:
+            drop, source = earlier.drop, source._replace(earlier=earlier)
+            if drop.state != DropState.REJECTED and not drop.quarantined:  # else its findings are needed
+                return self._answer(source, drop, earlier.receipt(drop.sha256))
         refused = None if full else refusal(source.info, self._settings.intake.max_bytes)
         if refused is not None:
-            validation = _one_finding(*refused)
+            validation = one_finding(*refused)
             return self._reject(source, validation, validation.reason, sha256="")
         no_room = full or self._no_room(source.info.st_size)
         if no_room:
@@ -141,15 +144,14 @@ class Intake:
     def _judge(self, source: _Source, path: Path, sha256: str) -> Outcome:
         """Validate a copied file and record it as duplicate, rejected, proposed or accepted."""
         options = validation_options(self._settings, source.settled.track, os.fsdecode(source.settled.name))
-        if source.earlier is not None and source.earlier[0].quarantined:
-            drop, detail = source.earlier
+        if source.earlier is not None and source.earlier.drop.quarantined:
+            drop = source.earlier.drop
             again = validate(path, replace(options, most_bad_rows=drop.quarantined))
-            errors = receipts.errors(drop, again, sha256)
-            return self._answer(source, drop, _receipt(drop, detail, None, sha256), errors)
+            return self._answer(source, drop, source.earlier.receipt(sha256), receipts.errors(drop, again, sha256))
         same = self._duplicate(source, path, sha256, sha256)
         if same is not None:
             return same
-        validation = _wrong_name(source.settled.name, path) or validate(path, options)
+        validation = examine(path, options)
         ruling = rule(validation, self._settings.intake)
         if not ruling.accepted:
             return self._reject(source, validation, ruling.reason, sha256)
@@ -175,7 +177,7 @@ class Intake:
                 return None
             drop = _drop(source, DropState.DUPLICATE, sha256)
             drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
-            _record(session, drop, source, ())
+            _record(session, drop, source)
         stored = self._drops / f"{content}.jsonl"
         if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
             path.rename(stored)
@@ -199,9 +201,10 @@ class Intake:
             run = None if queued is None else queued.id
             lacks = self._lacks(session, drop)
             few = () if lacks is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=lacks),)
-            notices = (*validation.warnings, *few)
-            _record(session, drop, source, notices, run=run, file_sha256=sha256, kinds=noted_kinds(validation))
-        receipt = receipts.receipt(drop, run, None, notices, sha256)
+            warnings = [notice.model_dump() for notice in (*validation.warnings, *few)]
+            kinds = noted_kinds(validation)
+            _record(session, drop, source, run, warnings=warnings, file_sha256=sha256, kinds=kinds)
+        receipt = receipts.receipt(drop, run, None, warnings, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, errors)
 
@@ -215,14 +218,14 @@ class Intake:
 
     def _reject(self, source: _Source, validation: Validation, reason: str, sha256: str) -> Outcome:
         """Record a rejected file, unless it was recorded before a crash, and move it to `rejected/`."""
-        if source.earlier is not None and source.earlier[0].state == DropState.REJECTED:
-            drop = source.earlier[0]
+        if source.earlier is not None and source.earlier.drop.state == DropState.REJECTED:
+            drop = source.earlier.drop
         else:
             drop = _drop(source, DropState.REJECTED, sha256)
             drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
             drop.warnings = sum(notice.rows for notice in validation.warnings)
             with transaction(self._engine) as session:
-                _record(session, drop, source, (), kinds=noted_kinds(validation), rules=validation.rules)
+                _record(session, drop, source, kinds=noted_kinds(validation), rules=validation.rules)
         return self._answer(source, drop, None, receipts.errors(drop, validation, sha256))
 
     def _answer(self, source: _Source, drop: Drop, receipt: Document | None, errors: Document | None = None) -> Outcome:
@@ -260,13 +263,6 @@ def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:
     return Outcome(kind, settled.track, _shown(settled), message=message)
 
 
-def _receipt(drop: Drop, detail: Mapping[str, object], original: Drop | None, sha256: str) -> Document:
-    """Rebuild the receipt of a recorded drop from the detail of its event."""
-    run, noted = detail.get("run"), detail.get("warnings")
-    notices = [Notice.model_validate(value) for value in noted] if isinstance(noted, list) else []
-    return receipts.receipt(drop, run if isinstance(run, int) else None, original, notices, sha256)
-
-
 def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
     settled = source.settled
     return Drop(
@@ -282,29 +278,17 @@ def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
     )
 
 
-def _record(session: Session, drop: Drop, source: _Source, notices: tuple[Notice, ...], **detail: Any) -> None:
+def _record(session: Session, drop: Drop, source: _Source, run: int | None = None, **detail: Any) -> None:
     """Add the drop, and an event with the file's identity, by which a file still in the inbox is recognised."""
     session.add(drop)
     session.flush()
-    warnings = [notice.model_dump() for notice in notices]
-    record_event(
-        session,
-        f"drop_{drop.state}",
-        source.now,
-        track=drop.track,
-        run_id=detail.get("run"),
-        drop_id=drop.id,
-        name=drop.name,
-        rows=drop.rows,
-        reason=drop.reason,
-        source=identity(source.info),
-        warnings=warnings,
-        **detail,
-    )
+    common = {"name": drop.name, "rows": drop.rows, "reason": drop.reason, "source": identity(source.info)}
+    detail = {**common, "warnings": [], **detail}
+    record_event(session, f"drop_{drop.state}", source.now, track=drop.track, run_id=run, drop_id=drop.id, **detail)
 
 
-def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]] | None:
-    """Return the drop that this file was recorded as before a crash, and its event's detail; `None` if it was not."""
+def _earlier(session: Session, source: _Source) -> _Recorded | None:
+    """Return what this file was recorded as before a crash; `None` if it was not."""
     settled = source.settled
     same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.name_bytes == settled.name)
     drop = session.exec(same.order_by(col(Drop.id).desc())).first()
@@ -313,26 +297,4 @@ def _earlier(session: Session, source: _Source) -> tuple[Drop, dict[str, object]
     first = rows_of(session, Event, TAKEN_IN, drop=drop.id).first()
     if first is None or first.detail.get("source") != identity(source.info):
         return None
-    return drop, first.detail
-
-
-def _wrong_name(name: bytes, path: Path) -> Validation | None:
-    """Return a failed validation, with the format if recognised, for a name without .json or .jsonl; else `None`."""
-    if name.lower().endswith(_ENDINGS):
-        return None
-    with path.open("rb") as file:
-        foreign = foreign_format(file.read(HEAD_BYTES))
-    if foreign is not None:
-        return _one_finding("format", f"the file is {foreign.name}", name_file(foreign.remedy, os.fsdecode(name)))
-    return _one_finding(
-        "name",
-        "the name does not end in .jsonl or .json",
-        "if it holds records, rename it to end in .jsonl and drop it again",
-    )
-
-
-def _one_finding(name: str, message: str, remedy: str) -> Validation:
-    finding = FileFinding(line=None, rule=name, message=message, remedy=remedy)
-    return Validation(
-        rows=0, good_rows=0, findings_total=1, findings=(finding,), rules={name: 1}, warnings=(), complete=False
-    )
+    return _Recorded(drop, first, None if drop.duplicate_of is None else session.get(Drop, drop.duplicate_of))

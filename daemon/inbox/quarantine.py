@@ -8,7 +8,9 @@ from pathlib import Path
 
 from daemon.settings.model import IntakeSettings, Settings
 from pipeline.models.special_tokens import special_tokens
-from pipeline.records.validate import MOST_KINDS, Options, Validation, good_rows
+from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
+from pipeline.records.records import FileFinding
+from pipeline.records.validate import MOST_KINDS, Options, Validation, good_rows, validate
 from pipeline.words import count
 
 
@@ -33,6 +35,26 @@ def validation_options(settings: Settings, track: str, path: str) -> Options:
     tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
     return Options(special_tokens=tokens, path=path, most_bad_rows=most)
+
+
+def examine(path: Path, options: Options) -> Validation:
+    """Validate the file at `path`; a name in the options without .json or .jsonl is the only finding then."""
+    if options.path.lower().endswith((".jsonl", ".json")):
+        return validate(path, options)
+    with path.open("rb") as file:
+        foreign = foreign_format(file.read(HEAD_BYTES))
+    if foreign is not None:
+        return one_finding("format", f"the file is {foreign.name}", name_file(foreign.remedy, options.path))
+    remedy = "if it holds records, rename it to end in .jsonl"
+    return one_finding("name", "the name does not end in .jsonl or .json", remedy)
+
+
+def one_finding(name: str, message: str, remedy: str) -> Validation:
+    """Return the validation of a file that is not read: one finding about it, of the rule `name`."""
+    finding = FileFinding(line=None, rule=name, message=message, remedy=remedy)
+    return Validation(
+        rows=0, good_rows=0, findings_total=1, findings=(finding,), rules={name: 1}, warnings=(), complete=False
+    )
 
 
 def rule(validation: Validation, intake: IntakeSettings) -> Ruling:

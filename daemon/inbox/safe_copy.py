@@ -48,10 +48,15 @@ def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
     if info.st_nlink > 1:
         reason = "the file has another name elsewhere (a hard link)"
         return "file", reason, "copy it into the inbox instead of linking it"
-    if info.st_size > most:
-        reason = f"the file has {info.st_size:,} bytes, {most:,} are allowed"
-        return "too_large", reason, "split it, or raise intake.max_bytes"
-    return None
+    return too_large(info, most)
+
+
+def too_large(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
+    """Return rule, reason and remedy of a file of more than `most` bytes; `None` if it is smaller."""
+    if info.st_size <= most:
+        return None
+    reason = f"the file has {info.st_size:,} bytes, {most:,} are allowed"
+    return "too_large", reason, "split it, or raise intake.max_bytes"
 
 
 def copy(name: bytes, folder_fd: int, info: os.stat_result, folder: Path) -> tuple[Path, str]:

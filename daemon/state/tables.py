@@ -325,7 +325,7 @@ class Event(SQLModel, table=True):
     track: str | None = None
     run_id: int | None = Field(default=None, index=True)
     drop_id: int | None = Field(default=None, index=True)
-    detail: dict[str, object] = Field(default_factory=dict, sa_column=Column(JSON))
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON))
 
 
 class Message(SQLModel, table=True):

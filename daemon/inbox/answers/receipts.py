@@ -21,7 +21,7 @@ from daemon.state.tables import Drop
 from daemon.system.clock import utc
 from pipeline import durable
 from pipeline.records.records import Finding
-from pipeline.records.validate import Notice, Validation
+from pipeline.records.validate import Validation
 from pipeline.words import count
 
 Document = dict[str, Any]
@@ -35,12 +35,15 @@ _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
 
 
-def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequence[Notice], sha256: str) -> Document:
+def receipt(
+    drop: Drop, run: int | None, original: Drop | None, warnings: Sequence[Mapping[str, Any]], sha256: str
+) -> Document:
     """
     Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
-    `run` is the id of the run that the drop queued, if any. `sha256` is that of the dropped file; `content_sha256` in
-    the receipt is that of the stored rows, without bad ones, but of a duplicate that of the dropped file.
+    `run` is the id of the run that the drop queued, if any; `warnings` are `Notice`s as JSON. `sha256` is that of the
+    dropped file; `content_sha256` in the receipt is that of the stored rows, without bad ones, but of a duplicate that
+    of the dropped file.
     """
     same = None
     if original is not None:
@@ -60,7 +63,7 @@ def receipt(drop: Drop, run: int | None, original: Drop | None, notices: Sequenc
         "run": run,
         "duplicate_of": same,
         "sentence": _sentence(drop, run, original),
-        "warnings": [notice.model_dump() for notice in notices],
+        "warnings": warnings,
     }
 
 
