@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.messages import delivery
-from daemon.messages.delivery import NotSent
 from daemon.messages.outbox import WEEK_MS
 from daemon.settings.messages import MessageSettings
 from daemon.settings.model import Settings
@@ -55,15 +54,8 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
 
 def try_all(settings: MessageSettings) -> list[Tried]:
     """Send a test message to each address, waiting up to 15 s for each; return the results, errors included."""
-    tried: list[Tried] = []
-    for url in settings.urls:
-        error = None
-        try:
-            delivery.send(url.get_secret_value(), "[dropforge] test", _BODY, "info")
-        except NotSent as not_sent:
-            error = str(not_sent)
-        tried.append(Tried(address=str(url), error=error))
-    return tried
+    test = ("[dropforge] test", _BODY, "info")
+    return [Tried(address=str(url), error=delivery.send(url.get_secret_value(), *test)) for url in settings.urls]
 
 
 class MessageView(Frozen):

@@ -14,30 +14,25 @@ SECONDS = 15.0
 _ANSWER = re.compile(r"error=(\d+)")
 
 
-class NotSent(Exception):
-    """A message was not sent; the text says why, without the address."""
+def send(url: str, title: str, body: str, level: str) -> str | None:
+    """
+    Send one message to the address `url`, with Apprise's `level`, in at most 15 s.
 
-
-def send(url: str, title: str, body: str, level: str) -> None:
-    """Send one message to the address `url`, with Apprise's `level`. Raises `NotSent` if it fails or takes 15 s."""
-    raised: list[BaseException] = []
+    Returns why it was not sent, without the address; `None` if it was.
+    """
+    errors: list[str | None] = []
 
     def run() -> None:
         try:
-            _send(url, title, body, level)
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
-            raised.append(error)
+            errors.append(_send(url, title, body, level))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, its text may name the address
+            errors.append(f"it ended with {type(error).__name__}")
 
     # A daemon thread: if it hangs, it is not joined and does not keep the process from ending.
     thread = threading.Thread(target=run, name="delivery", daemon=True)
     thread.start()
     thread.join(SECONDS)
-    if thread.is_alive():
-        raise NotSent(f"nothing was answered within {SECONDS:.0f} s")
-    if raised and isinstance(raised[0], NotSent):
-        raise raised[0]
-    if raised:
-        raise NotSent(f"it ended with {type(raised[0]).__name__}") from None
+    return errors[0] if errors else f"nothing was answered within {SECONDS:.0f} s"
 
 
 def is_known(url: str) -> bool:
@@ -45,17 +40,17 @@ def is_known(url: str) -> bool:
     return bool(_apprise().add(url))
 
 
-def _send(url: str, title: str, body: str, level: str) -> None:
+def _send(url: str, title: str, body: str, level: str) -> str | None:
     notifier = _apprise()
     if not notifier.add(url):
-        raise NotSent("Apprise cannot read the address")
+        return "Apprise cannot read the address"
     # Declared as plain text, so that Apprise escapes it for addresses that show Markdown or HTML.
     done = notifier.notify(title=title, body=body, notify_type=level, body_format="text")
-    if not done:
-        codes = [match[1] for line in done.logs() if (match := _ANSWER.search(str(line.message)))]
-        # Of mail Apprise says nothing more: a wrong password looks like a server that is not there.
-        message = f"the answer was {codes[-1]}" if codes else "it was not reached, or refused the login or the message"
-        raise NotSent(message)
+    if done:
+        return None
+    codes = [match[1] for line in done.logs() if (match := _ANSWER.search(str(line.message)))]
+    # Of mail Apprise says nothing more: a wrong password looks like a server that is not there.
+    return f"the answer was {codes[-1]}" if codes else "it was not reached, or refused the login or the message"
 
 
 def _apprise() -> Any:

@@ -43,7 +43,7 @@ _COUNTED = {
     "disk_low": ("time of low disk", "times of low disk"),
 }
 #: Most verdicts that are listed one by one.
-_MOST_TOLD = 4
+_MOST_VERDICTS = 4
 
 
 def digest_due(settings: Settings, last: int, now: int) -> int | None:
@@ -77,7 +77,7 @@ def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
     ended = [
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]
-    runs = [session.get_one(Run, run_id) for run_id in ended[-_MOST_TOLD:]]
+    runs = [session.get_one(Run, run_id) for run_id in ended[-_MOST_VERDICTS:]]
     lines = [f"run {run.id}: {inert(sentence(verdict_clauses(run)))}" for run in runs if run.outcome != AWAITING]
     more = len(ended) - len(runs)
     return [*lines, f"and {count(more, 'further verdict')}: dropforge runs"] if more else lines

@@ -10,7 +10,6 @@ delays only its own messages. A try is counted before it is made. A trouble that
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import structlog
 from sqlalchemy import Engine, func
@@ -18,7 +17,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
 from daemon.messages import delivery
-from daemon.messages.delivery import NotSent
 from daemon.messages.digest import digest_due, digest_text
 from daemon.messages.texts import Text, inert, text_of
 from daemon.settings.messages import SecretUrl
@@ -80,15 +78,15 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
             select(Event).where(col(Event.id) > outbox.event_id).order_by(col(Event.id)).limit(_MOST)
         ).all()
         for event in events:
-            _put(session, settings, partial(text_of, session, event), event.id, now)
+            _put(session, settings, _worded(text_of, session, event), event.id, now)
         if events:
             outbox.event_id = events[-1].id or 0
             session.add(outbox)
         outbox.digest_at = min(outbox.digest_at, now)  # the clock was ahead and was set back since
         due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
-            word = partial(digest_text, session, settings, outbox.digest_event_id, outbox.digest_at)
-            _put(session, settings, word, None, now)
+            digest = _worded(digest_text, session, settings, outbox.digest_event_id, outbox.digest_at)
+            _put(session, settings, digest, None, now)
             outbox.digest_at, outbox.digest_event_id = due, outbox.event_id
             session.add(outbox)
         return len(events) == _MOST
@@ -102,7 +100,7 @@ def tell_troubles(engine: Engine, settings: Settings, troubles: Mapping[str, str
         with transaction(engine) as session:
             today = (Message.title == title, col(Message.created_at) > now - _DAY_MS)
             if not session.exec(select(func.count()).select_from(Message).where(*today)).one():
-                _put(session, settings, lambda: text, None, now)  # noqa: B023 - called at once
+                _put(session, settings, text, None, now)
 
 
 def take(engine: Engine, address: str, now: int) -> Message | None:
@@ -159,18 +157,20 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
     return "; ".join(words) or None
 
 
-def _put(session: Session, settings: Settings, word: Callable[[], Text | None], event: int | None, now: int) -> None:
-    """Add the message that `word` returns for each address, at most ten of a kind per hour; log what it raises."""
+def _worded(word: Callable[..., Text | None], *about: object) -> Text | None:
+    """Return what `word` returns; log what it raises, but for an error of the database, and return `None`."""
     try:
-        text = word()
+        return word(*about)
     except DBAPIError:
         raise
     except Exception:
         log.exception("message_not_worded")
-        return
-    if text is None:
-        return
-    for address in _addresses(settings):
+        return None
+
+
+def _put(session: Session, settings: Settings, text: Text | None, event: int | None, now: int) -> None:
+    """Add a message, unless it is `None`, for each address: at most ten of a kind per hour."""
+    for address in _addresses(settings) if text is not None else ():
         hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
         written = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
         if written >= MOST_AN_HOUR:
@@ -240,28 +240,22 @@ class Messenger:
 
     def _sends_one(self, url: SecretUrl, now: int) -> bool:
         """Send the next due message to an address; return whether one was sent, so that another may be due."""
-        unnoted = self._unnoted.get(url.address)
-        if unnoted is not None:
-            self._note(url, unnoted, now)
-            return True
-        message = take(self._engine, url.address, now)
-        if message is None:
-            return False
-        number = message.id or 0
-        try:
-            delivery.send(url.get_secret_value(), message.title, message.body, message.level)
-        except NotSent as error:
-            record_failure(self._engine, number, str(error))
-            log.warning("message_not_sent", message=number, address=str(url), error=str(error))
-            return False
-        self._unnoted[url.address] = number
-        self._note(url, number, now)
-        return True
-
-    def _note(self, url: SecretUrl, number: int, now: int) -> None:
+        if url.address not in self._unnoted:
+            message = take(self._engine, url.address, now)
+            if message is None:
+                return False
+            number = message.id or 0
+            error = delivery.send(url.get_secret_value(), message.title, message.body, message.level)
+            if error is not None:
+                record_failure(self._engine, number, error)
+                log.warning("message_not_sent", message=number, address=str(url), error=error)
+                return False
+            self._unnoted[url.address] = number
+        number = self._unnoted[url.address]
         record_sent(self._engine, number, now)
         del self._unnoted[url.address]
         log.info("message_sent", message=number, address=str(url))
+        return True
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_SECONDS):

@@ -42,8 +42,8 @@ class Text(NamedTuple):
 
 def text_of(session: Session, event: Event) -> Text | None:
     """Return the message to send now for an event; `None` if its kind has none or a verdict awaits no approval."""
-    tell = _AT_ONCE.get(event.kind)
-    return None if tell is None else tell(session, event)
+    word = _AT_ONCE.get(event.kind)
+    return None if word is None else word(session, event)
 
 
 def _text(event: Event, level: str, title: str, *lines: str) -> Text:

@@ -107,8 +107,8 @@ def test_an_address_that_hangs_holds_up_no_other(lived_in: Any, new_address: Cal
 def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "SECONDS", 0.2)
     address.answer = None
-    with pytest.raises(delivery.NotSent, match="nothing was answered within 0 s"):
-        delivery.send(address.url.replace("rto=0.5", "rto=600"), "title", "body", "info")
+    error = delivery.send(address.url.replace("rto=0.5", "rto=600"), "title", "body", "info")
+    assert error == "nothing was answered within 0 s"
     address.arrived.wait()
 
 
@@ -117,9 +117,7 @@ def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: p
         raise ValueError(url)
 
     monkeypatch.setattr(delivery, "_send", raises)
-    with pytest.raises(delivery.NotSent) as caught:
-        delivery.send(address.url, "title", "body", "info")
-    assert str(caught.value) == "it ended with ValueError"
+    assert delivery.send(address.url, "title", "body", "info") == "it ended with ValueError"
 
 
 KILLED = """
