@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -34,12 +34,11 @@ EXIT_CODES = {
     "rejected": EXIT_BAD_DATA,
 }
 EXIT_TIMED_OUT = 15
-_BY_STATE: dict[str, Literal["failed", "cancelled"]] = {
+#: The verdict on a run or drop by its state.
+_BY_STATE: dict[str, str] = {
     RunState.FAILED: "failed",
     RunState.CRASHED: "failed",
     RunState.CANCELLED: "cancelled",
-}
-_BY_DROP: dict[str, Literal["rejected", "cancelled", "refused"]] = {
     DropState.REJECTED: "rejected",
     DropState.WITHDRAWN: "cancelled",
     DropState.SUSPENDED: "refused",
@@ -54,8 +53,8 @@ _GONE_SECONDS = 60.0
 class Settled(Frozen):
     """The final result of a run or drop that `wait` waited for."""
 
-    verdict: Literal["promoted", "refused", "insufficient_evidence", "failed", "cancelled", "rejected"]
-    """`refused`: by the gate, or a win that another champion came before or whose model is blocked."""
+    verdict: str
+    """A key of `EXIT_CODES`; `refused` by the gate, as overtaken by another champion, or as the model is blocked."""
     sentence: str
     gain: float | None = None
     """In points of the primary metric; `None` if nothing was compared."""
@@ -63,7 +62,15 @@ class Settled(Frozen):
     drop: int | None = None
 
 
-Ask = Callable[[], Settled | RunView | DropView | str]
+class Pending(NamedTuple):
+    """What is waited for while there is no verdict."""
+
+    words: str
+    state: object = ""
+    """The words are printed again when this changes."""
+
+
+Ask = Callable[[], Settled | Pending]
 
 
 def wait(
@@ -104,75 +111,67 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
     end = math.inf if timeout is None else time.monotonic() + timeout
     shown: object = None
     alive_at = -math.inf
-    while not isinstance(seen := ask(), Settled):
-        key = seen if isinstance(seen, str) else (seen.id, seen.state, getattr(seen, "step", None))
+    while isinstance(seen := ask(), Pending):
         if overview.daemon().alive:
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > _GONE_SECONDS:
-            words = f"{_words(seen)}; the daemon is not running, so no verdict will come"
+            words = f"{seen.words}; the daemon is not running, so no verdict will come"
             raise DropforgeError(words, "start it: dropforge run", EXIT_UNAVAILABLE)
-        if key != shown:
-            print(printable(_words(seen)), file=sys.stderr, flush=True)
-            shown = key
+        if seen.state != shown:
+            print(printable(seen.words), file=sys.stderr, flush=True)
+            shown = seen.state
         left = end - time.monotonic()
         if left <= 0:
-            words = f"no verdict after {timeout:g} s: {_words(seen)}"
+            words = f"no verdict after {timeout:g} s: {seen.words}"
             raise DropforgeError(words, "wait again, or look at it: dropforge watch", EXIT_TIMED_OUT)
         time.sleep(min(left, _LOOK_SECONDS))
     return seen
-
-
-def _words(seen: RunView | DropView | str) -> str:
-    if isinstance(seen, str):
-        return seen
-    if isinstance(seen, RunView):
-        if seen.ended_at is not None:
-            return f"run {seen.id} won and waits for approval: dropforge promote {seen.id}"
-        return f"run {seen.id} is {seen.state}: {describe_run(seen)}"
-    waits = waiting_words(seen) or f"waits for a run of track {seen.track}"
-    return f"drop {seen.id} ({seen.name}) {waits}"
 
 
 def file_awaited(overview: Overview, settings: Settings, name: str, track: str | None) -> Ask:
     """
     Return a function that polls the newest drop of the file `name`: once found, no later file of that name counts.
 
-    It returns the result as `drop_awaited` does, or a sentence as long as a file of that name lies in the inbox. It
-    raises `DropforgeError` if there is neither such a file nor such a drop (of `track`, if that is given).
+    It returns what `drop_awaited` does, after waiting as long as a file of that name lies in the inbox. It raises
+    `DropforgeError` if there is neither such a file nor such a drop (of `track`, if that is given).
     """
-    taken: list[int] = []
+    number: int | None = None
 
-    def ask() -> Settled | RunView | DropView | str:
-        if not taken:
+    def ask() -> Settled | Pending:
+        nonlocal number
+        if number is None:
             if any(PurePath(file).name == name for file in files_in_inbox(settings)):
-                return f"{name} lies in the inbox and was not taken yet"
+                return Pending(f"{name} lies in the inbox and was not taken yet")
             drop = overview.drop_named(name, track)
             if drop is None:
                 raise DropforgeError(
                     f"there is no drop of a file {name}, and none in the inbox",
                     f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
                 )
-            taken.append(drop.id)
-        return drop_awaited(overview, overview.drop(taken[0]))
+            number = drop.id
+        return drop_awaited(overview, overview.drop(number))
 
     return ask
 
 
-def run_awaited(overview: Overview, run_id: int) -> Settled | RunView:
-    """Return the run's result, or the run itself if open or waiting for approval. Raises `NotThere` if unknown."""
+def run_awaited(overview: Overview, run_id: int) -> Settled | Pending:
+    """Return the run's result, or that it is open or waits for approval. Raises `NotThere` if there is none."""
     run = overview.run(run_id)
     if run.state in _BY_STATE:
-        words = f"run {run.id} {run.state}" if run.state != RunState.CANCELLED else f"run {run.id} was cancelled"
-        return Settled(verdict=_BY_STATE[run.state], sentence=": ".join(filter(None, (words, run.error))), run=run.id)
-    if run.state != RunState.SUCCEEDED or run.outcome == AWAITING:
-        return run
+        words = ": ".join(filter(None, (f"run {run.id} {state_words(run.state)}", run.error)))
+        return Settled(verdict=_BY_STATE[run.state], sentence=words, run=run.id)
+    state = (run.id, run.state, run.step)
+    if run.state != RunState.SUCCEEDED:
+        return Pending(f"run {run.id} is {run.state}: {describe_run(run)}", state)
+    if run.outcome == AWAITING:
+        return Pending(f"run {run.id} won and waits for approval: dropforge promote {run.id}", state)
     verdict = run.outcome if run.outcome in {"promoted", "insufficient_evidence"} else "refused"
-    return Settled.model_validate({"verdict": verdict, "sentence": run.sentence or "", "gain": run.gain, "run": run.id})
+    return Settled(verdict=verdict, sentence=run.sentence or "", gain=run.gain, run=run.id)
 
 
-def drop_awaited(overview: Overview, drop: DropView) -> Settled | RunView | DropView:
+def drop_awaited(overview: Overview, drop: DropView) -> Settled | Pending:
     """
-    Return the result of the first run that uses a drop; until there is one, that run or the drop itself.
+    Return the result of the first run that uses a drop; until there is one, what the drop or that run waits for.
 
     For a duplicate the original drop counts. A rejected, withdrawn or suspended drop that no run uses has a result
     of its own. If a failed or cancelled run gave the drop back and no run is queued, that run's result counts.
@@ -181,11 +180,15 @@ def drop_awaited(overview: Overview, drop: DropView) -> Settled | RunView | Drop
         return drop_awaited(overview, overview.drop(drop.duplicate_of))
     if drop.first_run is not None:
         return run_awaited(overview, drop.first_run)
-    if drop.state in _BY_DROP:
-        words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", drop.reason)))
-        return Settled(verdict=_BY_DROP[drop.state], sentence=words, drop=drop.id)
+    if drop.state in _BY_STATE:
+        why = "; ".join(filter(None, (drop.reason, *drop.evidence)))
+        words = ": ".join(filter(None, (f"drop {drop.id} ({drop.name}) is {drop.state}", why)))
+        return Settled(verdict=_BY_STATE[drop.state], sentence=words, drop=drop.id)
     gave_back = overview.rows(GAVE_BACK, track=drop.track, drop=drop.id) if drop.state == DropState.ACCEPTED else []
-    return run_awaited(overview, gave_back[0].id) if gave_back else drop
+    if gave_back:
+        return run_awaited(overview, gave_back[0].id)
+    waits = waiting_words(drop) or f"waits for a run of track {drop.track}"
+    return Pending(f"drop {drop.id} ({drop.name}) {waits}", (drop.id, drop.state))
 
 
 def watch(context: typer.Context) -> None:
@@ -211,9 +214,9 @@ def watch(context: typer.Context) -> None:
 
 def print_changes(overview: Overview, shown: dict[object, str]) -> None:
     """
-    Print a line with the time for each state of daemon, tracks and runs that is not in `said`; then refill `said`.
+    Print a line with the time for each state of daemon, tracks and runs that is not in `shown`; then refill `shown`.
 
-    Progress of a running step is printed every 5 %. With an empty `said` everything is printed.
+    Progress of a running step is printed every 5 %. With an empty `shown` everything is printed.
     """
     things = dict(_things(overview))
     for key, words in things.items():

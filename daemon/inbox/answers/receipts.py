@@ -9,9 +9,10 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from daemon.inbox.drop_folders import DONE, REJECTED
+from daemon.inbox.drop_folders import DONE, REJECTED, folder_names
 from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
 from daemon.inbox.safe_copy import identity, look
 from daemon.inbox.watcher import Settled
@@ -89,7 +90,7 @@ def errors(drop: Drop, validation: Validation, sha256: str) -> Document | None:
         "quarantined": drop.quarantined,
         "findings_total": validation.findings_total,
         "rules": validation.rules,
-        "findings": [finding.model_dump() for finding in _told(validation.findings)],
+        "findings": [finding.model_dump() for finding in _chosen(validation.findings)],
         "warnings": [notice.model_dump() for notice in validation.warnings],
     }
 
@@ -105,7 +106,7 @@ def file_away(
     number. Raises `OSError` or `InboxUnusable`, and may then be called again.
     """
     documents = {ending: document for ending, document in made.items() if document is not None}
-    home = home_of(settled.track, rejected=drop.state == DropState.REJECTED)
+    home = home_of(drop)
     source, target = inbox.shared(*settled.folders), inbox.answers(*home, owner=info.st_uid)
     names = map(os.fsdecode, names_for(settled.name, drop.id or 0))
     name = os.fsencode(next(name for name in names if _is_free(target, name, documents)))
@@ -124,9 +125,9 @@ def file_away(
         os.fsync(source.fd)
 
 
-def home_of(track: str, *, rejected: bool) -> tuple[str, ...]:
-    """Return the folder of a track's filed drops, in `done` or `rejected`, as names below the inbox."""
-    return (REJECTED if rejected else DONE, *(() if track == "default" else (track,)))
+def home_of(drop: Drop) -> tuple[str, ...]:
+    """Return the folder that a recorded drop is moved to, in `done` or `rejected`, as names below the inbox."""
+    return (REJECTED if drop.state == DropState.REJECTED else DONE, *folder_names(drop.track, "train"))
 
 
 def names_for(name: bytes, drop: int) -> Iterator[bytes]:
@@ -141,9 +142,14 @@ def names_for(name: bytes, drop: int) -> Iterator[bytes]:
 
 def remove_leftovers(inbox: InboxFolders) -> None:
     """Remove half-written documents of a killed daemon from `done/` and `rejected/`; ignore errors."""
-    for name in (DONE, REJECTED):
+    for home in (DONE, REJECTED):
         with contextlib.suppress(InboxUnusable, OSError):  # the first scan reports it
-            _remove_leftovers(inbox.closed(name), deeper=2)
+            folder = inbox.closed(home)
+            for _, below, _, fd in os.fwalk(dir_fd=folder.fd):
+                durable.remove_leftovers(Path(f"/proc/self/fd/{fd}"))
+                # The daemon writes nothing into a folder of another user.
+                owners = {name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid for name in below}
+                below[:] = [name for name, owner in owners.items() if owner == os.geteuid()]
 
 
 def iso_time(milliseconds: int) -> str:
@@ -151,7 +157,7 @@ def iso_time(milliseconds: int) -> str:
     return utc(milliseconds).isoformat(timespec="seconds")
 
 
-def _told(findings: Sequence[Finding]) -> Sequence[Finding]:
+def _chosen(findings: Sequence[Finding]) -> Sequence[Finding]:
     """Return at most 100 findings in their order; the first of each rule and message are chosen before others."""
     rules: dict[str, int] = {}
     kinds: dict[tuple[str, str], int] = {}
@@ -187,22 +193,8 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
     if original.state == DropState.ACCEPTED:
         return f"{same}; nothing was added"
-    why = "".join(f": {reason}" for reason in drop_clauses(original)[:1])
-    return f"{same}, which is {original.state}{why}; to use it again: dropforge drops restore {original.id}"
-
-
-def _remove_leftovers(folder: Folder, deeper: int) -> None:
-    """Remove half-written documents from a folder and, `deeper` levels down, from subfolders of the daemon's user."""
-    for ending in ("json", "txt", "md"):
-        durable.remove_leftovers(folder.path, f"*.{ending}")
-    with os.scandir(folder.fd) as entries:
-        names = [entry.name for entry in entries if deeper and entry.is_dir(follow_symlinks=False)]
-    for name in names:
-        # The daemon writes nothing into a folder of another user.
-        with contextlib.suppress(OSError):
-            below = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd))
-            if os.fstat(below.fd).st_uid == os.geteuid():
-                _remove_leftovers(below, deeper - 1)
+    why = ": ".join(filter(None, (original.state, "; ".join(drop_clauses(original)))))
+    return f"{same}, which is {why}; to use it again: dropforge drops restore {original.id}"
 
 
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:

@@ -60,22 +60,22 @@ def _old_drops(session: Session, before: int) -> list[Drop]:
     """Return rejected drops received before `before` (ms), except the newest drop and those with a pending message."""
     # Not the drop with the highest id: SQLite would assign that id again.
     latest = select(func.max(Drop.id)).scalar_subquery()
-    told = select(Event.drop_id).join(Message).where(Message.state == MessageState.PENDING, Event.drop_id == Drop.id)
+    to_send = select(Event.drop_id).join(Message).where(Message.state == MessageState.PENDING, Event.drop_id == Drop.id)
     old = select(Drop).where(Drop.state == DropState.REJECTED, Drop.received_at < before, col(Drop.id) < latest)
-    return list(session.exec(old.where(~told.exists()).order_by(col(Drop.id))).all())
+    return list(session.exec(old.where(~to_send.exists()).order_by(col(Drop.id))).all())
 
 
 def _remove(inbox: InboxFolders, drop: Drop, *, dry_run: bool) -> tuple[str, int]:
     """Delete a drop's file, then its error list; return the file's path, from the inbox on, and the bytes of both."""
-    home, size = home_of(drop.track, rejected=True), 0
+    home, size = home_of(drop), 0
     folder = inbox.answers_there(*home, user=drop.owner)
     name = folder and name_with(ERRORS, folder, drop)
     if folder and name:
-        for one in (name, name + ERRORS):
+        for file in (name, name + ERRORS):
             with suppress(FileNotFoundError):
-                size += look(os.fsencode(one), folder.fd).st_size
+                size += look(os.fsencode(file), folder.fd).st_size
                 if not dry_run:
-                    os.unlink(one, dir_fd=folder.fd)
+                    os.unlink(file, dir_fd=folder.fd)
                     os.fsync(folder.fd)
     return "/".join((inbox.path.name, *home, printable(name or drop.name))), size
 

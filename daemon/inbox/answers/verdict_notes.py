@@ -91,8 +91,7 @@ class VerdictNotes:
         with transaction(self._engine) as session:
             self._look_at_events(session)
             batch = sorted(self._pending, reverse=True)[:_AT_ONCE]
-            drops = session.exec(select(Drop).where(col(Drop.id).in_(batch))).all()
-            drops = [drop for drop in drops if drop.state in _NOTED]
+            drops = session.exec(select(Drop).where(col(Drop.id).in_(batch), col(Drop.state).in_(_NOTED))).all()
             pasts = [self._pasts.get(drop.track) or _past_of(session, drop.track) for drop in drops]
             texts = [tell(session, self._settings, drop, past) for drop, past in zip(drops, pasts, strict=True)]
         for drop, words in zip(drops, texts, strict=True):
@@ -124,9 +123,9 @@ class VerdictNotes:
     def _write(self, drop: Drop, words: str) -> None:
         """Write a drop's note next to its receipt if it differs; write nothing if there is no receipt."""
         try:
-            folder = self._inbox.answers_there(*home_of(drop.track, rejected=False), user=drop.owner)
-            name = None if folder is None else name_with(RECEIPT, folder, drop)
-            if folder is not None and name is not None:
+            folder = self._inbox.answers_there(*home_of(drop), user=drop.owner)
+            name = folder and name_with(RECEIPT, folder, drop)
+            if folder and name:
                 data, path = words.encode(), folder.path / f"{name}{VERDICT}"
                 if read_own(folder, path.name) != data:
                     durable.write_bytes(path, data)
@@ -235,7 +234,7 @@ def _last_run(session: Session, drop: Drop) -> Run | None:
 
 def _after_run(run: Run) -> Iterator[str]:
     verdict = verdict_clauses(run)
-    said = "; ".join(verdict[1:])
+    measured = "; ".join(verdict[1:])
     if run.state in {RunState.RUNNING, RunState.WAITING}:
         yield f"In run {run.id}, which has not ended: what comes of it will stand here."
     elif run.state in {RunState.FAILED, RunState.CRASHED}:
@@ -244,10 +243,10 @@ def _after_run(run: Run) -> Iterator[str]:
     elif run.state == RunState.CANCELLED:
         yield f"No verdict yet: run {run.id}, which held it, was cancelled. {_AGAIN}"
     elif run.outcome == AWAITING:
-        yield f"It won: run {run.id} was trained on it and is better: {said}."
+        yield f"It won: run {run.id} was trained on it and is better: {measured}."
         yield f"Its model serves once a person lets it: dropforge promote {run.id}."
     elif run.outcome == OVERTAKEN:
-        yield f"Not in use: run {run.id} was trained on it and won ({said}), but another model came first."
+        yield f"Not in use: run {run.id} was trained on it and won ({measured}), but another model came first."
         yield _AGAIN
     else:
         yield f"Not in use: run {run.id} held it, and its model was not promoted: {sentence(verdict)}."

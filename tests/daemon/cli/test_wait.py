@@ -8,8 +8,13 @@ import pytest
 from daemon.cli import wait
 from daemon.queue import order, run_queue
 from daemon.queue.attempt_ends import Then
+from daemon.state.clauses import Suspension, drop_clauses
+from daemon.state.database import transaction
+from daemon.state.states import DropState
+from daemon.state.tables import Drop
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
+from pipeline.artifacts import TrialScores
 from tests import run_owner
 
 Command = Callable[..., Any]
@@ -70,6 +75,18 @@ def test_a_drop_is_waited_for_as_its_run_or_by_what_it_is(dropforge: Command) ->
     assert dropforge("wait", "bad.jsonl", "--json").json["verdict"] == "rejected"
 
 
+def test_a_suspended_drop_is_told_with_what_its_trial_found_and_what_helps(alive: Any, dropforge: Command) -> None:
+    scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01, lost_drops=(1,))
+    found = Suspension(blamed_run=2, trial=3, tested=(2,), control=4, scores=scores)
+    with transaction(alive.engine) as session:
+        drop = session.get_one(Drop, 2)
+        drop.state, drop.first_run, drop.suspension = DropState.SUSPENDED, None, found.model_dump(mode="json")
+        clauses = drop_clauses(drop)
+    ended = dropforge("wait", "first.jsonl")
+    assert len(clauses) > 1
+    assert (ended.code, ended.out) == (10, f"drop 2 (first.jsonl) is suspended: {'; '.join(clauses)}\n")
+
+
 @pytest.mark.usefixtures("alive")
 def test_a_timeout_has_its_own_code_and_says_how_far_it_is(dropforge: Command) -> None:
     ended = dropforge("wait", "3", "--timeout", "0")
@@ -98,12 +115,12 @@ def test_without_a_daemon_nobody_waits_but_a_verdict_is_told(dropforge: Command)
 def test_it_ends_when_the_daemon_has_died_and_does_not_come_back(
     dropforge: Command, daemon_lock: FileLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(found: Any) -> str:
+    def dies(run: Any) -> str:
         daemon_lock.release()
-        return words(found)
+        return words(run)
 
-    words = wait._words
-    monkeypatch.setattr(wait, "_words", dies)
+    words = wait.describe_run
+    monkeypatch.setattr(wait, "describe_run", dies)
     monkeypatch.setattr(wait, "_GONE_SECONDS", 0.05)
     ended = dropforge("wait", "3")
     assert (ended.code, "the daemon is not running, so no verdict will come" in ended.err) == (69, True)

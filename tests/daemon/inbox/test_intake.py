@@ -19,6 +19,7 @@ from daemon.inbox.watcher import Settled, make_inbox
 from daemon.queue import drops
 from daemon.settings.model import Settings
 from daemon.state import database
+from daemon.state.clauses import drop_clauses
 from daemon.state.events import Word
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Message, Run
@@ -363,7 +364,7 @@ def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> Non
     ("state", "suspension", "why"),
     [
         ("withdrawn", None, "bad answers"),
-        ("suspended", FOUND, "run 1 was worse with it, and so was run 2, which tried it alone"),
+        ("suspended", FOUND, "; ".join(drop_clauses(Drop(id=1, track="default", suspension=FOUND)))),
     ],
 )
 def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(
