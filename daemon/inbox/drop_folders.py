@@ -1,11 +1,15 @@
 """The inbox's folders for drops, and the file names in them that are ignored."""
 
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.settings.model import Settings
 from pipeline.artifacts import Role
 
+#: Flags to open a folder.
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 DONE = "done"
 REJECTED = "rejected"
 HELDOUT = "heldout"
@@ -16,6 +20,20 @@ _NO_DROPS = frozenset({b"thumbs.db", b"desktop.ini", b"readme.txt"})
 #: Ending of the note next to a file that cannot be taken.
 WAITS = ".waits.txt"
 _NOTE = WAITS.encode()
+
+
+class Folder:
+    """An open folder; its descriptor is closed when the object is garbage-collected."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the descriptor `fd`."""
+        self.fd = fd
+        weakref.finalize(self, os.close, fd)
+
+    @property
+    def path(self) -> Path:
+        """A path to this folder, even after it was moved, for functions that take a path; valid while it is open."""
+        return Path(f"/proc/self/fd/{self.fd}")
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,16 @@ import os
 import stat
 import struct
 import uuid
-import weakref
 from pathlib import Path
 
 import structlog
 
-from daemon.inbox.drop_folders import DONE
+from daemon.inbox.drop_folders import DONE, FOLDER, Folder
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import name_of
 from pipeline.errors import DropforgeError
 from pipeline.words import printable
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ACL = "system.posix_acl_access"
 _NO_ID = 0xFFFFFFFF
@@ -43,20 +41,6 @@ log = structlog.get_logger()
 
 class InboxUnusable(DropforgeError):
     """The inbox or a folder in it cannot be used: wrong kind, owner or rights, or another daemon uses it."""
-
-
-class Folder:
-    """An open folder; its descriptor is closed when the object is garbage-collected."""
-
-    def __init__(self, fd: int) -> None:
-        """Take over the descriptor `fd`."""
-        self.fd = fd
-        weakref.finalize(self, os.close, fd)
-
-    @property
-    def path(self) -> Path:
-        """A path to this folder, even after it was moved, for functions that take a path; valid while it is open."""
-        return Path(f"/proc/self/fd/{self.fd}")
 
 
 class InboxFolders:
@@ -80,7 +64,7 @@ class InboxFolders:
             if self._root is None or not os.path.samestat(os.fstat(self._root.fd), self.path.stat()):
                 if self._root is not None:
                     log.warning("inbox_replaced", inbox=str(self.path))
-                self._root = Folder(os.open(self.path, _FOLDER))
+                self._root = Folder(os.open(self.path, FOLDER))
                 info = os.fstat(self._root.fd)
                 if info.st_uid == os.geteuid() and info.st_mode & _OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
                     with contextlib.suppress(OSError):  # a unit may forbid it if the set-group-id bit is set
@@ -160,7 +144,7 @@ class InboxFolders:
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
-        fd = _open_own(f"~{user}", _FOLDER | os.O_NOFOLLOW, folder)
+        fd = _open_own(f"~{user}", FOLDER | os.O_NOFOLLOW, folder)
         private = None if fd is None else Folder(fd)
         return private if private and os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
@@ -242,7 +226,7 @@ def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folde
             os.mkdir(name, rights & 0o1777, dir_fd=parent.fd)
         except FileExistsError:
             is_new = False
-        folder = Folder(os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent.fd))
+        folder = Folder(os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent.fd))
     except OSError as error:
         raise _unusable(shown, error) from error
     owner = os.fstat(folder.fd).st_uid

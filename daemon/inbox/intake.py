@@ -17,7 +17,8 @@ from sqlmodel import Session, col, select
 from daemon.inbox.answers import receipts
 from daemon.inbox.answers.receipts import ERRORS, RECEIPT, Document
 from daemon.inbox.answers.remarks import lacking
-from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.inbox.drop_folders import Folder
+from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.inbox.quarantine import examine, noted_kinds, one_finding, rule, sift, validation_options
 from daemon.inbox.safe_copy import SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from daemon.inbox.drop_folders import HELDOUT, is_skipped
+from daemon.inbox.drop_folders import FOLDER, Folder, folder_names, is_skipped
 from daemon.settings.model import Settings
 from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
@@ -43,8 +43,7 @@ class Incoming:
     """A new file in the inbox under a hidden name, which the watcher ignores until `place` renames it."""
 
     inbox: Path
-    folder: int
-    """Descriptor of the open inbox."""
+    folder: Folder
     aside: str
     file: BinaryIO
 
@@ -56,13 +55,14 @@ class Incoming:
         no such folder; `OSError` if the file cannot be written.
         """
         require_usable(name)
-        below = [*([] if track == "default" else [track]), *([HELDOUT] if heldout else [])]
+        below = folder_names(track, "heldout" if heldout else "train")
         target = self.inbox.joinpath(*below, name)
         self.file.flush()
         os.fsync(self.file.fileno())
-        with _explained(target.parent), _opened(self.inbox, below) as folder:
-            _give_name((self.folder, self.aside), target, folder)
-            os.fsync(folder)
+        with _explained(target.parent):
+            folder = _opened(self.inbox, *below)
+            _give_name(self, target, folder)
+            os.fsync(folder.fd)
         return target
 
 
@@ -77,16 +77,16 @@ def incoming(settings: Settings) -> Iterator[Incoming]:
     aside = f".{uuid.uuid4().hex}.part"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     inbox = settings.inbox_folder
-    with _opened(inbox, []) as folder:
-        with _explained(inbox):
-            fd = os.open(aside, flags, _MODE, dir_fd=folder)
-        try:
-            with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
-                os.fchmod(fd, _MODE)
-                yield Incoming(inbox, folder, aside, file)
-        finally:
-            with contextlib.suppress(FileNotFoundError, PermissionError):
-                os.unlink(aside, dir_fd=folder)
+    with _explained(inbox):
+        folder = _opened(inbox)
+        fd = os.open(aside, flags, _MODE, dir_fd=folder.fd)
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
+            os.fchmod(fd, _MODE)
+            yield Incoming(inbox, folder, aside, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            os.unlink(aside, dir_fd=folder.fd)
 
 
 @contextlib.contextmanager
@@ -98,38 +98,30 @@ def _explained(folder: Path) -> Iterator[None]:
         raise PermissionError(error.errno, error.strerror, str(folder)) from error
 
 
-@contextlib.contextmanager
-def _opened(inbox: Path, below: list[str]) -> Iterator[int]:
-    """Yield the descriptor of the folder `below` in the inbox. Raises `DropforgeError` if it is missing or a link."""
-    place, flags = inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    with contextlib.ExitStack() as opened:
-        try:
-            fd = os.open(inbox, flags)
-            opened.callback(os.close, fd)
-            for name in below:
-                place /= name
-                fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
-                opened.callback(os.close, fd)
-        except FileNotFoundError as error:
-            message = f"there is no folder {place}"
-            raise DropforgeError(message, "the daemon makes the folders of its inbox: dropforge run") from error
-        except NotADirectoryError as error:
-            message = f"{place} is not a folder"
-            raise DropforgeError(message, f"take it away and let the daemon make one: ls -ld {place}") from error
-        yield fd
-
-
-def _give_name(aside: tuple[int, str], target: Path, folder: int) -> None:
-    """Give the finished file its final name in the open `folder`. Raises `DropforgeError` if the name is taken."""
-    message = f"{target} is there already and has not been taken yet"
-    hint = "wait until the daemon has taken it, or submit yours under another name"
-    source, name = aside
+def _opened(inbox: Path, *below: str) -> Folder:
+    """Open the folder `below` in the inbox. Raises `DropforgeError` if it is missing or a link."""
+    place = inbox
     try:
-        os.link(name, target.name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
-    except FileExistsError as error:
-        raise DropforgeError(message, hint) from error
+        folder = Folder(os.open(inbox, FOLDER))
+        for name in below:
+            place /= name
+            folder = Folder(os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=folder.fd))
+    except FileNotFoundError as error:
+        message = f"there is no folder {place}"
+        raise DropforgeError(message, "the daemon makes the folders of its inbox: dropforge run") from error
+    except NotADirectoryError as error:
+        message = f"{place} is not a folder"
+        raise DropforgeError(message, f"take it away and let the daemon make one: ls -ld {place}") from error
+    return folder
+
+
+def _give_name(new: Incoming, target: Path, folder: Folder) -> None:
+    """Give the finished file its final name in the open `folder`. Raises `DropforgeError` if the name is taken."""
+    try:
+        os.link(new.aside, target.name, src_dir_fd=new.folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
     except OSError as error:
+        if os.path.lexists(folder.path / target.name):
+            hint = "wait until the daemon has taken it, or submit yours under another name"
+            raise DropforgeError(f"{target} is there already and has not been taken yet", hint) from error
         # A file system without hard links: a rename could replace a file that appears at the same moment.
-        if target.name in os.listdir(folder):
-            raise DropforgeError(message, hint) from error
-        os.rename(name, target.name, src_dir_fd=source, dst_dir_fd=folder)
+        os.rename(new.aside, target.name, src_dir_fd=new.folder.fd, dst_dir_fd=folder.fd)

@@ -19,8 +19,8 @@ from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.polling import PollingObserver
 
-from daemon.inbox.drop_folders import DONE, HELDOUT, REJECTED, WatchedFolder, folder_names, is_skipped, watched_folders
-from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable
+from daemon.inbox.drop_folders import DONE, REJECTED, Folder, WatchedFolder, folder_names, is_skipped, watched_folders
+from daemon.inbox.folders import InboxFolders, InboxUnusable
 from daemon.inbox.leases import has_writer
 from daemon.inbox.safe_copy import identity
 from daemon.settings.model import Settings
@@ -120,7 +120,7 @@ class Watcher:
             for name, info in _listing(folder).items():
                 file = Settled(place.track, place.role, name)
                 seen = self._candidates.get(file)
-                if seen is None or _shape(seen.info) != _shape(info):
+                if seen is None or identity(seen.info) != identity(info):
                     seen = _Candidate(info, now)
                 candidates[file] = seen
                 is_paused = seen.failures and seen.due is not None and now < seen.due
@@ -168,7 +168,7 @@ class Watcher:
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
         """Return up to 100 visible folders of the inbox that are not used, as {"name", "nearest": similar track}."""
-        known = {*self._settings.track_names, DONE, REJECTED, HELDOUT} - {"default"}
+        known = {DONE, REJECTED, *(place.names[0] for place in watched_folders(self._settings) if place.names)}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         unknown = [name for name in names if name not in known and not name.startswith(".")][:_MOST_LEFT]
@@ -228,11 +228,6 @@ class Watcher:
         elif writer is False or quiet:
             candidate.due = None
         return candidate.due is None
-
-
-def _shape(info: os.stat_result) -> tuple[str, int]:
-    """Return what must not change while a file settles."""
-    return identity(info), info.st_mtime_ns
 
 
 def _listing(folder: Folder) -> dict[bytes, os.stat_result]:

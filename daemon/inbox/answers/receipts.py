@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from daemon.inbox.drop_folders import DONE, REJECTED, folder_names
-from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
+from daemon.inbox.drop_folders import DONE, REJECTED, Folder, folder_names
+from daemon.inbox.folders import InboxFolders, InboxUnusable, read_own
 from daemon.inbox.safe_copy import identity, look
 from daemon.inbox.watcher import Settled
 from daemon.state.clauses import drop_clauses

@@ -19,7 +19,8 @@ from sqlmodel import Session, col, select
 
 from daemon.inbox.answers.receipts import RECEIPT, home_of, iso_time, names_for
 from daemon.inbox.answers.remarks import begins_when, use_of_pinned
-from daemon.inbox.folders import Folder, InboxFolders, InboxUnusable, read_own
+from daemon.inbox.drop_folders import Folder
+from daemon.inbox.folders import InboxFolders, InboxUnusable, read_own
 from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.database import transaction
