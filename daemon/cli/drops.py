@@ -32,17 +32,13 @@ from daemon.views import confirmations
 from daemon.views.drops import DropView
 
 DropArgument = Annotated[int, typer.Argument(metavar="DROP", help="Number of the drop.")]
-StateOption = Annotated[
-    str | None,
-    typer.Option("--state", help="accepted, proposed, rejected, duplicate, withdrawn or suspended.", metavar="STATE"),
-]
 
 
 def drops(
     context: typer.Context,
     *,
     track: TrackOption = None,
-    state: StateOption = None,
+    state: Annotated[DropState | None, typer.Option("--state", help="In this state only.")] = None,
     whole: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,8 +50,6 @@ def drops(
     """
     if context.invoked_subcommand is not None:
         return
-    if state is not None and state not in set(DropState):
-        raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(DropState)}")
     if track is not None:
         chosen_tracks(context, track)
     overview = open_overview(context)

@@ -54,6 +54,20 @@ def init(
     """
     from daemon.inbox.watcher import make_inbox  # noqa: PLC0415 - `check` is quick
 
+    settings = _settings_of_new(folder, base_model)
+    make_inbox(settings)
+    settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    steps = [
+        *([] if settings.base_model else [f"name the base model in {folder / FILE_NAME}"]),
+        "dropforge run" if folder == Path() else f"cd {folder} && dropforge run",
+        f"cp FILE.jsonl {settings.inbox}/",
+        "dropforge status",
+    ]
+    print_lines([f"inbox {settings.inbox}, state {settings.state}", "", "next:", *(f"  {step}" for step in steps)])
+
+
+def _settings_of_new(folder: Path, base_model: Path | None) -> Settings:
+    """Write the settings of a new workspace unless they are there, and load them. Raises as `init` describes."""
     line = '#base_model = "path/to/a/model"'
     if base_model is not None:
         check_base(base_model)
@@ -71,16 +85,7 @@ def init(
     settings = load(path)
     if base_model is not None and settings.base_model != str(base_model):
         raise typer.BadParameter(f"{path} is there already and names another base model: write {line} into it")
-    make_inbox(settings)
-    settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    print_line(f"inbox {settings.inbox}, state {settings.state}")
-    print_line()
-    print_line("next:")
-    if not settings.base_model:
-        print_line(f"  name the base model in {path}")
-    print_line("  dropforge run" if folder == Path() else f"  cd {folder} && dropforge run")
-    print_line(f"  cp FILE.jsonl {settings.inbox}/")
-    print_line("  dropforge status")
+    return settings
 
 
 def check(

@@ -54,7 +54,8 @@ def retry(
     Let a failed, cancelled or crashed run go on where it stopped.
 
     With the settings of today, and without the drops that were withdrawn or suspended meanwhile: the first step that
-    this makes stale and all later ones are done again, or with --from that step and all later ones.
+    this makes stale, with --from at the latest STEP, and all later ones are done again. A run that never began is
+    queued anew. In any other state this is an error.
     """
     if since is not None and since not in BY_NAME:
         raise typer.BadParameter(f"there is no step {since!r}: use one of {', '.join(BY_NAME)}")

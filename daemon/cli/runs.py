@@ -31,27 +31,16 @@ from pipeline.report.story import p_value_words
 from pipeline.search_settings import trial_words
 from pipeline.words import count, duration, local, signed, span
 
-StateOption = Annotated[
-    str | None,
-    typer.Option(
-        "--state",
-        metavar="STATE",
-        help="queued, running, waiting, succeeded, failed, cancelled or crashed.",
-    ),
-]
-
 
 def runs(
     context: typer.Context,
     *,
     track: TrackOption = None,
-    state: StateOption = None,
+    state: Annotated[RunState | None, typer.Option("--state", help="In this state only.")] = None,
     whole: AllOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the runs, newest first: the newest 50, or with --all all of them."""
-    if state is not None and state not in set(RunState):
-        raise typer.BadParameter(f"there is no state {state!r}: use one of {', '.join(RunState)}")
     if track is not None:
         chosen_tracks(context, track)
     overview = open_overview(context)

@@ -75,7 +75,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return in words an open run's trial, and its progress, pause, cancellation, or start with its last error."""
+    """Return an open run's trial, progress or start, and last error; no error if it is paused or to be cancelled."""
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         before = f"; before that: {run.error}" if run.error else ""
@@ -224,8 +224,8 @@ def command_lines(champion: ServingView, *, alive: bool, every: bool = False) ->
             again = name == "hooks.after_promotion" and champion.until is None
             hint = f"; to run it again: dropforge hook --track {champion.track}" if again else ""
             lines.append(f"{name} failed: {command.error}{hint}")
-            last = last_line(command.output)
-            lines += [f"{name} said: {last}"] if last else []
+            output = last_line(command.output)
+            lines += [f"{name} said: {output}"] if output else []
         elif command.state in {"pending", "running"}:
             lines.append(f"{name} is {command.state}" if alive else f"{name} runs once the daemon does")
         elif every:

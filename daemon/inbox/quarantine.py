@@ -69,7 +69,7 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
         return Ruling(accepted=True, reason=validation.reason)
     if intake.on_bad_rows == "reject" or not (validation.complete or validation.stopped):
         return Ruling(accepted=False, reason=validation.reason)
-    found = f"{bad:,} of {'the first ' * validation.stopped}{count(rows, 'row')} {'is' if bad == 1 else 'are'} bad"
+    faults = f"{bad:,} of {'the first ' * validation.stopped}{count(rows, 'row')} {'is' if bad == 1 else 'are'} bad"
     ceiling = ""
     if bad > intake.max_bad_rows:
         ceiling = f"intake.max_bad_rows allows {intake.max_bad_rows:,}"
@@ -78,8 +78,8 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
     elif validation.good_rows == 0:
         ceiling = "no row is left"
     if ceiling or not validation.complete:
-        return Ruling(accepted=False, reason=f"{found}, {ceiling}; {validation.reason}", ceiling=ceiling)
-    return Ruling(accepted=True, reason=f"{found} and set aside; {validation.reason}")
+        return Ruling(accepted=False, reason=f"{faults}, {ceiling}; {validation.reason}", ceiling=ceiling)
+    return Ruling(accepted=True, reason=f"{faults} and set aside; {validation.reason}")
 
 
 def noted_kinds(validation: Validation) -> list[dict[str, object]]:

@@ -57,7 +57,7 @@ def _keep(inbox: InboxFolders, folders: tuple[str, ...], name: str, words: str |
 
 def readme_text(settings: Settings, track: str) -> str:
     """Return the text of README.txt in the folder of `track`, which describes what may be dropped there."""
-    intake, own = settings.intake, settings.track(track)
+    intake = settings.intake
     at_once = ",\nor at once if it is renamed into this folder" if settings.observer == "native" else ""
     below, top = ("", "") if track == "default" else (f"{track}/", "../")
     return f"""\
@@ -74,7 +74,7 @@ that all of it is trained on, or none. Other keys are not used.
 A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().max_line_bytes)}.
 "dropforge check FILE" tells beforehand what is wrong with a file.
 
-{_what_judges(own)}
+{_what_judges(settings.track(track))}
 
 HOW IT IS ANSWERED
 A file is taken once it has not changed for {intake.settle_seconds:g} s{at_once}.
@@ -94,10 +94,10 @@ The next run of this track {begins_when(settings, track)}.
 """
 
 
-def _what_judges(own: TrackSettings) -> str:
+def _what_judges(track: TrackSettings) -> str:
     never = "Records that are dropped into heldout/ are never trained on"
-    needed = f"No model gets a verdict before\n{rows_for_verdict(own)}."
-    if own.gate.on == "pinned":
+    needed = f"No model gets a verdict before\n{rows_for_verdict(track)}."
+    if track.gate.on == "pinned":
         return f"{never}:\nthe models are judged on them. {needed}"
     return f"{never}.\nThe models are judged on a share of each drop. {needed}"
 

@@ -35,9 +35,9 @@ def lacking(settings: Settings, name: str, metric: str | None, ask: Callable[...
         return None
     track = settings.track(name)
     rows = {row.role: row.rows for row in ask(ACCEPTED_ROWS, track=name)}
-    said = too_few(name, track, metric, rows)
-    if said is None or metric or track.evaluate.metric != "auto":
-        return said
+    words = too_few(name, track, metric, rows)
+    if words is None or metric or track.evaluate.metric != "auto":
+        return words
     files = ask(NEWEST_FILES, track=name, role="heldout" if track.gate.on == "pinned" else "train")
     paths = [settings.work_folder / "drops" / f"{file.sha256}.jsonl" for file in files]
     return too_few(name, track, metric_of(list(islice(_answers(paths), _MOST_ANSWERS))), rows)
@@ -46,7 +46,7 @@ def lacking(settings: Settings, name: str, metric: str | None, ask: Callable[...
 def _answers(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         with suppress(OSError):  # not every user of `dropforge status` may read the drops
-            yield from (one.output for one in read_records(path, ANY_LENGTH) if isinstance(one, Record))
+            yield from (row.output for row in read_records(path, ANY_LENGTH) if isinstance(row, Record))
 
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
@@ -62,31 +62,31 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     # Said while a run trains, too: it may have begun with other rows or settings.
     nothing = "train nothing" if track.gate.approval == "auto" else "give no verdict"
     verdict = f"a verdict by {metric} needs" if metric and track.evaluate.metric == "auto" else "a verdict needs"
-    pin = "dropforge submit --heldout FILE"
     if track.gate.on == "pinned":
-        have = rows.get("heldout", 0)
-        if have >= most:
-            return None
-        said = f"track {name} has {count(have, 'pinned record')}, and {verdict} {_either(least, most, 'records')}"
-        when = f"{_IF_LONG}, " if have >= least else ""
-        return f"{said}: {when}a run with fewer may {nothing}; pin more: {pin}"
-    have, share = rows.get("train", 0), track.split.heldout
-    if have >= rows_for(most, share):
+        have, enough, enough_if_long = rows.get("heldout", 0), least, most
+        has, needs = count(have, "pinned record"), _either(least, most, "records")
+        remedy = "pin more"
+    else:
+        have, share = rows.get("train", 0), track.split.heldout
+        enough, enough_if_long = rows_for(least, share), rows_for(most, share)
+        has, needs = count(have, "row"), _either(least, most, "held-out records")
+        needs += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
+        remedy = 'or pin records of your own: gate.on = "pinned", then'
+    if have >= enough_if_long:
         return None
-    said = f"track {name} has {count(have, 'row')}, and {verdict} {_either(least, most, 'held-out records')}"
-    said += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
-    when = f"{_IF_LONG}, " if have >= rows_for(least, share) else ""
-    return f'{said}: {when}a run with fewer may {nothing}; or pin records of your own: gate.on = "pinned", then {pin}'
+    when = f"{_IF_LONG}, " if have >= enough else ""
+    remedy = f"{remedy} dropforge submit --heldout FILE"
+    return f"track {name} has {has}, and {verdict} {needs}: {when}a run with fewer may {nothing}; {remedy}"
 
 
 def begins_when(settings: Settings, track: str) -> str:
     """Return when the next run of a track begins, as a phrase whose first word is "begins"."""
     if track not in settings.track_names:
         return "begins once that track is in the settings again"
-    own = settings.track(track)
-    quiet = f"begins {own.run_after_quiet_seconds:g} s after the last file"
-    nightly = f"by the schedule {own.schedule} ({own.timezone})"
-    return {"drop": quiet, "nightly": f"begins {nightly}", "both": f"{quiet} or {nightly}"}[own.trigger]
+    here = settings.track(track)
+    quiet = f"begins {here.run_after_quiet_seconds:g} s after the last file"
+    nightly = f"by the schedule {here.schedule} ({here.timezone})"
+    return {"drop": quiet, "nightly": f"begins {nightly}", "both": f"{quiet} or {nightly}"}[here.trigger]
 
 
 def use_of_pinned(settings: Settings, track: str) -> str:
@@ -98,7 +98,7 @@ def use_of_pinned(settings: Settings, track: str) -> str:
 
 
 def rows_for_verdict(track: TrackSettings) -> str:
-    """Return the clause with the number of rows, or of held-out records of your own, that a verdict needs."""
+    """Return what a verdict needs as a clause to follow "before": "there are about 780 rows", or so many held out."""
     least, most = _needed(track, None)
     share = track.split.heldout
     if track.gate.on == "pinned":
