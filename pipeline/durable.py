@@ -43,14 +43,14 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(directory))
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = False) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = False, folder: Path | None = None) -> None:
     """
     Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one.
 
     With `first`, a file that is there stays. Its folder must exist. Its permissions become `mode` less the umask; a
-    symbolic link is replaced, not followed.
+    symbolic link is replaced, not followed. It is written in `folder`, by default its own, and then moved.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    aside = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:

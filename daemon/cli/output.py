@@ -65,14 +65,9 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         # set without a height on a dumb terminal.)
         console.size = ConsoleDimensions(taken + _LEAST * sharing + _BEYOND, console.height)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for place, head in enumerate(heads):
-        last = place == len(heads) - 1
-        table.add_column(
-            head,
-            no_wrap=not last or not console.is_terminal,
-            overflow="fold" if last else "ellipsis",
-            max_width=None if last or widths[place] <= _SHORT else share,
-        )
+    for head, width in zip(heads, widths, strict=False):
+        table.add_column(head, no_wrap=True, overflow="ellipsis", max_width=None if width <= _SHORT else share)
+    table.add_column(heads[-1], no_wrap=not console.is_terminal, overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     with console.capture() as capture:

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import struct
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -24,7 +24,8 @@ import structlog
 from daemon.inbox.drop_folders import DONE, FOLDER, Folder
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import name_of
-from pipeline.errors import DropforgeError
+from pipeline import durable
+from pipeline.errors import DropforgeError, is_disk_full
 from pipeline.words import printable
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -33,7 +34,6 @@ _NO_ID = 0xFFFFFFFF
 #: First line of each of the daemon's own files in folders where others may write.
 MARK = "Dropforge keeps this file up to date; one of your own by this name stays as it is."
 _READ_OWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_WRITE_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: More than any file written here has.
 _MOST_OWN_BYTES = 1 << 20
 log = structlog.get_logger()
@@ -200,21 +200,19 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
     if data is None:
         os.unlink(name, dir_fd=folder.fd)
         return
-    temporary = f".{name}.{uuid.uuid4().hex}.tmp"
+    # `first` never replaces a file that somebody creates at the same moment.
+    durable.write_bytes(folder.path / name, data, first=not ours, folder=aside.path)
+
+
+@contextlib.contextmanager
+def writing(event: str, **about: object) -> Iterator[None]:
+    """Log an error of the block as `event`, with `about`, and go on; a full disk raises `OSError`."""
     try:
-        with os.fdopen(os.open(temporary, _WRITE_OWN, 0o644, dir_fd=aside.fd), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if not ours:
-            # Unlike a rename this never replaces a file that somebody creates at the same moment.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, name, src_dir_fd=aside.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
-        else:
-            os.rename(temporary, name, src_dir_fd=aside.fd, dst_dir_fd=folder.fd)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=aside.fd)
+        yield
+    except (InboxUnusable, OSError) as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise
+        log.warning(event, **about, error=str(error))
 
 
 def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:

@@ -62,7 +62,7 @@ def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
         elif outbox is not None and not addresses:
             session.delete(outbox)
         for message in session.exec(_PENDING.where(col(Message.address).not_in(addresses))).all():
-            _end(session, message, MessageState.GIVEN_UP, now, _GONE)
+            _end(message, MessageState.GIVEN_UP, now, _GONE)
 
 
 def collect(engine: Engine, settings: Settings, now: int) -> bool:
@@ -81,14 +81,12 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
             _put(session, settings, _worded(text_of, session, event), event.id, now)
         if events:
             outbox.event_id = events[-1].id or 0
-            session.add(outbox)
         outbox.digest_at = min(outbox.digest_at, now)  # the clock was ahead and was set back since
         due = digest_due(settings, outbox.digest_at, now)
         if due is not None and len(events) < _MOST:
             digest = _worded(digest_text, session, settings, outbox.digest_event_id, outbox.digest_at)
             _put(session, settings, digest, None, now)
             outbox.digest_at, outbox.digest_event_id = due, outbox.event_id
-            session.add(outbox)
         return len(events) == _MOST
 
 
@@ -114,7 +112,7 @@ def take(engine: Engine, address: str, now: int) -> Message | None:
     with transaction(engine) as session:
         while (message := session.exec(first).first()) is not None:
             if message.error and message.created_at < now - WEEK_MS:
-                _end(session, message, MessageState.GIVEN_UP, now, message.error)
+                _end(message, MessageState.GIVEN_UP, now, message.error)
                 session.flush()
                 continue
             # A later time was set by a clock that was ahead.
@@ -122,7 +120,6 @@ def take(engine: Engine, address: str, now: int) -> Message | None:
                 return None
             message.not_before = now + min(_FIRST_PAUSE_MS << min(message.tries, 16), _LONGEST_PAUSE_MS)
             message.tries += 1
-            session.add(message)
             return message
     return None
 
@@ -130,15 +127,13 @@ def take(engine: Engine, address: str, now: int) -> Message | None:
 def record_sent(engine: Engine, number: int, now: int) -> None:
     """Record that the message with id `number` was sent: `take` returns the next one then."""
     with transaction(engine) as session:
-        _end(session, session.get_one(Message, number), MessageState.SENT, now, None)
+        _end(session.get_one(Message, number), MessageState.SENT, now, None)
 
 
 def record_failure(engine: Engine, number: int, error: str) -> None:
     """Record why the message with id `number` could not be sent; it stays the next message to its address."""
     with transaction(engine) as session:
-        message = session.get_one(Message, number)
-        message.error = error
-        session.add(message)
+        session.get_one(Message, number).error = error
 
 
 def trouble(engine: Engine, address: str, now: int) -> str | None:
@@ -182,9 +177,8 @@ def _put(session: Session, settings: Settings, text: Text | None, event: int | N
         session.flush()
 
 
-def _end(session: Session, message: Message, state: MessageState, now: int, error: str | None) -> None:
+def _end(message: Message, state: MessageState, now: int, error: str | None) -> None:
     message.state, message.ended_at, message.error = state, now, error
-    session.add(message)
 
 
 def _addresses(settings: Settings) -> list[str]:

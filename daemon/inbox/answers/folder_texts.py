@@ -7,18 +7,14 @@ README.txt describes, by the settings, what may be dropped into a track's folder
 import os
 from collections.abc import Mapping
 
-import structlog
-
 from daemon.inbox.answers.remarks import begins_when, rows_for_verdict
 from daemon.inbox.drop_folders import DONE, WAITS, folder_names
-from daemon.inbox.folders import InboxFolders, InboxUnusable, keep_own
+from daemon.inbox.folders import InboxFolders, keep_own, writing
 from daemon.settings.model import IntakeSettings, Settings, TrackSettings
-from pipeline.errors import is_disk_full
 from pipeline.records.validate import Options
 from pipeline.words import count, printable, size_words
 
 README = "README.txt"
-log = structlog.get_logger()
 
 
 def write_readmes(settings: Settings, inbox: InboxFolders) -> None:
@@ -33,26 +29,19 @@ def keep_notes(inbox: InboxFolders, folders: tuple[str, ...], left: Mapping[str,
 
     `folders` is the folder as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
     """
-    try:
+    with writing("inbox_text_not_written", name=printable("/".join(folders))):
         folder = inbox.shared(*folders)  # open as long as it has a name
         there = os.listdir(folder.fd)  # noqa: PTH208 - a descriptor
-    except (InboxUnusable, OSError) as error:
-        log.warning("inbox_text_not_written", name=printable("/".join(folders)), error=str(error))
-        return
-    for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
-        why = left.get(name)
-        note = why and f"{printable(name)} has not been taken, and is tried again: {why}\n"
-        _keep(inbox, folders, name + WAITS, note)
+        for name in {name.removesuffix(WAITS) for name in there if name.endswith(WAITS)} | left.keys():
+            why = left.get(name)
+            note = why and f"{printable(name)} has not been taken, and is tried again: {why}\n"
+            _keep(inbox, folders, name + WAITS, note)
 
 
 def _keep(inbox: InboxFolders, folders: tuple[str, ...], name: str, words: str | None) -> None:
     """Write a text to a folder, or delete it if `None`. Errors are logged; a full disk raises `OSError`."""
-    try:
+    with writing("inbox_text_not_written", name=printable("/".join((*folders, name)))):
         keep_own(inbox.shared(*folders), inbox.closed(DONE), name, words)
-    except (InboxUnusable, OSError) as error:
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise
-        log.warning("inbox_text_not_written", name=printable("/".join((*folders, name))), error=str(error))
 
 
 def readme_text(settings: Settings, track: str) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-import structlog
 from sqlalchemy import Engine, func, or_, text
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
@@ -20,7 +19,7 @@ from sqlmodel import Session, col, select
 from daemon.inbox.answers.receipts import RECEIPT, home_of, iso_time, names_for
 from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.drop_folders import Folder
-from daemon.inbox.folders import InboxFolders, InboxUnusable, read_own
+from daemon.inbox.folders import InboxFolders, read_own, writing
 from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.database import transaction
@@ -30,7 +29,6 @@ from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
 from pipeline.decide.explain import sentence
-from pipeline.errors import is_disk_full
 from pipeline.words import count, left_out_words, printable, worth_words
 
 VERDICT = ".verdict.txt"
@@ -47,7 +45,6 @@ ORDER BY run.id DESC LIMIT 1
 """
 #: Rows of the drops that a run used.
 _ROWS = text(f"SELECT sum(rows) FROM ({SNAPSHOT})")  # noqa: S608 - our own words
-log = structlog.get_logger()
 
 
 class TrackPast(NamedTuple):
@@ -123,17 +120,13 @@ class VerdictNotes:
 
     def _write(self, drop: Drop, words: str) -> None:
         """Write a drop's note next to its receipt if it differs; write nothing if there is no receipt."""
-        try:
+        with writing("verdict_not_written", drop=drop.id):
             folder = self._inbox.answers_there(*home_of(drop), user=drop.owner)
             name = folder and name_with(RECEIPT, folder, drop)
             if folder and name:
                 data, path = words.encode(), folder.path / f"{name}{VERDICT}"
                 if read_own(folder, path.name) != data:
                     durable.write_bytes(path, data)
-        except (InboxUnusable, OSError) as error:
-            if isinstance(error, OSError) and is_disk_full(error):
-                raise
-            log.warning("verdict_not_written", drop=drop.id, error=str(error))
 
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
