@@ -125,10 +125,6 @@ def main() -> int:
     try:
         code = app(args=sys.argv[1:] or ["--help"], prog_name="dropforge", standalone_mode=False)
         sys.stdout.flush()
-    except DropforgeError as error:
-        if os.environ.get("DROPFORGE_DEBUG") == "1":
-            raise
-        return _report(error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", "dropforge")
         hints = [f"for example: {line}" for line in examples_of(where)[:1]]
@@ -140,9 +136,11 @@ def main() -> int:
         # The reader closed the pipe; without this, Python prints another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_BROKEN_PIPE
-    except OSError as error:
+    except (DropforgeError, OSError) as error:
         if os.environ.get("DROPFORGE_DEBUG") == "1":
             raise
+        if isinstance(error, DropforgeError):
+            return _report(error.message, error.hint, error.exit_code)
         return _report(os_words(error), f"see whether it is there and this user, {user()}, may use it", EXIT_FAILED)
     return code if isinstance(code, int) else 0
 

@@ -7,6 +7,7 @@ then the file leaves the inbox. A recorded file that is still there is recognise
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,7 +20,7 @@ from daemon.inbox.answers.receipts import ERRORS, RECEIPT, Document
 from daemon.inbox.answers.remarks import lacking
 from daemon.inbox.drop_folders import Folder
 from daemon.inbox.folders import InboxFolders, InboxUnusable
-from daemon.inbox.quarantine import examine, noted_kinds, one_finding, rule, sift, validation_options
+from daemon.inbox.quarantine import examine, one_finding, rule, sift, validation_options
 from daemon.inbox.safe_copy import SourceChanged, SourceUnreadable, copy, identity, look, refusal
 from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
@@ -33,7 +34,7 @@ from daemon.state.tables import Drop, Event, Track, rows_of
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable
-from pipeline.records.validate import Notice, Validation, validate
+from pipeline.records.validate import MOST_KINDS, FindingKind, Notice, Validation, validate
 from pipeline.words import printable, size_words
 
 Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
@@ -131,8 +132,7 @@ class Intake:
                 return self._answer(source, drop, earlier.receipt(drop.sha256))
         refused = None if full else refusal(source.info, self._settings.intake.max_bytes)
         if refused is not None:
-            validation = one_finding(*refused)
-            return self._reject(source, validation, validation.reason, sha256="")
+            return self._reject(source, one_finding(*refused), refused[1], sha256="")
         no_room = full or self._no_room(source.info.st_size)
         if no_room:
             return _outcome(settled, "queue_full" if full else "no_room", no_room)
@@ -203,8 +203,7 @@ class Intake:
             lacks = self._lacks(session, drop)
             few = () if lacks is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=lacks),)
             warnings = [notice.model_dump() for notice in (*validation.warnings, *few)]
-            kinds = noted_kinds(validation)
-            _record(session, drop, source, run, warnings=warnings, file_sha256=sha256, kinds=kinds)
+            _record(session, drop, source, validation.kinds, run_id=run, warnings=warnings, file_sha256=sha256)
         receipt = receipts.receipt(drop, run, None, warnings, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, errors)
@@ -226,15 +225,14 @@ class Intake:
             drop.rows, drop.findings, drop.reason = validation.rows, validation.findings_total, reason
             drop.warnings = sum(notice.rows for notice in validation.warnings)
             with transaction(self._engine) as session:
-                _record(session, drop, source, kinds=noted_kinds(validation), rules=validation.rules)
+                _record(session, drop, source, validation.kinds, rules=validation.rules)
         return self._answer(source, drop, None, receipts.errors(drop, validation, sha256))
 
     def _answer(self, source: _Source, drop: Drop, receipt: Document | None, errors: Document | None = None) -> Outcome:
         """Move a recorded file out of the inbox; on failure return "not_moved", and the next scan tries again."""
         settled = source.settled
-        documents = {ERRORS: errors, RECEIPT: receipt}
         try:
-            receipts.file_away(self._inbox, settled, source.info, drop, documents)
+            receipts.file_away(self._inbox, settled, source.info, drop, {ERRORS: errors, RECEIPT: receipt})
         except (OSError, InboxUnusable) as error:
             why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
             words = f"recorded as drop {drop.id}, but it cannot leave the inbox: {why}"
@@ -279,13 +277,14 @@ def _drop(source: _Source, state: DropState, sha256: str) -> Drop:
     )
 
 
-def _record(session: Session, drop: Drop, source: _Source, run: int | None = None, **detail: Any) -> None:
+def _record(session: Session, drop: Drop, source: _Source, kinds: Sequence[FindingKind] = (), **detail: Any) -> None:
     """Add the drop, and an event with the file's identity, by which a file still in the inbox is recognised."""
     session.add(drop)
     session.flush()
     common = {"name": drop.name, "rows": drop.rows, "reason": drop.reason, "source": identity(source.info)}
-    detail = {**common, "warnings": [], **detail}
-    record_event(session, f"drop_{drop.state}", source.now, track=drop.track, run_id=run, drop_id=drop.id, **detail)
+    findings = {"kinds": [kind._asdict() for kind in kinds[:MOST_KINDS]], "warnings": []}
+    detail = {"track": drop.track, "drop_id": drop.id, **common, **findings, **detail}
+    record_event(session, f"drop_{drop.state}", source.now, **detail)
 
 
 def _earlier(session: Session, source: _Source) -> _Recorded | None:

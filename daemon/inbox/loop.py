@@ -41,7 +41,6 @@ class IntakeLoop:
         self._texts_due = 0.0
         self._disk = Disk(settings)
         self._note: object = None
-        self._written: object = None
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="intake")
 
@@ -134,16 +133,10 @@ class IntakeLoop:
         return False
 
     def _write_texts(self) -> bool:
-        """Write texts in the inbox, under the low-water mark only why files stay; return whether notes are pending."""
-        if self.stop.is_set():
+        """Write README.txt and verdict notes; return whether notes are still pending."""
+        if self.stop.is_set() or self._disk.shortage():
             return False
         settings, inbox = self._settings, self._watcher.inbox
-        if self._written is not self._note:
-            for folders, left in self._watcher.left_by_folder().items():
-                keep_notes(inbox, folders, left)
-            self._written = self._note
-        if self._disk.shortage():
-            return False
         if self._verdicts is None:
             write_readmes(settings, inbox)
             self._verdicts = VerdictNotes(open_reader(settings.state_folder / DATABASE_NAME), settings, inbox)
@@ -152,7 +145,7 @@ class IntakeLoop:
         return more
 
     def _write_note(self) -> None:
-        """Write the list of files not taken for `dropforge status`, if it changed."""
+        """Write the list of files not taken for `dropforge status`, and notes beside them, if it changed."""
         note = {
             "waiting": self._watcher.waiting(),
             "unknown_folders": self._watcher.unknown_folders(),
@@ -160,5 +153,7 @@ class IntakeLoop:
             "left": self._watcher.left(),
         }
         if note != self._note:
-            self._note = note
             durable.write_hint(self._settings.state_folder / WATCHER_NOTE, note)
+            for folders, left in self._watcher.left_by_folder().items():
+                keep_notes(self._watcher.inbox, folders, left)
+            self._note = note

@@ -10,7 +10,7 @@ from daemon.settings.model import IntakeSettings, Settings
 from pipeline.models.special_tokens import special_tokens
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
 from pipeline.records.records import FileFinding
-from pipeline.records.validate import MOST_KINDS, Options, Validation, good_rows, validate
+from pipeline.records.validate import Options, Validation, good_rows, validate
 from pipeline.words import count
 
 
@@ -80,11 +80,6 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
     if ceiling or not validation.complete:
         return Ruling(accepted=False, reason=f"{faults}, {ceiling}; {validation.reason}", ceiling=ceiling)
     return Ruling(accepted=True, reason=f"{faults} and set aside; {validation.reason}")
-
-
-def noted_kinds(validation: Validation) -> list[dict[str, object]]:
-    """Return the first `MOST_KINDS` of the validation's `kinds`, each with the fields of `FindingKind`, as JSON."""
-    return [kind._asdict() for kind in validation.kinds[:MOST_KINDS]]
 
 
 def sift(path: Path, options: Options) -> str:

@@ -61,7 +61,15 @@ class Incoming:
         os.fsync(self.file.fileno())
         with _explained(target.parent):
             folder = _opened(self.inbox, *below)
-            _give_name(self, target, folder)
+            source = self.folder.fd
+            try:
+                os.link(self.aside, name, src_dir_fd=source, dst_dir_fd=folder.fd, follow_symlinks=False)
+            except OSError as error:
+                if os.path.lexists(folder.path / name):
+                    hint = "wait until the daemon has taken it, or submit yours under another name"
+                    raise DropforgeError(f"{target} is there already and has not been taken yet", hint) from error
+                # A file system without hard links: a rename could replace a file that appears at the same moment.
+                os.rename(self.aside, name, src_dir_fd=source, dst_dir_fd=folder.fd)
             os.fsync(folder.fd)
         return target
 
@@ -113,15 +121,3 @@ def _opened(inbox: Path, *below: str) -> Folder:
         message = f"{place} is not a folder"
         raise DropforgeError(message, f"take it away and let the daemon make one: ls -ld {place}") from error
     return folder
-
-
-def _give_name(new: Incoming, target: Path, folder: Folder) -> None:
-    """Give the finished file its final name in the open `folder`. Raises `DropforgeError` if the name is taken."""
-    try:
-        os.link(new.aside, target.name, src_dir_fd=new.folder.fd, dst_dir_fd=folder.fd, follow_symlinks=False)
-    except OSError as error:
-        if os.path.lexists(folder.path / target.name):
-            hint = "wait until the daemon has taken it, or submit yours under another name"
-            raise DropforgeError(f"{target} is there already and has not been taken yet", hint) from error
-        # A file system without hard links: a rename could replace a file that appears at the same moment.
-        os.rename(new.aside, target.name, src_dir_fd=new.folder.fd, dst_dir_fd=folder.fd)

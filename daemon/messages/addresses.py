@@ -85,7 +85,5 @@ def unsent(settings: Settings, now: int) -> list[MessageView]:
     shown = {url.address: str(url) for url in settings.messages.urls}
     overview = Overview.of(settings)
     states = (MessageState.PENDING, MessageState.GIVEN_UP)
-    messages = [vars(row) for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
-    return [
-        MessageView(**{**message, "address": shown.get(message["address"], message["address"])}) for message in messages
-    ]
+    rows = [row for state in states for row in overview.rows(_UNSENT, state, now, now - WEEK_MS)]
+    return [MessageView(**vars(row) | {"address": shown.get(row.address, row.address)}) for row in rows]

@@ -165,7 +165,9 @@ def _worded(word: Callable[..., Text | None], *about: object) -> Text | None:
 
 def _put(session: Session, settings: Settings, text: Text | None, event: int | None, now: int) -> None:
     """Add a message, unless it is `None`, for each address: at most ten of a kind per hour."""
-    for address in _addresses(settings) if text is not None else ():
+    if text is None:
+        return
+    for address in _addresses(settings):
         hour = (Message.kind == text.kind, col(Message.created_at) > now - HOUR_MS, Message.address == address)
         written = session.exec(select(func.count()).select_from(Message).where(*hour)).one()
         if written >= MOST_AN_HOUR:

@@ -132,12 +132,15 @@ def home_of(drop: Drop) -> tuple[str, ...]:
 
 def names_for(name: bytes, drop: int) -> Iterator[bytes]:
     """Yield names for a file in `done/` or `rejected/`: its own, cut to 190 bytes, then with numbers, without end."""
-    stem, dot, suffix = _shortened(name).rpartition(b".")
-    if not stem:
-        stem, dot, suffix = dot + suffix, b"", b""
+    stem, ending = os.path.splitext(name)  # noqa: PTH122 - bytes
+    if len(name) > _LONGEST_NAME:
+        if len(ending) > _LONGEST_ENDING:
+            stem, ending = name, b""
+        # "ignore" drops a character that was cut in half, and the bytes of a name that are not UTF-8.
+        stem = stem[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore").encode()
     # After a few tries the number comes from the drop's id: with thousands of equal names each would try all others.
     numbers = itertools.chain(range(1, _FIRST_TRIES + 1), itertools.count(1000 * max(drop, 1)))
-    yield from (stem + (b"" if number == 1 else b"-%d" % number) + dot + suffix for number in numbers)
+    yield from (stem + (b"" if number == 1 else b"-%d" % number) + ending for number in numbers)
 
 
 def remove_leftovers(inbox: InboxFolders) -> None:
@@ -204,14 +207,3 @@ def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bo
         ending in documents and read_own(folder, name + ending) == durable.json_bytes(documents[ending])
         for ending in in_the_way
     )
-
-
-def _shortened(name: bytes) -> bytes:
-    if len(name) <= _LONGEST_NAME:
-        return name
-    stem, dot, ending = name.rpartition(b".")
-    ending = dot + ending
-    if not stem or len(ending) > _LONGEST_ENDING:
-        stem, ending = name, b""
-    # "ignore" drops a character that was cut in half, and the bytes of a name that are not UTF-8.
-    return stem[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore").encode() + ending

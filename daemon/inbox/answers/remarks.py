@@ -62,18 +62,17 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     # Said while a run trains, too: it may have begun with other rows or settings.
     nothing = "train nothing" if track.gate.approval == "auto" else "give no verdict"
     verdict = f"a verdict by {metric} needs" if metric and track.evaluate.metric == "auto" else "a verdict needs"
-    if track.gate.on == "pinned":
-        have, enough, enough_if_long = rows.get("heldout", 0), least, most
-        has, needs = count(have, "pinned record"), _either(least, most, "records")
-        remedy = "pin more"
+    pinned, share = track.gate.on == "pinned", track.split.heldout
+    have = rows.get("heldout" if pinned else "train", 0)
+    enough, enough_if_long = (least, most) if pinned else (rows_for(least, share), rows_for(most, share))
+    if have >= enough_if_long:
+        return None
+    if pinned:
+        has, needs, remedy = count(have, "pinned record"), _either(least, most, "records"), "pin more"
     else:
-        have, share = rows.get("train", 0), track.split.heldout
-        enough, enough_if_long = rows_for(least, share), rows_for(most, share)
         has, needs = count(have, "row"), _either(least, most, "held-out records")
         needs += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
         remedy = 'or pin records of your own: gate.on = "pinned", then'
-    if have >= enough_if_long:
-        return None
     when = f"{_IF_LONG}, " if have >= enough else ""
     remedy = f"{remedy} dropforge submit --heldout FILE"
     return f"track {name} has {has}, and {verdict} {needs}: {when}a run with fewer may {nothing}; {remedy}"

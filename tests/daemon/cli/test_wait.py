@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from daemon.cli import wait
+from daemon.cli.status import describe_run
 from daemon.queue import order, run_queue
 from daemon.queue.attempt_ends import Then
 from daemon.state.clauses import Suspension, drop_clauses
@@ -117,10 +118,9 @@ def test_it_ends_when_the_daemon_has_died_and_does_not_come_back(
 ) -> None:
     def dies(run: Any) -> str:
         daemon_lock.release()
-        return words(run)
+        return describe_run(run)
 
-    words = wait.describe_run
-    monkeypatch.setattr(wait, "describe_run", dies)
+    monkeypatch.setattr("daemon.cli.wait.describe_run", dies)
     monkeypatch.setattr(wait, "_GONE_SECONDS", 0.05)
     ended = dropforge("wait", "3")
     assert (ended.code, "the daemon is not running, so no verdict will come" in ended.err) == (69, True)

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -364,7 +365,7 @@ def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> Non
     ("state", "suspension", "why"),
     [
         ("withdrawn", None, "bad answers"),
-        ("suspended", FOUND, "; ".join(drop_clauses(Drop(id=1, track="default", suspension=FOUND)))),
+        ("suspended", FOUND, "; ".join(drop_clauses(SimpleNamespace(id=1, track="default", suspension=FOUND)))),
     ],
 )
 def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(
