@@ -192,8 +192,9 @@ def messages(
             print_json(tried=tried)
         else:
             for result in tried:
-                print_line(f"{result.address}: {'taken' if result.error is None else f'not taken: {result.error}'}")
-        raise typer.Exit(EXIT_FAILED if any(result.error for result in tried) else EXIT_OK)
+                how = f"not taken: {result['error']}" if result["error"] else "taken"
+                print_line(f"{result['address']}: {how}")
+        raise typer.Exit(EXIT_FAILED if any(result["error"] for result in tried) else EXIT_OK)
     unsent = addresses.unsent(settings, now_ms())
     if as_json:
         print_json(addresses=[str(url) for url in settings.messages.urls], messages=unsent)

@@ -19,15 +19,6 @@ _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
 _BODY = "Messages of this Dropforge arrive here. Nothing has happened: somebody asked for this one."
 
 
-class Tried(Frozen):
-    """The result of one test message."""
-
-    address: str
-    """The address without its secrets."""
-    error: str | None
-    """Why it was not sent; `None` if it was."""
-
-
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
     """
     Yield a bad finding per address that Apprise cannot parse, or a single good one if all can be; send nothing.
@@ -52,10 +43,14 @@ def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
         yield Finding(name="messages", level="ok", text=f"go to {', '.join(map(str, settings.urls))}", remedy=remedy)
 
 
-def try_all(settings: MessageSettings) -> list[Tried]:
-    """Send a test message to each address, waiting up to 15 s for each; return the results, errors included."""
+def try_all(settings: MessageSettings) -> list[dict[str, str | None]]:
+    """
+    Send a test message to each address, waiting up to 15 s for each.
+
+    Returns for each {"address": without its secrets, "error": why it was not sent, or `None`}.
+    """
     test = ("[dropforge] test", _BODY, "info")
-    return [Tried(address=str(url), error=delivery.send(url.get_secret_value(), *test)) for url in settings.urls]
+    return [{"address": str(url), "error": delivery.send(url.get_secret_value(), *test)} for url in settings.urls]
 
 
 class MessageView(Frozen):
