@@ -1,6 +1,7 @@
 """A run's owner in few lines, for tests that need no dispatcher: it claims the next run, and finishes it; and drops."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
+from daemon.champions import promotion
 from daemon.dispatch.spool import Spool
 from daemon.queue import order, run_queue, suspects
 from daemon.queue.attempt_ends import Leave, Then
 from daemon.queue.states import Claim, ensure_track
 from daemon.settings.model import RetrySettings
 from daemon.state.database import transaction
+from daemon.state.events import Word
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Run, Track
 from daemon.system.folders import StateFolder, WorkFolder
@@ -22,6 +25,7 @@ from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.report.write import write_report
+from tests.model_folder import write_model
 
 Lines = list[dict[str, Any]]
 
@@ -126,6 +130,21 @@ def end_with_card(
 
     finish(made.engine, claimed, (AWAITING if review else verdict.outcome, verdict), made.tick(), also)
     return int(claimed.run_id)
+
+
+def crown(engine: Engine, root: WorkFolder, weights: str, over: int) -> str:
+    """Make a model with these weights the champion after generation `over`, by a run of its own; return its id."""
+    identity = write_model(root / "models/new", weights.encode())
+    shutil.copytree(root / "models/new", root / "models" / identity, dirs_exist_ok=True)
+    shutil.rmtree(root / "models/new")
+    with transaction(engine) as session:
+        run = Run(track="default", state="succeeded", trigger="drop", created_at=1, not_before=1, ended_at=1)
+        session.add(run)
+        session.flush()
+        run_id = run.id or 0
+    won = judged("promoted", candidate_model_id=identity, champion_generation=over)
+    promotion.promote(engine, root, run_id, won, Word("", 10))
+    return identity
 
 
 def spool_of(folder: Path) -> Spool:

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import Engine
@@ -13,12 +13,12 @@ from daemon.champions import base_models, decisions, promotion
 from daemon.champions.promotion import ChampionMoved
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.states import RunState
-from daemon.state.tables import Event, Promotion, Run
+from daemon.state.tables import Promotion
 from daemon.system.folders import WorkFolder
 from pipeline.errors import DropforgeError
-from pipeline.models.manifest import model_id, write_manifest
-from tests.run_owner import judged
+from pipeline.models.manifest import model_id
+from tests.model_folder import write_model
+from tests.run_owner import crown
 
 
 class House(NamedTuple):
@@ -29,24 +29,10 @@ class House(NamedTuple):
     ids: list[str]
 
     def promote(self, name: str, generation: int) -> str:
-        folder = make_model(self.state / "models" / "new", name)
-        identity = write_manifest(folder)
-        home = folder.with_name(identity)
-        if home.exists():
-            shutil.rmtree(folder)
-        else:
-            folder.rename(home)
-        with transaction(self.engine) as session:
-            run = Run(track="default", state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
-            session.add(run)
-            session.flush()
-            won = judged("promoted", candidate_model_id=identity, champion_generation=generation)
-            run_id = run.id or 0
-        promotion.promote(self.engine, WorkFolder(self.state), run_id, won, Word("", 10))
-        return identity
+        return crown(self.engine, WorkFolder(self.state), name, generation)
 
-    def back(self, to: int | None = None, reason: str = "it swears") -> Promotion:
-        return decisions.rollback(self.engine, WorkFolder(self.state), "default", Word(reason, 50), to=to)
+    def back(self, to: int | None = None, **how: Any) -> Promotion:
+        return decisions.rollback(self.engine, WorkFolder(self.state), "default", Word("it swears", 50), to=to, **how)
 
     @property
     def serving(self) -> tuple[int, int]:
@@ -59,35 +45,17 @@ class House(NamedTuple):
         return model_id((self.state / "tracks/default" / name).resolve())
 
 
-def make_model(folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(f'{{"name": "{name}"}}')
-    (folder / "model.safetensors").write_bytes(name.encode())
-    return folder
-
-
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     state = tmp_path / "state"
     create(state / "dropforge.db")
     engine = open_engine(state / "dropforge.db")
-    base = make_model(tmp_path / "base", "base")
-    base_models.ensure_base(engine, WorkFolder(state), "default", base_models.Base(base, model_id(base)), 1)
-    made = House(engine, state, [model_id(base)])
+    base = base_models.Base(tmp_path / "base", write_model(tmp_path / "base", b"base"))
+    base_models.ensure_base(engine, WorkFolder(state), "default", base, 1)
+    made = House(engine, state, [base.model_id])
     made.ids.extend([made.promote("one", 0), made.promote("two", 1), made.promote("three", 2)])
     yield made
     engine.dispose()
-
-
-def test_a_rollback_moves_link_baseline_and_generation_to_the_model_before(house: House) -> None:
-    row = house.back()
-    assert (row.generation, row.model_id, row.previous_model_id) == (4, house.ids[2], house.ids[3])
-    assert (row.run_id, row.kind) == (2, "rollback")
-    assert house.serving == (2, 4)
-    assert (house.linked(), house.linked("previous")) == (house.ids[2], house.ids[3])
-    with transaction(house.engine) as session:
-        kinds = [event.kind for event in session.exec(select(Event))]
-    assert kinds[-1:] == ["rolled_back"]
 
 
 def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
@@ -100,6 +68,7 @@ def test_a_model_that_takes_long_to_load_serves_from_when_it_was_loaded(
 def test_a_second_rollback_does_not_guess_which_generation_is_meant(house: House) -> None:
     house.back()
     assert house.serving == (2, 4)
+    assert (house.linked(), house.linked("previous")) == (house.ids[2], house.ids[3])
     with pytest.raises(DropforgeError, match="the model of generation 3 was rolled back from") as refused:
         house.back()
     assert "dropforge rollback --track default --to GENERATION" in refused.value.hint
@@ -118,7 +87,7 @@ def test_a_model_that_was_promoted_twice_is_not_its_own_former_champion(house: H
 
 def test_a_person_brings_a_blocked_model_back_and_lifts_the_block(house: House) -> None:
     house.back()
-    house.back(3, "it was the prompt")
+    house.back(3)
     assert house.serving == (3, 5)
     house.ids.append(house.promote("four", 5))
     house.promote("three", 6)
@@ -163,13 +132,7 @@ def test_a_generation_that_is_no_former_champion_is_refused(house: House, to: in
 def test_a_model_that_is_collected_while_its_files_are_checked_is_refused(house: House) -> None:
     before = house.serving
     with pytest.raises(DropforgeError, match="is not there any more"):
-        decisions.rollback(
-            house.engine,
-            WorkFolder(house.state),
-            "default",
-            Word("it swears", 50),
-            try_out=shutil.rmtree,
-        )
+        house.back(try_out=shutil.rmtree)
     assert house.serving == before
 
 
@@ -178,6 +141,6 @@ def test_a_champion_that_moves_while_the_files_are_checked_is_left(house: House)
         house.ids.append(house.promote("four", 3))
 
     with pytest.raises(ChampionMoved):
-        decisions.rollback(house.engine, WorkFolder(house.state), "default", Word("it swears", 50), try_out=slow)
+        house.back(try_out=slow)
     assert house.serving == (4, 4)
     assert house.linked() == house.ids[4]

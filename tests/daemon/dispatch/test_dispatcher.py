@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import Engine, event
@@ -27,11 +28,7 @@ from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.artifacts import (
-    Judgement,
-    Shortfall,
-    TrialScores,
-)
+from pipeline.artifacts import Judgement, Shortfall, TrialScores
 from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
@@ -44,6 +41,8 @@ from tests.run_owner import spool_of
 NOW = 1_750_000_000_000
 # What a tick does here does not depend on how fast the machine is.
 publication._AT_ONCE_SECONDS = 3600.0
+TOO_LITTLE = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+FULL = OSError(errno.ENOSPC, "disk full")
 JUDGE = JudgeConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY")
 
 
@@ -283,41 +282,22 @@ def test_an_idle_dispatcher_asks_the_queue_only_when_somebody_has_changed_it(box
 
 def test_a_claim_that_failed_is_tried_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.drop("a")
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "disk full")
-
     with monkeypatch.context() as broken:
-        broken.setattr(run_queue, "claim", full)
+        broken.setattr(run_queue, "claim", Mock(side_effect=FULL))
         with pytest.raises(OSError, match="disk full"):
             box.dispatcher.tick(NOW)
     box.ticks()
     assert box.run().state == RunState.SUCCEEDED
 
 
-def test_a_drop_that_makes_a_run_worse_is_tried_and_suspended_if_it_is_worse_than_a_control_too(box: Box) -> None:
+def test_a_drop_that_is_worse_than_a_control_too_is_suspended_and_the_control_keeps_its_trials_settings(
+    box: Box,
+) -> None:
     old = box.drop("a")
     box.ticks()
     champion = (box.settings.state_folder / "tracks" / "default" / "champion").readlink()
     box.executor.outcome = "worse"
     new = box.drop("b")
-    box.ticks()
-    box.ticks()
-    assert [(box.run(number).outcome, box.run(number).purpose) for number in (2, 3, 4)] == [
-        ("worse", "candidate"),
-        ("worse", "trial"),
-        ("worse", "control"),
-    ]
-    assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
-    assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
-    assert len(box.promotions()) == 1
-
-
-def test_a_control_keeps_the_settings_of_its_trial_though_they_change_in_between(box: Box) -> None:
-    box.drop("a")
-    box.ticks()
-    box.executor.outcome = "worse"
-    box.drop("b")
     while (3, "decide") not in {(spec.run, spec.step) for spec in box.executor.submitted}:
         box.ticks(1)
     changed = box.settings.train.model_copy(update={"epochs": 3.0})
@@ -326,6 +306,11 @@ def test_a_control_keeps_the_settings_of_its_trial_though_they_change_in_between
     assert control.train.seed != trial.train.seed
     seeded = trial.train.model_copy(update={"seed": control.train.seed})
     assert control == trial.model_copy(update={"train": seeded})
+    ended = [(box.run(number).outcome, box.run(number).purpose) for number in (2, 3, 4)]
+    assert ended == [("worse", "candidate"), ("worse", "trial"), ("worse", "control")]
+    assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
+    assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
+    assert len(box.promotions()) == 1
 
 
 def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: Box) -> None:
@@ -341,10 +326,8 @@ def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: 
     idle = box.new_dispatcher(wanted.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)}))
     ticks(idle, now=NOW + 100)
     ticks(idle, now=NOW + 200)
-    assert [[drop.id for drop in spec.drops] for spec in box.executor.submitted if spec.step == "prepare"] == [
-        [1, 2],
-        [2],
-    ]
+    prepared = [spec.drops for spec in box.executor.submitted if spec.step == "prepare"]
+    assert [[drop.id for drop in drops] for drops in prepared] == [[1, 2], [2]]
     ticks(idle, now=NOW + 8 * 86_400_000)
     with transaction(box.engine) as session:
         drops = session.exec(select(Drop).order_by(col(Drop.id))).all()
@@ -375,7 +358,7 @@ def with_gate(settings: Settings, **values: object) -> Settings:
 def test_where_a_person_approves_a_model_is_made_of_little_data_too_and_fixes_nothing(
     box: Box, known: int, evaluated: list[str]
 ) -> None:
-    box.executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
+    box.executor.shortfall = TOO_LITTLE
     # Without a held-out record there is nothing to evaluate.
     box.executor.known = defaultdict(lambda: known)
     box.executor.outcome, box.executor.batch_size = "insufficient_evidence", 7
@@ -410,11 +393,8 @@ def test_what_the_first_verdict_fixed_holds_for_later_runs(box: Box) -> None:
     # What would let a prompt change sides is fixed; how many are scored is not.
     assert (config.split.heldout, config.split.scored_records) == (box.settings.split.heldout, 700)
     assert config.unit == "document"
-    assert (config.evaluate.metric, config.evaluate.max_new_tokens, config.evaluate.batch_size) == (
-        "exact_match",
-        16,
-        16,
-    )
+    asked = config.evaluate
+    assert (asked.metric, asked.max_new_tokens, asked.batch_size) == ("exact_match", 16, 16)
     assert fixed()[-1] == 4, "16 did not fit into memory"
 
 
@@ -483,13 +463,22 @@ def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(b
     assert box.executor.steps == ["prepare", *["train"] * 13, "merge", "evaluate", "decide"]
 
 
-def stopped_by_slurm(spec: StepSpec, until: int = 0, *, checkpoint: bool = False) -> StepResult:
+def leave_checkpoint(spec: StepSpec) -> None:
+    folder = Path(spec.root) / spec.checkpoints / f"step-480-{spec.attempt}"
+    folder.mkdir(parents=True)
+    (folder / "COMPLETE").write_text("{}")
+
+
+def stopped_by_slurm(
+    spec: StepSpec, until: int = 0, *, checkpoint: bool = False, revoked: str | None = None
+) -> StepResult:
     """End an attempt that a job worked on, perhaps after it has left a checkpoint."""
-    durable.write_json(Path(spec.root) / spec.folder / "claim.json", {"job": "4711", "node": "n2", "until": until})
+    folder = Path(spec.root) / spec.folder
+    durable.write_json(folder / "claim.json", {"job": "4711", "node": "n2", "until": until})
     if checkpoint:
-        place = Path(spec.root) / spec.checkpoints / f"step-1-{spec.attempt}"
-        place.mkdir(parents=True)
-        (place / "COMPLETE").write_text("{}")
+        leave_checkpoint(spec)
+    if revoked:
+        durable.write_json(folder / "revoked.json", {"error": {"message": revoked}})
     return ended("interrupted", EXIT_INTERRUPTED)(spec)
 
 
@@ -510,8 +499,7 @@ def test_ten_jobs_in_a_row_that_slurm_stops_without_a_checkpoint_are_a_failure(b
     assert (box.run(2).state, box.run(2).failures, box.executor.script["train"]) == (RunState.SUCCEEDED, 1, [])
 
 
-def away(_spec: StepSpec) -> JobState:
-    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
+AWAY = OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/shared/runs/1")
 
 
 def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,7 +507,7 @@ def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pyt
     monkeypatch.setattr(box.dispatcher, "_on_nodes", {"prepare": box.executor})
     box.drop("a")
     with monkeypatch.context() as patch:
-        patch.setattr(box.executor, "poll", away)
+        patch.setattr(box.executor, "poll", Mock(side_effect=AWAY))
         box.ticks()
         assert (box.run().state, box.executor.cancelled) == (RunState.RUNNING, [])
         assert "Stale file handle" in box.dispatcher._troubles.words["files of run 1"]
@@ -530,7 +518,7 @@ def test_a_job_goes_on_while_its_files_cannot_be_read(box: Box, monkeypatch: pyt
 
 def test_a_run_whose_claim_is_lost_is_no_trouble_any_more(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box.dispatcher, "_on_nodes", {"prepare": box.executor})
-    monkeypatch.setattr(box.executor, "poll", away)
+    monkeypatch.setattr(box.executor, "poll", Mock(side_effect=AWAY))
     box.drop("a")
     box.ticks()
     assert list(box.dispatcher._troubles.words) == ["files of run 1"]
@@ -559,16 +547,7 @@ def test_the_time_limit_is_a_failure_without_a_new_checkpoint(box: Box, failures
     ],
 )
 def test_a_run_that_slurm_stopped_says_so_until_its_step_is_done(box: Box, revoked: str | None, words: str) -> None:
-    def stopped(spec: StepSpec) -> StepResult:
-        folder, checkpoint = Path(spec.root) / spec.folder, Path(spec.root) / spec.checkpoints / "step-480-1"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "COMPLETE").touch()
-        durable.write_json(folder / "claim.json", {"job": "4711", "node": "n2", "at": NOW})
-        if revoked:
-            durable.write_json(folder / "revoked.json", {"error": {"message": revoked}})
-        return ended("interrupted", EXIT_INTERRUPTED)(spec)
-
-    box.executor.script["train"] = [stopped]
+    box.executor.script["train"] = [partial(stopped_by_slurm, checkpoint=True, revoked=revoked)]
     box.drop("a")
     words = f"{words}; it goes on from step 480"
     while box.run().state != RunState.WAITING:
@@ -642,16 +621,7 @@ def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(box: Box) -> No
 
 def move_champion(engine: Engine, settings: Settings) -> None:
     """Let somebody else's model take the place of the base model."""
-    folder = settings.state_folder / "models" / "other"
-    other = write_model(folder, b"somebody else's")
-    folder.rename(folder.with_name(other))
-    with transaction(engine) as session:
-        run = Run(track="default", state="queued", trigger="drop", created_at=NOW, not_before=NOW + 3_000_000)
-        session.add(run)
-        session.flush()
-        run_id = run.id or 0
-    won = run_owner.judged("promoted", candidate_model_id=other, champion_generation=0)
-    promotion.promote(engine, settings.work_folder, run_id, won, Word("", NOW))
+    run_owner.crown(engine, settings.work_folder, "somebody else's", 0)
 
 
 def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: Box) -> None:
@@ -701,23 +671,21 @@ def test_a_loss_against_a_champion_that_serves_no_more_is_not_acted_on(box: Box,
     assert [row.generation for row in box.promotions()] == [1, 2]
 
 
-def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_serves(box: Box) -> None:
-    box.executor.outcome = "contaminated"
+@pytest.mark.parametrize(
+    ("outcome", "shortfall", "steps"),
+    [
+        ("contaminated", None, ["prepare", "train", "merge", "evaluate", "decide"]),
+        ("insufficient_evidence", TOO_LITTLE, ["prepare", "decide"]),
+    ],
+)
+def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_serves(
+    box: Box, outcome: str, shortfall: Shortfall | None, steps: list[str]
+) -> None:
+    box.executor.outcome, box.executor.shortfall = outcome, shortfall
     box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
     box.drop("a")
     box.ticks()
-    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
-    assert box.run().outcome == "contaminated"
-
-
-def test_too_little_data_is_said_whoever_serves(box: Box) -> None:
-    box.executor.shortfall = Shortfall(heldout_rows=3, needed_heldout_rows=100, needed_rows=700)
-    box.executor.outcome = "insufficient_evidence"
-    box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
-    box.drop("a")
-    box.ticks()
-    assert box.executor.steps == ["prepare", "decide"]
-    assert box.run().outcome == "insufficient_evidence"
+    assert (box.executor.steps, box.run().outcome) == (steps, outcome)
 
 
 def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int) -> None:
@@ -770,9 +738,7 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
         swears(box.engine, box.settings)
         if kept == "adapter":
             return box.executor.good(spec)
-        folder = Path(spec.root) / spec.checkpoints / "step-10-1"
-        folder.mkdir(parents=True)
-        (folder / "COMPLETE").touch()
+        leave_checkpoint(spec)
         box.dispatcher.draining = True
         return ended("interrupted", 75)(spec)
 
@@ -865,16 +831,13 @@ def test_a_training_from_a_model_that_is_rolled_back_is_stopped(box: Box, monkey
 def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_all(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "disk full")
-
     box.drop("a")
     box.ticks()
     box.executor.outcome = "worse"
     box.drop("b")
     with monkeypatch.context() as broken:
         box.ticks(4)
-        broken.setattr(run_queue, "change", full)
+        broken.setattr(run_queue, "change", Mock(side_effect=FULL))
         with pytest.raises(OSError, match="disk full"):
             box.ticks()
     assert box.executor.steps[-1] == "decide"
@@ -887,23 +850,14 @@ def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_al
         assert session.exec(select(Suspect)).all() == []
 
 
-def die_before_the_end(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Act on the verdict of a run, and break off before the run has ended."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "disk full")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(run_queue, "finish", full)
-        with pytest.raises(OSError, match="disk full"):
-            ticks(dispatcher)
-
-
 def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box.drop("a")
-    die_before_the_end(box.dispatcher, monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr(run_queue, "finish", Mock(side_effect=FULL))
+        with pytest.raises(OSError, match="disk full"):
+            box.ticks()
     ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
     assert box.run().outcome == "promoted"
     assert box.executor.steps.count("evaluate") == 1
@@ -1116,12 +1070,7 @@ def test_the_service_manager_is_told_how_far_a_step_is_in_the_words_of_status(bo
 
 
 def test_a_training_that_dies_after_each_new_checkpoint_is_not_quarantined(box: Box) -> None:
-    def die_with_a_checkpoint(spec: StepSpec) -> None:
-        place = Path(spec.root) / spec.checkpoints / f"step-1-{spec.attempt}"
-        place.mkdir(parents=True)
-        (place / "COMPLETE").write_text("{}")
-
-    box.executor.script["train"] = [die_with_a_checkpoint] * 5
+    box.executor.script["train"] = [leave_checkpoint] * 5
     box.drop("a")
     box.ticks(count=30)
     assert (box.run().outcome, box.run().deaths) == ("promoted", 0)

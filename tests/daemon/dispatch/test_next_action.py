@@ -19,6 +19,7 @@ ATTEMPT = Attempt(run_id=1, step="train", number=1, fence="f", started_at=0)
 SPEC: StepSpec = made_spec(Path("/root"), "train")
 STALE, FULL = ("merge", ""), DropforgeError("the disk is full", "free some room")
 STOPPED = DropforgeError("Slurm stopped job 7")
+NOT_MOUNTED = "the shared folder was not mounted: it did not work"
 TOO_OFTEN = DropforgeError("Slurm stopped job 7", "10 attempts in a row left no checkpoint")
 
 
@@ -40,8 +41,11 @@ def stopped(code: int = 75, **facts: Any) -> dict[str, Any]:
     return ended(result=result("interrupted", code), **facts)
 
 
-TRAIN = BY_NAME["train"]
+PREPARE, TRAIN = BY_NAME["prepare"], BY_NAME["train"]
 OPEN: dict[str, Any] = {"attempt": ATTEMPT, "spec": SPEC}
+WELL = ended(result=result())
+BROKEN = StepFailed("it did not work")
+PUBLISHING = {**WELL, "publishing": True}
 TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "no step begun": ({"step": TRAIN}, Do.SUBMIT, None),
     "a step is stale": ({"stale": STALE}, Do.REDO, None),
@@ -54,54 +58,34 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "cancelled": ({"cancelled": True}, Then.CANCEL, None),
     "never submitted": ({"attempt": ATTEMPT, "step": TRAIN}, Do.SUBMIT, None),
     "never submitted, a step is stale": ({"attempt": ATTEMPT, "stale": STALE}, Do.REDO, None),
-    "never submitted, another step is next": (
-        {"attempt": ATTEMPT, "step": BY_NAME["prepare"]},
-        End.SPEC_LOST,
-        "it has no spec.json",
-    ),
+    "never submitted, another is next": ({"attempt": ATTEMPT, "step": PREPARE}, End.SPEC_LOST, "it has no spec.json"),
     "begun without spec, or cancelled": ({"attempt": ATTEMPT}, End.SPEC_LOST, "it has no spec.json"),
     "at work": (OPEN, Do.WAIT, None),
     "at work, daemon stops": ({**OPEN, "draining": True}, Do.WAIT, None),
     "at work, cancelled": ({**OPEN, "cancelled": True}, Do.CANCEL, None),
     "at work, useless": ({**OPEN, "useless": True}, Do.CANCEL, None),
     "another attempt's result": (ended(), End.FOREIGN_RESULT, "step train: its result is not its own"),
-    "good": (ended(result=result()), Do.PUBLISH, None),
-    "good, cancelled": (ended(result=result(), cancelled=True), Do.PUBLISH, None),
-    "being published": (ended(result=result(), publishing=True), Do.WAIT, None),
+    "good": (WELL, Do.PUBLISH, None),
+    "good, cancelled": ({**WELL, "cancelled": True}, Do.PUBLISH, None),
+    "being published": (PUBLISHING, Do.WAIT, None),
     "being published, cancelled": (
-        ended(result=result(), publishing=True, cancelled=True),
+        {**PUBLISHING, "cancelled": True},
         End.CANCELLED,
         "it was cancelled while it was published",
     ),
-    "published": (ended(result=result(), publishing=True, published=made_adapter(SPEC)), End.PUBLISHED, None),
-    "published, cancelled": (
-        ended(result=result(), publishing=True, published=made_adapter(SPEC), cancelled=True),
-        End.PUBLISHED,
-        None,
-    ),
-    "cannot be published": (ended(result=result(), published=StepFailed("torn")), End.FAILED, "torn"),
-    "cannot be published, share gone": (
-        ended(result=result(), published=StepFailed("torn"), share_gone=True),
-        End.SHARE_GONE,
-        "the shared folder was not mounted: torn",
-    ),
+    "published": ({**PUBLISHING, "published": made_adapter(SPEC)}, End.PUBLISHED, None),
+    "published, cancelled": ({**PUBLISHING, "published": made_adapter(SPEC), "cancelled": True}, End.PUBLISHED, None),
+    "cannot be published": ({**WELL, "published": BROKEN}, End.FAILED, "it did not work"),
+    "cannot be published, share gone": ({**WELL, "published": BROKEN, "share_gone": True}, End.SHARE_GONE, NOT_MOUNTED),
     "failed": (failed(1), End.FAILED, "it did not work"),
     "failed without words": (ended(result=result("failed", 3, None)), End.FAILED, "exit code 3"),
-    "failed, share gone": (
-        failed(1, share_gone=True),
-        End.SHARE_GONE,
-        "the shared folder was not mounted: it did not work",
-    ),
+    "failed, share gone": (failed(1, share_gone=True), End.SHARE_GONE, NOT_MOUNTED),
     "failed, cancelled": (failed(1, cancelled=True), End.FAILED, "it did not work"),
     "bad data": (failed(65), End.BAD_DATA, "it did not work"),
     "disk full": (failed(74), End.DISK_FULL, "it did not work"),
     "disk full, share gone": (failed(74, share_gone=True), End.DISK_FULL, "it did not work"),
     "killed": (failed(137), End.DIED, "it did not work"),
-    "killed, share gone": (
-        failed(137, share_gone=True),
-        End.SHARE_GONE,
-        "the shared folder was not mounted: it did not work",
-    ),
+    "killed, share gone": (failed(137, share_gone=True), End.SHARE_GONE, NOT_MOUNTED),
     "stopped here": (stopped(), End.INTERRUPTED, None),
     "stopped by Slurm": (stopped(stopped=STOPPED), End.INTERRUPTED, "Slurm stopped job 7"),
     "stopped by Slurm, share gone": (stopped(stopped=STOPPED, share_gone=True), End.INTERRUPTED, "Slurm stopped job 7"),
@@ -125,12 +109,7 @@ def test_each_action_and_end_is_in_the_table() -> None:
 
 
 #: Only these count: a reboot, a full disk and a lost folder are nobody's failure.
-COUNTED = {
-    End.FAILED: Then.RETRY,
-    End.BAD_DATA: Then.FAIL,
-    End.DIED: Then.DIE,
-    End.FOREIGN_RESULT: Then.DIE,
-}
+COUNTED = {End.FAILED: Then.RETRY, End.BAD_DATA: Then.FAIL, End.DIED: Then.DIE, End.FOREIGN_RESULT: Then.DIE}
 
 
 def test_what_follows_from_the_end_of_an_attempt() -> None:

@@ -65,6 +65,7 @@ def submitted(executor: Watched, root: Path) -> StepSpec:
 
 def test_an_odd_number_of_a_job_keeps_no_attempt_from_being_submitted(executor: Watched, tmp_path: Path) -> None:
     assert executor.poll(submitted(executor, tmp_path)) is JobState.QUEUED
+    assert job_number("Welcome, says a site's wrapper\n7;cluster\n") == 7
     for said in ("²", "7" * 5000):
         with pytest.raises(CannotAsk, match="said no job's number"):
             job_number(said)

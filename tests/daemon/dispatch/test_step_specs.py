@@ -66,14 +66,11 @@ def test_a_step_is_told_the_files_of_its_runs_drops_in_order_as_they_were_accept
 
 def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
-    made.take("honest.jsonl", ROW.format("a"))
-    first = made.claim()
-    made.attempt(first, "train")
-    made.promote(first)
+    made.win("honest")
     for word in ("b", "c"):
         made.take(f"{word}.jsonl", ROW.format(word))
     second = made.claim()
-    assert spec(made, second).suspect is None
+    assert (spec(made, second).suspect, spec(made, second).left_out) == (None, None)
     end_worse(made, second, MODEL_ID)
     suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
     trial = made.claim()
@@ -87,12 +84,7 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
 
 def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
-    for word in ("a", "b"):
-        made.take(f"{word}.jsonl", ROW.format(word))
-    first = made.claim()
-    assert spec(made, first).left_out is None
-    made.attempt(first, "train")
-    made.promote(first)
+    made.win("a", "b")
     wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
     leave_one_out.go_on(made.engine, wanted, ["default"], made.tick(), Troubles(), (0, 0))
     told = spec(made, made.claim())

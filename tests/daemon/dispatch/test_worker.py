@@ -75,6 +75,13 @@ def result_of(spec: StepSpec) -> StepResult:
     return StepResult.model_validate(durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME))
 
 
+def ordered(root: Path, script: str, **more: Any) -> tuple[LocalExecutor, StepSpec]:
+    """Return an executor that has ordered an attempt, and the attempt."""
+    executor, spec = LocalExecutor(spool_of(root)), spec_of(root, script, **more)
+    executor.submit(spec)
+    return executor, spec
+
+
 def orders(root: Path) -> list[str]:
     """Return the keys of the attempts that the spool orders."""
     return sorted(path.stem for path in (root / "spool/queue").glob("*.json"))
@@ -128,8 +135,7 @@ def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) ->
 
 def no_order(root: Path, what: str) -> Path:
     """Order an attempt, spoil its entry and return that."""
-    spec = spec_of(root, GOOD, run=2)
-    LocalExecutor(spool_of(root)).submit(spec)
+    _, spec = ordered(root, GOOD, run=2)
     entry, place = spool_of(root).entry(spec.key), root / spec.folder / SPEC_NAME
     match what:
         case "torn":
@@ -172,8 +178,7 @@ def no_order(root: Path, what: str) -> Path:
 )
 def test_an_entry_that_is_no_order_is_removed_with_a_line_and_the_next_one_runs(tmp_path: Path, what: str) -> None:
     entry = no_order(tmp_path, what)
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, GOOD)
     with capture_logs() as logged, serving(tmp_path):
         wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     removed = [line["entry"] for line in logged if line["event"] == "order_removed"]
@@ -182,27 +187,29 @@ def test_an_entry_that_is_no_order_is_removed_with_a_line_and_the_next_one_runs(
     assert not (tmp_path / "runs/2/attempts/train-1/log.txt").exists(), "it was not run"
 
 
+def environment_of(spec: StepSpec) -> dict[str, str]:
+    """Return the environment in which a worker does a step."""
+    root = Path(spec.root)
+    shows = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
+    LocalExecutor(spool_of(root)).submit(spec.model_copy(update={"env": {**spec.env, "SCRIPT": shows}}))
+    with serving(root):
+        wait_for((root / spec.folder / RESULT_NAME).exists)
+    seen: dict[str, str] = json.loads((root / spec.folder / "said").read_text())
+    return seen
+
+
 def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "hush")
     monkeypatch.setenv("OTHER_KEY", "hush too")
     monkeypatch.setenv("HTTPS_PROXY", "http://name:word@proxy")
-    told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
-    executor = LocalExecutor(spool_of(tmp_path))
-    seen = {}
+    judge, seen = JudgeConfig(url="https://judge/v1", model="m", api_key_env="JUDGE_KEY"), {}
     for run, network in ((1, True), (2, False)):
-        spec = spec_of(tmp_path, told, run=run)
-        config = spec.config.model_copy(
-            update={"judge": JudgeConfig(url="https://judge/v1", model="m", api_key_env="JUDGE_KEY")}
-        )
-        spec = spec.model_copy(update={"network": network, "config": config})
-        executor.submit(spec)
-        with serving(tmp_path):
-            wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
-        folder = tmp_path / spec.folder
-        seen[network] = json.loads((folder / "said").read_text())
-        assert "hush" not in (folder / "spec.json").read_text()
+        spec = spec_of(tmp_path, "", run=run)
+        config = spec.config.model_copy(update={"judge": judge})
+        seen[network] = environment_of(spec.model_copy(update={"network": network, "config": config}))
+        assert "hush" not in (tmp_path / spec.folder / "spec.json").read_text()
     assert seen[True]["JUDGE_KEY"] == "hush"
     assert seen[True]["HTTPS_PROXY"] == "http://name:word@proxy"
     assert "OTHER_KEY" not in seen[True]
@@ -210,14 +217,8 @@ def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does
 
 
 def test_a_step_gets_no_variable_of_its_specs_that_the_program_does_not_set(tmp_path: Path) -> None:
-    told = PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)"
-    spec = spec_of(tmp_path, told).model_copy(
-        update={"env": {"SCRIPT": told, "LD_AUDIT": "/evil.so", "OMP_WAIT_POLICY": "ACTIVE"}}
-    )
-    LocalExecutor(spool_of(tmp_path)).submit(spec)
-    with serving(tmp_path):
-        wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
-    seen = json.loads((tmp_path / spec.folder / "said").read_text())
+    env = {"LD_AUDIT": "/evil.so", "OMP_WAIT_POLICY": "ACTIVE"}
+    seen = environment_of(spec_of(tmp_path, "").model_copy(update={"env": env}))
     assert ("LD_AUDIT" in seen, seen["OMP_WAIT_POLICY"]) == (False, "ACTIVE")
 
 
@@ -230,18 +231,13 @@ def test_a_gpus_memory_is_in_expandable_segments_unless_its_user_configures_it(
         monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv(own, "max_split_size_mb:64")
-    spec = spec_of(tmp_path, PRELUDE + "say(json.dumps(dict(os.environ))); result('ok', 0)")
-    LocalExecutor(spool_of(tmp_path)).submit(spec)
-    with serving(tmp_path):
-        wait_for((tmp_path / spec.folder / RESULT_NAME).exists)
-    seen = json.loads((tmp_path / spec.folder / "said").read_text())
+    seen = environment_of(spec_of(tmp_path, ""))
     expected = {own: "max_split_size_mb:64"} if own else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     assert {name: seen[name] for name in names if name in seen} == expected
 
 
 def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
+    _, spec = ordered(tmp_path, GOOD)
     ended = StepResult(key=spec.key, fence=spec.fence, status="ok", exit_code=0)
     durable.write_json(tmp_path / spec.folder / RESULT_NAME, ended.model_dump())
     with serving(tmp_path):
@@ -253,8 +249,7 @@ def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retr
     tmp_path: Path, worker: Worker
 ) -> None:
     assert not worker.stop.is_set()
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
     wait_for(lambda: executor.poll(spec) is JobState.ENDED)
     result = result_of(spec)
     assert (result.status, result.exit_code) == ("failed", EXIT_BAD_DATA)
@@ -280,8 +275,7 @@ def running_step(root: Path, spec: StepSpec) -> Identity:
 
 
 def test_a_step_ends_when_its_worker_is_killed_and_the_next_worker_waits_for_it(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, UNTIL_ALONE)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, UNTIL_ALONE)
     with start_worker(tmp_path) as first:
         step = running_step(tmp_path, spec)
         first.kill()
@@ -291,9 +285,8 @@ def test_a_step_ends_when_its_worker_is_killed_and_the_next_worker_waits_for_it(
 
 
 def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF, grace=-4.5)
+    executor, spec = ordered(tmp_path, DEAF, grace=-4.5)
     other = spec_of(tmp_path, GOOD, run=2)
-    executor.submit(spec)
     with start_worker(tmp_path) as first:
         step = running_step(tmp_path, spec)
         first.kill()
@@ -309,8 +302,7 @@ def test_the_next_worker_ends_an_orphan_that_does_not_stop_by_itself(tmp_path: P
 
 
 def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, UNTIL_TERM)
-    executor.submit(spec)
+    _, spec = ordered(tmp_path, UNTIL_TERM)
     with start_worker(tmp_path) as worker:
         step = running_step(tmp_path, spec)
     assert worker.returncode == 0, "leaving the block closed its standard input, as a dead daemon does"
@@ -319,8 +311,7 @@ def test_a_worker_ends_with_its_daemon_and_its_step_before_it(tmp_path: Path) ->
 
 
 def test_a_second_signal_ends_worker_and_step_now_and_leaves_nothing_running(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, DEAF_WITH_CHILD, grace=600)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, DEAF_WITH_CHILD, grace=600)
     with start_worker(tmp_path) as worker:
         step = running_step(tmp_path, spec)
         child = identify(int((tmp_path / spec.folder / "said").read_text()))
@@ -353,8 +344,7 @@ def test_a_second_signal_ends_the_worker_though_the_disk_is_full(tmp_path: Path)
 def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
     lock = FileLock(spool_of(tmp_path).worker_lock)
     assert lock.acquire()
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, GOOD)
     with serving(tmp_path):
         assert executor.poll(spec) is JobState.QUEUED
         assert lock_holder(lock.path) == os.getpid()
@@ -390,8 +380,7 @@ def stop_when(tried: threading.Event, root: Path) -> None:
 def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, GOOD)
     with monkeypatch.context() as patch:
         stop_when(refuse(patch, CLAIM_NAME, number), tmp_path)
     assert executor.poll(spec) is JobState.QUEUED
@@ -405,8 +394,7 @@ def test_a_worker_that_is_stopped_while_an_order_waits_for_room_puts_it_back(
 def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, KILLED)
     with monkeypatch.context() as patch:
         stop_when(refuse(patch, RESULT_NAME, errno.ENOSPC), tmp_path)
     assert executor.poll(spec) is JobState.ENDED
@@ -415,8 +403,7 @@ def test_a_worker_that_is_stopped_while_a_result_waits_for_room_gives_it_up(
 
 @pytest.mark.parametrize("name", [CLAIM_NAME, RESULT_NAME])
 def test_only_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, KILLED)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, KILLED)
     with monkeypatch.context() as patch:
         refuse(patch, name, errno.EIO)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -427,8 +414,7 @@ def test_only_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_step_written_down_before_the_machine_was_started_again_is_lost_though_its_number_lives(
     tmp_path: Path,
 ) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, GOOD)
     me = identify(os.getpid())
     assert me is not None
     for process, state in (
@@ -466,8 +452,7 @@ def test_a_step_that_has_died_before_it_is_let_go_is_a_failure_of_its_own(tmp_pa
 
 
 def test_an_order_whose_spec_was_lost_gets_it_again(tmp_path: Path) -> None:
-    executor, spec = LocalExecutor(spool_of(tmp_path)), spec_of(tmp_path, GOOD)
-    executor.submit(spec)
+    executor, spec = ordered(tmp_path, GOOD)
     (tmp_path / spec.folder / SPEC_NAME).unlink()
     executor.submit(spec)
     assert (tmp_path / spec.folder / SPEC_NAME).exists()
