@@ -11,13 +11,10 @@ from scipy.stats import binomtest
 from sqlmodel import Session, select
 
 from daemon.champions.blind_review import CHOSEN, Choice, Pair, Review, choose, read_pairs, sign_test
-from daemon.state.states import AWAITING
-from daemon.state.tables import Event, Run
-from daemon.system.folders import StateFolder, WorkFolder
+from daemon.state.tables import Event
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.errors import DropforgeError
-from pipeline.report.write import write_report
 from tests import run_owner
 
 ASKED = 6
@@ -26,20 +23,11 @@ ASKED = 6
 class Reviewed:
     """A run that ended with a card, and people who judge its answers."""
 
-    def __init__(self, made: Any, cards: Any, outcome: str = "promoted") -> None:
+    def __init__(self, made: Any, cards: Any) -> None:
         self.made, self.root = made, made.settings.state_folder
-        self.overview = Overview(StateFolder(self.root), WorkFolder(self.root))
-        made.take("drop.jsonl", '{"instruction": "say", "output": "a"}\n')
-        claim = made.claim()
-        attempt, verdict = cards.case(self.root, outcome, list, run=claim.run_id)
-        verdict = verdict.model_copy(update={"report": write_report(attempt, verdict)})
-        durable.write_json(self.root / "runs/1/decide.json", verdict.model_dump(mode="json"))
-        self.card = self.root / str(verdict.report)
-        ending = (AWAITING if outcome == "promoted" else verdict.outcome, verdict)
-        run_owner.finish(made.engine, claim, ending, made.tick())
-        with Session(made.engine) as session, session.begin():
-            run = session.get_one(Run, 1)
-            run.config = {**(run.config or {}), "gate": {"approval": "manual", "review": ASKED}}
+        self.overview = Overview.of(made.settings)
+        run_owner.end_with_card(made, cards, "promoted", review=ASKED)
+        self.card = self.root / durable.read_json(self.root / "runs/1/decide.json")["report"]
         found = durable.read_json(self.root / "runs/1/evaluate.json")["folder"]
         self.records = self.root / found / "records.jsonl"
         self.lines = {line["input"]: line for line in durable.read_jsonl(self.records)}

@@ -12,12 +12,11 @@ from sqlmodel import Session, select
 
 from daemon.champions import base_models, promotion
 from daemon.queue import states
-from daemon.state.database import create, open_engine, open_reader, transaction
+from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run, Track
 from daemon.system.folders import WorkFolder
-from pipeline.durable import fsync_folder
 from pipeline.errors import DropforgeError
 from tests.run_owner import judged
 
@@ -63,15 +62,14 @@ class Win(NamedTuple):
     run: int
     name: str
     over: int = 0
-    reason: str = ""
     token: str | None = None
 
 
-def candidate(engine: Engine, state: Path, name: str, track: str = "default", over: int = 0) -> Win:
+def candidate(engine: Engine, state: Path, name: str, over: int = 0) -> Win:
     """Make a merged model and the run that made it."""
     make_model(state / "models" / name)
     with transaction(engine) as session:
-        run = Run(track=track, state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
+        run = Run(track="default", state=RunState.RUNNING, token=name, trigger="drop", created_at=1, not_before=1)
         session.add(run)
         session.flush()
         return Win(run.id or 0, name, over)
@@ -79,18 +77,17 @@ def candidate(engine: Engine, state: Path, name: str, track: str = "default", ov
 
 def promote(engine: Engine, state: Path, win: Win, now: int) -> Promotion:
     verdict = judged("promoted", candidate_model_id=win.name, champion_generation=win.over)
-    word = Word(win.reason, now)
-    return promotion.promote(engine, WorkFolder(state), win.run, verdict, word, token=win.token)
+    return promotion.promote(engine, WorkFolder(state), win.run, verdict, Word("", now), token=win.token)
 
 
-def served(state: Path, link: str = "champion", track: str = "default") -> str:
+def served(state: Path, link: str = "champion") -> str:
     """Return the name of the model that one gets by following a link."""
-    return (state / "tracks" / track / link / "name").read_text()
+    return (state / "tracks/default" / link / "name").read_text()
 
 
-def serving(engine: Engine, track: str = "default") -> tuple[str, int]:
+def serving(engine: Engine) -> tuple[str, int]:
     with transaction(engine) as session:
-        model = promotion.champion(session, track)
+        model = promotion.champion(session, "default")
     return model.model_id, model.generation
 
 
@@ -108,19 +105,6 @@ def events(engine: Engine) -> list[str]:
 # --- base models
 
 
-def test_the_base_model_is_the_first_champion_and_both_links_lead_to_it(
-    engine: Engine, state: Path, base: Path, track: str
-) -> None:
-    with transaction(engine) as session:
-        model = promotion.champion(session, track)
-        (first,) = promotion.champions_of(session, track)
-    assert (model.model_id, model.path, model.generation) == ("base-id", str(base), 0)
-    assert (first.generation, first.run_id, first.kind) == (0, None, "base")
-    assert (state / "tracks/default/champion").readlink() == base
-    assert (state / "tracks/default/previous").readlink() == base
-    assert "base_set" in events(engine)
-
-
 def test_a_changed_base_is_noted_and_leaves_the_champion(
     engine: Engine, state: Path, tmp_path: Path, track: str
 ) -> None:
@@ -133,28 +117,6 @@ def test_a_changed_base_is_noted_and_leaves_the_champion(
     assert serving(engine) == ("m1", 1)
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert events(engine).count("base_changed") == 1
-
-
-def test_another_base_takes_the_place_of_a_base_that_still_is_champion(
-    engine: Engine, state: Path, base: Path, track: str
-) -> None:
-    other = make_model(base.with_name("other"))
-    for now in (20, 30):
-        base_models.ensure_base(engine, WorkFolder(state), track, base_models.Base(other, "other-id"), now)
-    with transaction(engine) as session:
-        model = promotion.champion(session, track)
-        rows = promotion.champions_of(session, track)
-    assert (model.model_id, model.path, model.generation) == ("other-id", str(other), 1)
-    assert [(row.generation, row.model_id) for row in rows] == [(0, "base-id"), (1, "other-id")]
-    assert (served(state), served(state, "previous")) == ("other", "base")
-
-
-def test_a_base_that_is_champion_and_moved_is_followed(engine: Engine, state: Path, base: Path, track: str) -> None:
-    moved = base.rename(base.with_name("moved"))
-    base_models.ensure_base(engine, WorkFolder(state), track, base_models.Base(moved, "base-id"), 20)
-    assert served(state) == "base"
-    with transaction(engine) as session:
-        assert promotion.champion(session, track).path == str(moved)
 
 
 def test_a_track_without_a_base_has_no_champion_and_the_error_says_what_to_do(engine: Engine) -> None:
@@ -173,16 +135,6 @@ def test_links_to_merged_models_are_relative_so_that_the_state_folder_can_be_mov
     promote(engine, state, candidate(engine, state, "m1"), 10)
     assert (state / "tracks/default/champion").readlink() == Path("../../models/m1")
     assert served(state.rename(state.with_name("elsewhere"))) == "m1"
-
-
-@pytest.mark.usefixtures("track")
-def test_a_run_promotes_once_however_often_it_asks(engine: Engine, state: Path) -> None:
-    once = candidate(engine, state, "m1")
-    first = promote(engine, state, once, 10)
-    assert promote(engine, state, once, 20) == first
-    assert promote(engine, state, once._replace(over=1), 30) == first
-    assert serving(engine) == ("m1", 1)
-    assert events(engine).count("promoted") == 1
 
 
 @pytest.mark.usefixtures("track")
@@ -254,35 +206,6 @@ def test_a_promotion_that_was_cut_anywhere_did_not_happen_and_is_done_by_the_nex
     assert serving(engine) == ("m2", 2)
     assert (served(state), served(state, "previous")) == ("m2", "m1")
     assert events(engine).count("promoted") == 2
-
-
-@pytest.mark.usefixtures("track")
-def test_whoever_sees_the_row_of_a_promotion_finds_its_links(
-    engine: Engine, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[str, int]] = []
-    reader = open_reader(state / "state.db")
-
-    def look(folder: Path) -> None:
-        fsync_folder(folder)
-        with transaction(reader) as session:
-            seen.append((served(state), promotion.champion(session, "default").generation))
-
-    monkeypatch.setattr(promotion, "fsync_folder", look)
-    promote(engine, state, candidate(engine, state, "m1"), 10)
-    assert seen == [("m1", 0)], "the base model's link to the one before it is right already"
-    assert serving(engine) == ("m1", 1)
-
-
-@pytest.mark.usefixtures("track")
-def test_a_link_that_somebody_changed_follows_the_row_again_at_the_next_start(engine: Engine, state: Path) -> None:
-    promote(engine, state, candidate(engine, state, "m1"), 10)
-    for name in ("champion", "previous"):
-        link = state / "tracks/default" / name
-        link.unlink()
-        link.symlink_to("/nowhere")
-    promotion.sync_links(engine, WorkFolder(state))
-    assert (served(state), served(state, "previous")) == ("m1", "base")
 
 
 @pytest.mark.usefixtures("track")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -80,11 +81,7 @@ def test_a_champion_that_is_not_what_it_was_is_not_handed_over(champion: Path, t
 
 def test_a_copy_that_fails_leaves_nothing(champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = leftovers(tmp_path)
-
-    def full(_source: Path, _target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(durable, "publish_folder", full)
+    monkeypatch.setattr(durable, "publish_folder", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         export(champion, champion.name, tmp_path / "copy")
     assert leftovers(tmp_path) == before
