@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -120,13 +121,8 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     sha256 = hashlib.sha256(data).hexdigest()
     assert (outcome.kind, outcome.drop, outcome.run) == ("accepted", 1, 1)
     drop, run = box.rows(Drop)[0], box.rows(Run)[0]
-    assert (drop.state, drop.track, drop.role, drop.name, drop.name_bytes) == (
-        "accepted",
-        "default",
-        "train",
-        "a.jsonl",
-        b"a.jsonl",
-    )
+    assert (drop.state, drop.track, drop.role) == ("accepted", "default", "train")
+    assert (drop.name, drop.name_bytes) == ("a.jsonl", b"a.jsonl")
     assert (drop.sha256, drop.size_bytes, drop.rows, drop.warnings, drop.findings) == (sha256, len(data), 4, 1, 0)
     assert (drop.received_at, drop.first_run) == (NOW, None)
     assert (run.trigger, run.state, run.not_before) == ("drop", "queued", NOW + 60_000)
@@ -135,13 +131,7 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"]
     assert (box.inbox / "done" / "a.jsonl").read_bytes() == data
     receipt = box.read("done/a.jsonl.receipt.json")
-    assert (receipt["drop"], receipt["state"], receipt["rows"], receipt["run"], receipt["sha256"]) == (
-        1,
-        "accepted",
-        4,
-        1,
-        sha256,
-    )
+    assert [receipt[name] for name in ("drop", "state", "rows", "run", "sha256")] == [1, "accepted", 4, 1, sha256]
     assert receipt["received_at"] == "2027-01-15T08:00:00+00:00"
     assert receipt["sentence"] == "accepted: 4 records; they are in run 1"
     known, short = receipt["warnings"]
@@ -160,13 +150,8 @@ def test_a_bad_file_is_given_back_with_its_errors_and_nothing_of_it_is_kept(tmp_
     assert box.files("rejected") == ["bad.jsonl", "bad.jsonl.errors.json"]
     errors = box.read("rejected/bad.jsonl.errors.json")
     FINDINGS.validate(errors)
-    assert (errors["drop"], errors["state"], errors["rows"], errors["good_rows"], errors["findings_total"]) == (
-        1,
-        "rejected",
-        3,
-        1,
-        3,
-    )
+    told = [errors[name] for name in ("drop", "state", "rows", "good_rows", "findings_total")]
+    assert told == [1, "rejected", 3, 1, 3]
     assert [(found["line"], found["field"], found["rule"]) for found in errors["findings"]] == [
         (2, "output", "misnamed_key"),
         (3, "output", "type"),
@@ -314,12 +299,8 @@ def test_the_same_content_is_a_duplicate_whose_receipt_says_of_which_drop(tmp_pa
     assert (drop.state, drop.duplicate_of, drop.rows) == ("duplicate", 1, 3)
     receipt = box.read("done/second.jsonl.receipt.json")
     assert receipt["state"] == "duplicate"
-    assert receipt["duplicate_of"] == {
-        "drop": 1,
-        "name": "first.jsonl",
-        "received_at": "2027-01-15T08:00:00+00:00",
-        "state": "accepted",
-    }
+    first = {"drop": 1, "name": "first.jsonl", "received_at": "2027-01-15T08:00:00+00:00", "state": "accepted"}
+    assert receipt["duplicate_of"] == first
     assert "the same content is drop 1 (first.jsonl)" in receipt["sentence"]
     assert len(box.rows(Run)) == 1
     assert box.rows(Run)[0].not_before == NOW + 60_000
@@ -342,23 +323,11 @@ def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> Non
     box = Box(tmp_path, gate={"on": "pinned"})
     kinds = [box.drop("a.jsonl", GOOD, folder).kind for folder in ("", "support", "heldout", "support/heldout")]
     assert kinds == ["accepted"] * 4
-    assert [(drop.track, drop.role) for drop in box.rows(Drop)] == [
-        ("default", "train"),
-        ("support", "train"),
-        ("default", "heldout"),
-        ("support", "heldout"),
-    ]
+    taken = [(drop.track, drop.role) for drop in box.rows(Drop)]
+    assert taken == [("default", "train"), ("support", "train"), ("default", "heldout"), ("support", "heldout")]
     assert [run.track for run in box.rows(Run)] == ["default", "support"]
-    assert box.files("done") == [
-        "a-2.jsonl",
-        "a-2.jsonl.receipt.json",
-        "a.jsonl",
-        "a.jsonl.receipt.json",
-        "support/a-2.jsonl",
-        "support/a-2.jsonl.receipt.json",
-        "support/a.jsonl",
-        "support/a.jsonl.receipt.json",
-    ]
+    names = ("a-2.jsonl", "a-2.jsonl.receipt.json", "a.jsonl", "a.jsonl.receipt.json")
+    assert box.files("done") == [*names, *(f"support/{name}" for name in names)]
 
 
 @pytest.mark.parametrize(
@@ -542,11 +511,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, monke
 def test_a_file_that_cannot_be_read_stays_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Box(tmp_path)
     path = box.put("a.jsonl", GOOD)
-
-    def broken(_fd: int, _size: int) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
     with monkeypatch.context() as patch:
+        broken = Mock(side_effect=OSError(errno.EIO, "Input/output error"))
         patch.setattr("daemon.inbox.safe_copy.os.read", broken)
         assert box.take(path).kind == "unreadable"
         assert "Input/output error" in box.take(path).message
@@ -558,11 +524,8 @@ def test_a_file_that_cannot_be_read_stays_and_is_told(tmp_path: Path, monkeypatc
 def test_a_full_disk_raises_and_leaves_the_file_in_the_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Box(tmp_path)
     path = box.put("a.jsonl", GOOD)
-
-    def full(_fd: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
+        full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
         patch.setattr("daemon.inbox.safe_copy.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             box.take(path)
@@ -571,16 +534,7 @@ def test_a_full_disk_raises_and_leaves_the_file_in_the_inbox(tmp_path: Path, mon
     assert box.take(path).kind == "accepted"
 
 
-def die(*_arguments: object, **_named: object) -> None:
-    raise PowerCut
-
-
-def cut_before_transaction(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("daemon.queue.run_queue.enqueue", die)
-
-
-def cut_before_document(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("daemon.inbox.answers.receipts.durable.write_json", die)
+die = Mock(side_effect=PowerCut)
 
 
 def at_the_move(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
@@ -595,23 +549,24 @@ def at_the_move(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     patch.setattr("daemon.inbox.answers.receipts.os.rename", renamed)
 
 
-def cut_before_move(patch: pytest.MonkeyPatch) -> None:
-    at_the_move(patch, die)
+#: Where the daemon may die while it takes a file.
+CUTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "before the transaction": lambda patch: patch.setattr("daemon.queue.run_queue.enqueue", die),
+    "before the document": lambda patch: patch.setattr("daemon.inbox.answers.receipts.durable.write_json", die),
+    "before the move": lambda patch: at_the_move(patch, die),
+}
 
 
-CUTS = [cut_before_transaction, cut_before_document, cut_before_move]
-
-
-@pytest.mark.parametrize("cut", CUTS[1:])
+@pytest.mark.parametrize("cut", ["before the document", "before the move"])
 @pytest.mark.parametrize("kind", ["rejected", "duplicate", "proposed"])
 def test_a_daemon_that_dies_while_it_answers_gives_one_answer_after_its_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None], kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str, kind: str
 ) -> None:
     box = Box(tmp_path)
     box.drop("first.jsonl", GOOD)
     path = box.put("a.jsonl", [{"instruction": "a"}] if kind == "rejected" else GOOD, "heldout" * (kind == "proposed"))
     with monkeypatch.context() as patch:
-        cut(patch)
+        CUTS[cut](patch)
         with pytest.raises(PowerCut):
             box.take(path)
     box.restart()
@@ -649,12 +604,8 @@ def test_a_file_that_cannot_leave_the_inbox_is_recorded_once_and_moved_later(
 ) -> None:
     box = Box(tmp_path)
     path = box.put("a.jsonl", GOOD)
-
-    def refuse() -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
     with monkeypatch.context() as patch:
-        at_the_move(patch, refuse)
+        at_the_move(patch, Mock(side_effect=PermissionError(errno.EPERM, "Operation not permitted")))
         for _ in range(3):
             outcome = box.take(path)
             assert outcome.kind == "not_moved"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -94,15 +95,7 @@ def test_a_file_that_vanished_is_forgotten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        ".hidden.jsonl",
-        "a.jsonl.filepart",
-        "a.jsonl~",
-        "~$a.jsonl",
-        "Thumbs.db",
-        "a.JSONL.PART",
-    ],
+    "name", [".hidden.jsonl", "a.jsonl.filepart", "a.jsonl~", "~$a.jsonl", "Thumbs.db", "a.JSONL.PART"]
 )
 def test_names_of_files_in_progress_are_ignored(tmp_path: Path, name: str) -> None:
     watch = watcher(tmp_path, intake={"settle_seconds": 0})
@@ -338,25 +331,18 @@ def test_a_name_that_refuses_every_question_hides_no_other(tmp_path: Path, monke
     (tmp_path / "inbox" / "mounted").write_text("x")
     scandir = os.scandir
 
-    class Refusing:
-        """An entry of a mount that another user has made: its server answers nobody else."""
-
-        def __init__(self, entry: os.DirEntry[str]) -> None:
-            self.name = entry.name
-            self._entry = entry
-
-        def is_dir(self, *, follow_symlinks: bool) -> bool:
-            return self._entry.is_dir(follow_symlinks=follow_symlinks)
-
-        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
-            if self.name == "mounted":
-                raise PermissionError(13, "Permission denied")
-            return self._entry.stat(follow_symlinks=follow_symlinks)
+    def refusing(entry: os.DirEntry[str]) -> Mock:
+        """Let an entry be a mount that another user has made: its server answers nobody else."""
+        made = Mock(wraps=entry)
+        made.name = entry.name
+        if entry.name == "mounted":
+            made.stat.side_effect = PermissionError(13, "Permission denied")
+        return made
 
     @contextmanager
-    def listed(fd: int) -> Iterator[Iterator[Refusing]]:
+    def listed(fd: int) -> Iterator[Iterator[Mock]]:
         with scandir(fd) as entries:
-            yield (Refusing(entry) for entry in entries)
+            yield map(refusing, entries)
 
     monkeypatch.setattr("daemon.inbox.watcher.os.scandir", listed)
     assert names(watch.scan(0.0)) == ["a.jsonl"]

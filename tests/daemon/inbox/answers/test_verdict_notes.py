@@ -4,6 +4,7 @@ import os
 import sqlite3
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlmodel import select
@@ -92,22 +93,11 @@ class House:
             track = session.get_one(Track, "default")
             track.champion_generation = (track.champion_generation or 0) + 1
             track.champion_model_id = f"model-{run}"
-            kind = PromotionKind.ROLLBACK if run is None else PromotionKind.PROMOTION
-            session.add(track)
-            session.add(
-                Promotion(
-                    track="default",
-                    run_id=run,
-                    kind=kind,
-                    model_path="models/x",
-                    generation=track.champion_generation,
-                    model_id=f"model-{run}",
-                    reason=reason,
-                    verdict=session.get_one(Run, run).verdict if run else None,
-                    created_at=NOW,
-                    drops=list(drops) if run is not None else None,
-                )
-            )
+            facts: dict[str, Any] = {"kind": PromotionKind.ROLLBACK}
+            if run is not None:
+                facts = {"run_id": run, "verdict": session.get_one(Run, run).verdict, "drops": list(drops)}
+            facts |= {"generation": track.champion_generation, "model_id": f"model-{run}", "reason": reason}
+            session.add_all([track, Promotion(track="default", model_path="models/x", created_at=NOW, **facts)])
             record_event(session, "promoted", NOW, track="default", run_id=run)
 
 
@@ -283,35 +273,20 @@ def test_held_out_files_say_what_they_are_for(tmp_path: Path) -> None:
     assert house.said("more.jsonl")[2].startswith("It waits for a person, who lets it count or not: dropforge drops ")
 
 
-def test_what_was_not_told_before_a_restart_is_told_after_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    house.said()
-    run = house.run(1, outcome="promoted")
-    house.serve(run, 1)
-    with monkeypatch.context() as cut:
-
-        def power_cut(*_: object) -> None:
-            raise PowerCut
-
-        cut.setattr("daemon.inbox.answers.verdict_notes.durable.write_bytes", power_cut)
-        with pytest.raises(PowerCut):
-            house.notes.refresh()
-    house.restart()
-    assert house.said()[2] == "In use: the model that serves was trained on it."
-
-
-def test_what_a_locked_database_held_back_is_written_at_the_next_turn(
-    house: House, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "error"), [("durable.write_bytes", PowerCut), ("tell", sqlite3.OperationalError("database is locked"))]
+)
+def test_what_a_restart_or_a_locked_database_held_back_is_told_afterwards(
+    house: House, monkeypatch: pytest.MonkeyPatch, place: str, error: Any
 ) -> None:
     house.said()
     house.serve(house.run(1, outcome="promoted"), 1)
     with monkeypatch.context() as cut:
-
-        def locked(*_: object) -> None:
-            raise sqlite3.OperationalError("database is locked")
-
-        cut.setattr(verdict_notes, "tell", locked)
-        with pytest.raises(sqlite3.OperationalError):
+        cut.setattr(f"daemon.inbox.answers.verdict_notes.{place}", Mock(side_effect=error))
+        with pytest.raises((PowerCut, sqlite3.OperationalError)):
             house.notes.refresh()
+    if error is PowerCut:
+        house.restart()
     assert house.said()[2] == "In use: the model that serves was trained on it."
 
 
