@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlmodel import col, select
@@ -130,12 +131,8 @@ def test_a_promotion_that_a_full_disk_stopped_is_not_tried_again_for_a_withdrawn
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_good(house, "decide")
-
-    def full(_folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
     with monkeypatch.context() as broken:
-        broken.setattr(promotion, "fsync_folder", full)
+        broken.setattr(promotion, "fsync_folder", Mock(side_effect=OSError(errno.ENOSPC, "no space left on device")))
         with pytest.raises(OSError, match="no space"):
             house.daemon.dispatcher.tick(house.now)
     house.withdraw(1)

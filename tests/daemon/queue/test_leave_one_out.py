@@ -60,9 +60,6 @@ class Idle(Box):
         tracks = leave_one_out.tracks_of(self.settings)
         self.looked = leave_one_out.go_on(self.engine, self.settings, tracks, self.now, Troubles(), self.looked)
 
-    def withdraw(self, drop: int) -> list[int]:
-        return drops.withdraw(self.engine, drop, Word("wrong customer", self.tick()), self.settings).cancelled
-
     def worth(self) -> list[tuple[int | None, int | None, object, object]]:
         """Return drop, run, points and half the interval's width of each value that was recorded."""
         with transaction(self.engine) as session:
@@ -129,9 +126,8 @@ def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> 
     Path(spec.root, spec.folder).mkdir(parents=True)
     made = made_dataset(spec, replacements=(Replacement(old=2, new=1, rows=40, heldout_rows=4),))
     durable.write_json(Path(spec.root, "runs/1/prepare.json"), made.model_dump(mode="json"))
-    word = Word("wrong customer", box.tick())
-    drops.withdraw(box.engine, 2, word, box.settings)
-    drops.restore(box.engine, 2, word, box.settings)
+    box.withdraw(2)
+    drops.restore(box.engine, 2, Word("right customer", box.tick()), box.settings)
     box.end(box.claim(), QUIET)
     assert in_snapshot(box.next_trial()) == [1, 2], (
         "without the old answers of drop 2, or the new of drop 1, others judge"
@@ -293,13 +289,13 @@ def test_a_run_ends_when_one_of_its_drops_is_withdrawn_but_not_for_the_drop_that
     box.end(box.claim(), QUIET)
     run = box.next_trial()
     assert in_snapshot(run) == [2, 3]
-    assert box.withdraw(1) == []
+    assert box.withdraw(1).cancelled == []
     box.end(run, WON)
     box.go_on()
     assert (box.states()[1], box.queued()) == ("withdrawn", []), "no run without what is new since the champion"
     following = box.next_trial()
     assert in_snapshot(following) == [3]
-    assert box.withdraw(3) == [following.id]
+    assert box.withdraw(3).cancelled == [following.id]
 
 
 def test_a_win_during_a_search_brings_the_drop_back_when_the_search_has_ended(box: Idle) -> None:

@@ -179,30 +179,6 @@ def test_a_night_is_taken_once_by_the_same_daemon_and_after_a_restart(engine: En
     assert len(slots(engine)) == 1
 
 
-def test_missed_nights_are_made_up_for_once(engine: Engine) -> None:
-    drop(engine)
-    take_due_slots(engine, NIGHTLY, ms("2026-05-09 13:00"))
-    take_due_slots(engine, NIGHTLY, ms("2026-05-09 13:05"))
-    assert [due for _, due, _, _ in slots(engine)] == [ms("2026-05-09 02:00")]
-    assert len(runs(engine)) == 1
-    take_due_slots(engine, NIGHTLY, ms("2026-05-10 02:00"))
-    assert len(slots(engine)) == 2
-
-
-def test_a_clock_that_was_set_back_takes_no_night_again(engine: Engine) -> None:
-    take_due_slots(engine, NIGHTLY, ms("2026-05-03 03:00"))
-    assert take_due_slots(engine, NIGHTLY, ms("2026-05-02 03:00")) == []
-    assert take_due_slots(engine, NIGHTLY, ms("2026-05-03 02:30")) == []
-    assert len(slots(engine)) == 1
-
-
-def test_a_clock_that_was_years_ahead_holds_up_no_night_after_it_is_right_again(engine: Engine) -> None:
-    assert len(take_due_slots(engine, NIGHTLY, ms("2031-01-01 03:00"))) == 1
-    assert take_due_slots(engine, NIGHTLY, ms("2026-05-01 13:00")) == []
-    (slot,) = take_due_slots(engine, NIGHTLY, ms("2026-05-02 02:00"))
-    assert slot.due_at == ms("2026-05-02 02:00")
-
-
 def test_a_track_that_is_switched_to_nightly_at_midday_leaves_last_night_alone(engine: Engine) -> None:
     by_drop = NIGHTLY.model_copy(update={"trigger": "drop"})
     take_due_slots(engine, by_drop, ms("2026-05-02 01:00"))
