@@ -1,10 +1,7 @@
-import os
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -14,19 +11,10 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 from daemon.state import database_file
-from daemon.state.database import (
-    create,
-    open_engine,
-    open_reader,
-    transaction,
-)
-from daemon.state.database_file import (
-    BACKUPS,
-    DatabaseUnusable,
-    refuse_network,
-    verify,
-)
+from daemon.state.database import create, open_engine, open_reader, transaction
+from daemon.state.database_file import BACKUPS, DatabaseUnusable, refuse_network, verify
 from daemon.state.tables import Attempt, Event, Run
+from tests.chaos.faults import Death
 
 
 @pytest.fixture
@@ -57,44 +45,28 @@ def add_run_with_attempt(engine: Engine) -> None:
         session.add(Attempt(run_id=1, step="train", number=1, fence="f", started_at=1))
 
 
-def test_killed_anywhere_a_creation_has_done_nothing_or_all_and_is_done_at_the_next_start(
-    tmp_path: Path,
-) -> None:
-    done = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 10
+def test_a_creation_that_is_cut_anywhere_has_done_nothing_or_all_and_is_done_at_the_next_start(tmp_path: Path) -> None:
+    create(tmp_path / "whole.db")
+    wanted = schema(tmp_path / "whole.db")
+    for point in count():
+        path, left = tmp_path / str(point) / "state.db", iter(range(point))
+        died: list[object] = []
 
+        def die_in_time(*_: object, left: Iterator[int] = left, died: list[object] = died) -> None:
+            if next(left, None) is None:
+                died.append(True)
+                raise Death
 
-def cut_creation(scratch: Path) -> int:
-    """Create again and again, killed before the first statement, then before the second, …; return how often."""
-    whole = scratch / "whole.db"
-    create(whole)
-    wanted = schema(whole)
-    for point in count(1):
-        path = scratch / str(point) / "state.db"
-        child = os.fork()
-        if child == 0:
-            seen = 0
-
-            def die_in_time(*_: object) -> None:
-                nonlocal seen
-                seen += 1
-                if seen == point:  # noqa: B023 - called before the next turn
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            event.listen(Engine, "before_cursor_execute", die_in_time)
+        event.listen(Engine, "before_cursor_execute", die_in_time)
+        with suppress(Death):
             create(path)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        after_kill = schema(path)
-        assert after_kill in ([], wanted), "nothing in between"
-        if not os.WIFSIGNALED(status):
-            assert os.waitstatus_to_exitcode(status) == 0
-            assert after_kill == wanted
-            return point - 1
+        event.remove(Engine, "before_cursor_execute", die_in_time)
+        assert schema(path) in ([], wanted), "nothing in between"
         create(path)
         assert schema(path) == wanted
-    raise AssertionError
+        if not died:
+            break
+    assert point > 10
 
 
 def test_a_database_of_another_version_is_refused_and_left_alone(path: Path) -> None:
@@ -252,7 +224,3 @@ def test_reading_before_the_first_start_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnusable, match="no database") as missing:
         open_reader(tmp_path / "state.db")
     assert "dropforge run" in missing.value.hint
-
-
-if __name__ == "__main__":
-    print(cut_creation(Path(sys.argv[1])))

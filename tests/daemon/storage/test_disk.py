@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import run_queue, states
 from daemon.queue.attempt_ends import Then
 from daemon.settings.model import DiskSettings, Settings
-from daemon.state import run_files
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Run
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
-from daemon.system.processes import lock_holder
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
-from pipeline.errors import DropforgeError, StepFailed, is_disk_full
+from pipeline.errors import DropforgeError, is_disk_full
 from pipeline.train import checkpoints
 from tests import run_owner
 from tests.made_artifacts import run_config
@@ -250,38 +247,6 @@ def test_a_run_that_cannot_go_on_is_tried_less_often_the_longer_it_waits(
     claim = states.Claim(1, str(only_run(dispatcher).token))
     run_owner.leave(dispatcher._engine, claim, NOW + after, Then.POSTPONE)
     assert only_run(dispatcher).not_before == NOW + after + wait
-
-
-def test_postponing_is_for_the_holder_and_gives_way_to_a_person_who_cancelled(dispatcher: Dispatcher) -> None:
-    dispatcher.tick(NOW)
-    engine = dispatcher._engine
-    with pytest.raises(DropforgeError):
-        run_owner.leave(engine, states.Claim(1, "another"), NOW, Then.POSTPONE)
-    run_queue.cancel(engine, 1, NOW)
-    claim = states.Claim(1, str(only_run(dispatcher).token))
-    assert run_owner.leave(engine, claim, NOW, Then.POSTPONE) == RunState.CANCELLED
-
-
-def test_a_result_is_published_while_no_collection_can_move_files(
-    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dispatcher.tick(NOW)
-    root = dispatcher._root
-    spec = json.loads((root / "runs/1/attempts/prepare-1/spec.json").read_text())
-    result = {"key": "1-prepare-1", "fence": spec["fence"], "status": "ok", "exit_code": 0, "artifact": {}}
-    (root / "runs/1/attempts/prepare-1/result.json").write_text(json.dumps(result))
-    (root / "spool/queue/1-prepare-1.json").unlink()
-    seen: list[int | None] = []
-
-    def probe(_spec: object, _result: object, lock: AbstractContextManager[None]) -> None:
-        with lock:
-            seen.append(lock_holder(root / "gc.lock"))
-        raise StepFailed("seen enough")
-
-    monkeypatch.setattr(run_files, "publish", probe)
-    dispatcher.tick(NOW)
-    assert seen != []
-    assert None not in seen
 
 
 def test_status_says_how_much_room_there_is_and_what_stops_for_want_of_it(

@@ -103,17 +103,8 @@ class History:
             name = f"{number:04d}" if model == "" else model
             for count, attempt in enumerate(attempts, 1):
                 if state != RunState.QUEUED:
-                    session.add(
-                        Attempt(
-                            run_id=number,
-                            step="train",
-                            number=count,
-                            fence=f"{number}-{count}",
-                            started_at=0,
-                            state=attempt,
-                            ended_at=1,
-                        )
-                    )
+                    facts: dict[str, Any] = {"number": count, "fence": f"{number}-{count}", "state": attempt}
+                    session.add(Attempt(run_id=number, step="train", started_at=0, ended_at=1, **facts))
         write(self.root / "drops" / f"{drop.sha256}.jsonl", "{}\n")
         if state == RunState.QUEUED:
             return number
@@ -183,23 +174,12 @@ def test_the_newest_losers_are_kept_and_the_others_leave_their_story_only(histor
     found = made.collect()
     assert made.there(f"models/{old:04d}", f"models/{new:04d}") == [False, True]
     assert made.there(f"runs/{new}/attempts/train-1/adapter", f"runs/{new}/checkpoints") == [True, False]
-    assert {path for path in made.files() if path.startswith(f"runs/{old}/")} == {
-        f"runs/{old}/{name}"
-        for name in (
-            "attempts",
-            "attempts/prepare-1",
-            "attempts/prepare-1/log.txt",
-            "attempts/train-1",
-            "attempts/train-1/log.txt",
-            "attempts/evaluate-1",
-            "attempts/evaluate-1/report",
-            "attempts/evaluate-1/report/records.jsonl",
-            "evaluate.json",
-            "merge.removed.json",
-            "prepare.removed.json",
-            "train.removed.json",
-        )
-    }
+    folder = made.root / f"runs/{old}"
+    story = ("prepare-1/log.txt", "train-1/log.txt", "evaluate-1/report/records.jsonl")
+    notes = ("evaluate.json", "merge.removed.json", "prepare.removed.json", "train.removed.json")
+    left = [path for path in folder.rglob("*") if path.is_file() or not any(path.iterdir())]
+    expected = {*(f"attempts/{name}" for name in story), *notes}
+    assert {path.relative_to(folder).as_posix() for path in left} == expected
     assert found.bytes == 100 + 30 + 20 + 50 + 50
     assert {item.why for item in found.items if item.path.startswith(f"models/{old:04d}")} == {
         f"run {old}: worse, beyond gc.keep_models = 1"
@@ -397,11 +377,8 @@ def test_others_write_while_a_collection_searches_and_what_came_into_use_is_kept
 
     monkeypatch.setattr(gc, "find_garbage", find)
     found = made.collect()
-    assert made.there(f"models/{loser:04d}", f"models/{approved:04d}", f"runs/{retried}/checkpoints") == [
-        False,
-        True,
-        True,
-    ]
+    left = made.there(f"models/{loser:04d}", f"models/{approved:04d}", f"runs/{retried}/checkpoints")
+    assert left == [False, True, True]
     assert f"models/{approved:04d}" not in {item.path for item in found.items}
 
 
@@ -560,12 +537,7 @@ RUNS = st.lists(
     st.tuples(STATES, st.floats(0, 60), st.sampled_from(["", "shared"]), st.sampled_from([False, False, True])),
     max_size=8,
 )
-LIMITS = st.fixed_dictionaries(
-    {
-        "keep_models": st.integers(0, 2),
-        "keep_champions": st.integers(1, 2),
-    }
-)
+LIMITS = st.fixed_dictionaries({"keep_models": st.integers(0, 2), "keep_champions": st.integers(1, 2)})
 
 
 @pytest.fixture(scope="module")
