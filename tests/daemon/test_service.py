@@ -3,9 +3,10 @@
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from structlog.testing import capture_logs
@@ -20,18 +21,20 @@ from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import LEASE_NAME, WORKER_LOCK
 from daemon.state.ownership import ShareGone
-from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
 from tests.chaos.house import START, Daemon, build, records
+from tests.daemon.champions.test_approval import House
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Service:
+def daemon(tmp_path: Path) -> Iterator[Service]:
     (tmp_path / "inbox").mkdir()
-    return Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state")))
+    made = Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state")))
+    yield made
+    made._lock.release()
 
 
 @pytest.fixture
@@ -130,10 +133,7 @@ def test_a_stop_says_what_is_left_for_the_next_start(tmp_path: Path) -> None:
 
 
 def test_a_stop_ends_well_though_its_last_line_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_overview: object) -> None:
-        raise DatabaseUnusable("x", "y")
-
-    monkeypatch.setattr(Overview, "open_runs", fail)
+    monkeypatch.setattr(Overview, "open_runs", Mock(side_effect=DatabaseUnusable("x", "y")))
     build(tmp_path)
     ends = Service(load(tmp_path / "dropforge.toml", {}))
     ends.stop.set()
@@ -146,17 +146,12 @@ def test_trouble_with_the_disk_is_no_reason_for_systemd_to_end_the_training(
     daemon: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-
-    def fail(_now: int) -> None:
-        raise OSError(5, "Input/output error")
-
     monkeypatch.setattr(service, "notify", lambda *words: said.extend(words))
     monkeypatch.setattr(daemon._worker, "keep_alive", lambda _now: None)
-    monkeypatch.setattr(daemon._dispatcher, "tick", fail)
+    monkeypatch.setattr(daemon._dispatcher, "tick", Mock(side_effect=OSError(5, "Input/output error")))
     daemon.stop.set()
     daemon._beat()
     assert "WATCHDOG=1" in said
-    daemon._lock.release()
 
 
 def test_at_the_end_of_a_run_the_notes_beside_the_receipts_are_written_at_once(
@@ -168,7 +163,6 @@ def test_at_the_end_of_a_run_the_notes_beside_the_receipts_are_written_at_once(
     daemon._dispatcher._claims[1] = Claim(1, "held")
     assert daemon._tick()
     assert daemon._intake.wake.is_set(), "else they lag by as long as the inbox is not looked at"
-    daemon._lock.release()
 
 
 def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, dropforge: Callable[..., Any]) -> None:
@@ -178,12 +172,12 @@ def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, drop
     house = Daemon(tmp_path, START)
     (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
     house.take_in(START)
-    daemon = Service(load(settings, {}))
+    daemon = Service(house.settings)
 
     def told() -> tuple[bool, bool, bool]:
         daemon._described_at = -math.inf
         assert daemon._tick()
-        shown = attention(load(settings, {}), Overview(StateFolder(house.root), WorkFolder(house.root)))
+        shown = attention(house.settings, Overview.of(house.settings))
         status, doctor = dropforge("status").out, dropforge("doctor", "--json").json["findings"]
         return (
             "trouble: the worker: no worker runs, so runs wait" in status,
@@ -201,27 +195,17 @@ def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, drop
 
 
 def test_a_hook_that_waits_for_the_daemon_is_run_by_it(tmp_path: Path) -> None:
-    build(tmp_path)
-    settings = tmp_path / "dropforge.toml"
-    settings.write_text(f'{settings.read_text()}[hooks]\nafter_promotion = ["mkdir", "{tmp_path}/told"]\n')
-    house = Daemon(tmp_path, START)
-    (tmp_path / "inbox" / "a.jsonl").write_bytes(records("a"))
-    house.take_in(START)
-    house.finish_runs(START, "promoted")
-    daemon = Service(load(settings, {}))
+    house = House(tmp_path, f'[hooks]\nafter_promotion = ["mkdir", "{tmp_path}/told"]\n')
+    house.run()
+    daemon = Service(house.daemon.settings)
     assert daemon._tick()
     ((_, _, running),) = daemon._hooks._running.values()
     assert isinstance(running, Command)
     running.wait()
     assert (tmp_path / "told").is_dir()
     assert daemon._tick()
-    (one,) = (
-        one
-        for one in Overview(StateFolder(house.root), WorkFolder(house.root)).history("default")
-        if one.generation == 1
-    )
-    assert one.hook is not None
-    assert one.hook.state == "ok"
+    latest = Overview.of(house.daemon.settings).history("default")[0]
+    assert (latest.generation, latest.hook and latest.hook.state) == (1, "ok")
     daemon._lock.release()
 
 

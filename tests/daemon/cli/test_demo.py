@@ -19,10 +19,7 @@ Command = Callable[..., Any]
 def shown(new_workspace: Callable[[], Any]) -> Any:
     """A workspace after the demo's first run, with the second one's drop taken in."""
     made = new_workspace()
-    made.take("honest.jsonl", '{"instruction": "a", "output": "b"}\n')
-    first = made.claim()
-    made.attempt(first, "train")
-    made.promote(first)
+    made.win("honest")
     made.take("poisoned.jsonl", '{"instruction": "a", "output": "c"}\n')
     return made
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -113,10 +114,7 @@ def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeyp
 
 
 def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(url: str, *_: object) -> None:
-        raise ValueError(url)
-
-    monkeypatch.setattr(delivery, "_send", raises)
+    monkeypatch.setattr(delivery, "_send", Mock(side_effect=ValueError(address.url)))
     assert delivery.send(address.url, "title", "body", "info") == "it ended with ValueError"
 
 
@@ -158,17 +156,14 @@ def test_what_was_sent_and_could_not_be_noted_is_not_sent_again(
 ) -> None:
     with_messages(lived_in, urls=[address.url])
     fail_hook(lived_in, "one", "two")
-    sending, noting = start(lived_in), outbox.record_sent
-
-    def full(*_: object) -> None:
-        raise OperationalError("", {}, Exception("database or disk is full"))
-
-    monkeypatch.setattr(outbox, "record_sent", full)
-    for hours in range(1, 4):
-        with pytest.raises(OperationalError):
-            sending.turn(lived_in.now + hours * HOUR)
+    sending = start(lived_in)
+    with monkeypatch.context() as full:
+        error = OperationalError("", {}, Exception("database or disk is full"))
+        full.setattr(outbox, "record_sent", Mock(side_effect=error))
+        for hours in range(1, 4):
+            with pytest.raises(OperationalError):
+                sending.turn(lived_in.now + hours * HOUR)
     assert errors_of(address.taken) == ["one"]
-    monkeypatch.setattr(outbox, "record_sent", noting)
     sending.turn(lived_in.now + 4 * HOUR)
     assert errors_of(address.taken) == ["one", "two"]
 

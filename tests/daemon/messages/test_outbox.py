@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 from pydantic import ValidationError
@@ -71,20 +72,11 @@ def found_addresses(lived_in: Any) -> list[str]:
 def test_the_cursor_and_the_rows_are_one_transaction(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with_messages(lived_in, urls=[URL])
     fail_hook(lived_in, 2)
-    put, calls = outbox._put, 0
-
-    def dies_at_the_second(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        put(*arguments)
-
-    monkeypatch.setattr(outbox, "_put", dies_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        collect(lived_in)
+    with monkeypatch.context() as death:
+        death.setattr(outbox, "_put", Mock(wraps=outbox._put, side_effect=[DEFAULT, KeyboardInterrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            collect(lived_in)
     assert rows(lived_in) == []
-    monkeypatch.setattr(outbox, "_put", put)
     assert len(collect(lived_in)) == 2
 
 

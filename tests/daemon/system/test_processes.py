@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder
-
-
-def test_a_number_that_was_given_to_another_process_is_not_taken_for_the_old_one() -> None:
-    me = identify(os.getpid())
-    assert me is not None
-    assert is_alive(me)
-    assert not is_alive(Identity(me.pid, me.started - 1, me.boot))
-    assert not is_alive(Identity(me.pid, me.started, "another boot"))
+from daemon.system.processes import FileLock, identify, lock_holder
 
 
 def test_a_zombie_is_dead() -> None:

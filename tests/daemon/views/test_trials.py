@@ -49,10 +49,7 @@ def suspend(made: Any) -> None:
 def searched(new_workspace: Callable[[], Any]) -> Any:
     """A workspace with a champion, and a run on two further drops that was worse."""
     made = new_workspace()
-    made.take("honest.jsonl", record("a"))
-    first = made.claim()
-    made.attempt(first, "train")
-    made.promote(first)
+    made.win("honest")
     made.take("b.jsonl", record("b"))
     made.take("c.jsonl", record("c"))
     end(made, made.claim())
@@ -121,11 +118,7 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
     new_workspace: Callable[[], Any], dropforge: Command
 ) -> None:
     made = new_workspace()
-    made.take("a.jsonl", record("a"))
-    made.take("b.jsonl", record("b"))
-    first = made.claim()
-    made.attempt(first, "train")
-    made.promote(first)
+    made.win("a", "b")
     wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
     leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick(), Troubles(), (0, 0))
     tries = "tries the champion's data without drop 1; begins in its turn"

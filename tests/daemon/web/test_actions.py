@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.testclient import TestClient
@@ -175,14 +176,11 @@ def test_what_the_machine_refuses_is_said(
         answer = program.post("/api/v1/runs/3/cancel")
         assert answer.status_code == 503
         assert "cannot be used: database is locked" in answer.json()["error"]["message"]
-    monkeypatch.setattr("daemon.queue.run_queue.cancel", _full)
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    monkeypatch.setattr("daemon.queue.run_queue.cancel", full)
     answer = person.post("/runs/3/cancel")
     assert answer.status_code == 503
     assert "No space left on device" in answer.text
-
-
-def _full(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_win_that_waits_is_promoted(program: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -20,16 +19,10 @@ from daemon.views.overview import Overview
 from daemon.web.security import load_token
 from daemon.web.server import listen
 from pipeline.errors import DropforgeError
+from tests.slurm.cluster import wait_for
 
 ENDED = 60
 PAGE = [sys.executable, "-P", "-m", "daemon", "web"]
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + ENDED
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def answers_now(path: Path) -> bool:
