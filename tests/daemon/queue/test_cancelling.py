@@ -175,15 +175,6 @@ def test_where_nothing_new_is_left_no_run_is_queued(house: House) -> None:
     assert [outcome for outcome, _ in runs(house)] == ["promoted", "cancelled"]
 
 
-def test_a_cancelled_run_is_retried_without_the_drop(asking: House) -> None:
-    bad = with_good(asking, "decide")
-    asking.daemon.finish_runs(asking.now, "promoted")
-    asking.withdraw(bad)
-    run_owner.retry(asking.daemon.engine, 1, asking.now)
-    asking.daemon.finish_runs(asking.now, "promoted")
-    assert runs(asking)[0] == ("awaiting_approval", ["good.jsonl"])
-
-
 # --- what is said of it
 
 

@@ -245,17 +245,6 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
     assert load(engine, run_id).state == RunState.CANCELLED
 
 
-def test_only_what_has_failed_can_be_retried_and_only_what_has_not_ended_cancelled(engine: Engine) -> None:
-    claim = start_run(engine)
-    with pytest.raises(DropforgeError, match="is running"):
-        run_owner.retry(engine, claim.run_id, 200)
-    run_owner.finish(engine, claim, run_owner.ending("promoted"), 300)
-    with pytest.raises(DropforgeError, match="succeeded"):
-        run_owner.retry(engine, claim.run_id, 400)
-    with pytest.raises(DropforgeError, match="has ended already: succeeded"):
-        run_queue.cancel(engine, claim.run_id, 400)
-
-
 # --- attempts
 
 

@@ -218,9 +218,3 @@ def test_a_reader_reads_and_cannot_write(path: Path, engine: Engine) -> None:
         assert [event.kind for event in session.exec(select(Event))] == ["seen"]
     with pytest.raises(OperationalError, match="readonly"), transaction(reader) as session:
         session.add(Event(at=2, kind="forbidden"))
-
-
-def test_reading_before_the_first_start_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseUnusable, match="no database") as missing:
-        open_reader(tmp_path / "state.db")
-    assert "dropforge run" in missing.value.hint
