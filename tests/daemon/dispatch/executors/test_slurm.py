@@ -40,6 +40,22 @@ VANISH = "os.kill(os.getppid(), 9); os.kill(os.getpid(), 9)"
 MARKED_AND_VANISHED = MARKED.replace("result('ok', 0)", VANISH)
 
 
+def begun(house: House, script: str, **more: Any) -> StepSpec:
+    """Order an attempt, wait until its step says something, and return it."""
+    spec = spec_of(house.root, script, **more)
+    house.executor.submit(spec)
+    wait_for((house.root / spec.folder / "said").exists)
+    return spec
+
+
+def run(house: House, script: str, **more: Any) -> StepSpec:
+    """Order an attempt, wait until it has ended, and return it."""
+    spec = spec_of(house.root, script, **more)
+    house.executor.submit(spec)
+    house.wait_until(spec, JobState.ENDED)
+    return spec
+
+
 def marks(house: House, spec: StepSpec) -> str:
     return (house.root / spec.folder / "../marks").read_text()
 
@@ -78,21 +94,9 @@ def test_a_job_whose_number_was_lost_is_found_by_its_name_and_runs_once(
     wrap(tmp_path, "sbatch", lost, monkeypatch)
     monkeypatch.setattr(slurm_commands, "_SECONDS", 3.0)
     monkeypatch.setattr(slurm, "_AGAIN_SECONDS", 1.0)
-    spec = spec_of(in_slurm.root, MARKED)
-    in_slurm.executor.submit(spec)
-    in_slurm.wait_until(spec, JobState.ENDED)
+    spec = run(in_slurm, MARKED)
     assert marks(in_slurm, spec) == "begun\n"
     wait_for(lambda: jobs(cluster, "%j") == [])
-
-
-def test_what_a_sites_wrapper_says_before_the_number_is_left_out(
-    in_slurm: SlurmHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrap(tmp_path, "sbatch", 'echo "Welcome to the cluster"; exec $REAL "$@"', monkeypatch)
-    spec = spec_of(in_slurm.root, GOOD)
-    in_slurm.executor.submit(spec)
-    in_slurm.wait_until(spec, JobState.ENDED)
-    assert result_of(spec).status == "ok"
 
 
 def test_a_refusal_is_a_wait_with_its_reason_and_goes_on_when_it_passes(
@@ -121,9 +125,7 @@ def test_a_persons_own_defaults_for_squeue_and_sbatch_hide_no_job(
 ) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "high")
     monkeypatch.setenv("SBATCH_BEGIN", "tomorrow")
-    spec = spec_of(in_slurm.root, GOOD)
-    in_slurm.executor.submit(spec)
-    in_slurm.wait_until(spec, JobState.ENDED)
+    spec = run(in_slurm, GOOD)
     assert result_of(spec).status == "ok"
 
 
@@ -133,10 +135,8 @@ def test_a_job_whose_scancel_is_refused_is_cancelled_before_the_run_goes_on(
 ) -> None:
     refuse = f'[ -e {tmp_path}/refused ] && exec $REAL "$@"\ntouch {tmp_path}/refused; echo no >&2; exit 1'
     wrap(tmp_path, "scancel", refuse, monkeypatch)
-    spec = spec_of(in_slurm.root, DEAF, grace=600)
-    in_slurm.executor.submit(spec)
+    spec = begun(in_slurm, DEAF, grace=600)
     folder = in_slurm.root / spec.folder
-    wait_for((folder / "said").exists)
     durable.write_json(folder / SPEC_NAME, {**durable.read_object(folder / SPEC_NAME), "grace_seconds": 0.5})
     in_slurm.again()
     in_slurm.executor.cancel(spec.key)
@@ -186,9 +186,7 @@ def test_a_step_that_slurm_signals_twice_leaves_its_checkpoint(
     in_slurm: SlurmHouse, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "GIVE_UP_SECONDS", 1.0)
-    spec = spec_of(in_slurm.root, AS_A_STEP)
-    in_slurm.executor.submit(spec)
-    wait_for((in_slurm.root / spec.folder / "said").exists)
+    spec = begun(in_slurm, AS_A_STEP)
     (number,) = jobs(cluster, "%A")
     cluster.says("scancel", number)
     in_slurm.wait_until(spec, JobState.ENDED)
@@ -199,9 +197,7 @@ def test_a_step_that_slurm_signals_twice_leaves_its_checkpoint(
 def test_a_step_that_slurm_signals_before_it_can_hear_it_is_interrupted_and_has_not_failed(
     in_slurm: SlurmHouse, cluster: Cluster
 ) -> None:
-    spec = spec_of(in_slurm.root, PRELUDE + "say('up'); threading.Event().wait()")
-    in_slurm.executor.submit(spec)
-    wait_for((in_slurm.root / spec.folder / "said").exists)
+    spec = begun(in_slurm, PRELUDE + "say('up'); threading.Event().wait()")
     cluster.says("scancel", *jobs(cluster, "%A"))
     in_slurm.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "interrupted"
@@ -210,9 +206,7 @@ def test_a_step_that_slurm_signals_before_it_can_hear_it_is_interrupted_and_has_
 def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(
     in_slurm: SlurmHouse, cluster: Cluster
 ) -> None:
-    spec = spec_of(in_slurm.root, UNTIL_GO)
-    in_slurm.executor.submit(spec)
-    wait_for((in_slurm.root / spec.folder / "said").exists)
+    spec = begun(in_slurm, UNTIL_GO)
     troubles = thread_of(in_slurm)._troubles
     cluster.kill("slurmctld")
     try:
@@ -310,11 +304,8 @@ def error_of(spec: StepSpec) -> str:
 def test_attempts_on_a_node_that_is_away_are_interrupted_and_a_copy_that_lives_on_there_stops(
     in_slurm: SlurmHouse, cluster: Cluster
 ) -> None:
-    lives = spec_of(in_slurm.root, UNTIL_TERM, grace=600)
-    dies = spec_of(in_slurm.root, PRELUDE + "say(str(os.getpid())); threading.Event().wait()", run=2, grace=0.5)
-    for spec in (lives, dies):
-        in_slurm.executor.submit(spec)
-        wait_for((in_slurm.root / spec.folder / "said").exists)
+    lives = begun(in_slurm, UNTIL_TERM, grace=600)
+    dies = begun(in_slurm, PRELUDE + "say(str(os.getpid())); threading.Event().wait()", run=2, grace=0.5)
     nodes = set(jobs(cluster, "%N"))
     for node in nodes:
         cluster.kill(node)
@@ -345,10 +336,8 @@ def test_a_number_that_slurm_gives_out_again_is_not_the_attempts(in_slurm: Slurm
     cluster.stop("slurmctld")
     shutil.copytree(state, older)
     cluster.start("slurmctld")
-    spec, other = spec_of(in_slurm.root, UNTIL_TERM), spec_of(in_slurm.root, GOOD, run=2)
-    in_slurm.executor.submit(spec)
+    spec, other = begun(in_slurm, UNTIL_TERM), spec_of(in_slurm.root, GOOD, run=2)
     folder = in_slurm.root / spec.folder
-    wait_for((folder / "said").exists)
     cluster.kill("slurmctld")
     shutil.rmtree(state)
     older.rename(state)
@@ -370,9 +359,7 @@ def test_a_number_that_slurm_gives_out_again_is_not_the_attempts(in_slurm: Slurm
 def test_a_preempted_attempt_is_interrupted(in_slurm: SlurmHouse, cluster: Cluster, *, leaves_result: bool) -> None:
     silent = PRELUDE + f"def end(*_): {VANISH}\n" + "signal.signal(signal.SIGTERM, end); say('up')\n"
     silent += "while True: threading.Event().wait(1)"
-    spec = spec_of(in_slurm.root, AS_A_STEP if leaves_result else silent, grace=600 if leaves_result else 0.5)
-    in_slurm.executor.submit(spec)
-    wait_for((in_slurm.root / spec.folder / "said").exists)
+    spec = begun(in_slurm, AS_A_STEP if leaves_result else silent, grace=600 if leaves_result else 0.5)
     cluster.says("sbatch", "--partition=high", "--exclusive", "--nodes=3", "--wrap=sleep 600")
     in_slurm.wait_until(spec, JobState.ENDED)
     assert result_of(spec).status == "interrupted"
@@ -385,9 +372,7 @@ def test_a_step_is_told_of_the_time_limit_before_it(in_slurm: SlurmHouse) -> Non
     in_slurm.again()
     # Slurm looks every 30 s and signals a round early: at the earliest 45 s after the start, at the latest 45 s before
     # the limit.
-    spec = spec_of(in_slurm.root, AS_A_STEP, grace=45)
-    in_slurm.executor.submit(spec)
-    in_slurm.wait_until(spec, JobState.ENDED)
+    spec = run(in_slurm, AS_A_STEP, grace=45)
     assert result_of(spec).status == "interrupted"
     folder = in_slurm.root / spec.folder
     assert (folder / "checkpoint").stat().st_mtime < durable.read_object(folder / CLAIM_NAME)["until"]
