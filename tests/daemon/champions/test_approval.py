@@ -154,16 +154,6 @@ def test_only_a_win_that_waits_is_approved(house: House) -> None:
             act(2)
 
 
-def test_after_another_champion_it_is_too_late(house: House) -> None:
-    for _ in range(2):
-        house.run()
-    house.approve(2)
-    assert house.row(1).outcome == "overtaken"
-    with pytest.raises(DropforgeError, match="ended as overtaken"):
-        house.approve(1)
-    assert Overview.of(house.daemon.settings).wins(blocked=False) == []
-
-
 def test_a_win_over_a_champion_that_has_gone_is_compared_again_before_it_waits(house: House) -> None:
     house.run()
     house.at("decide")

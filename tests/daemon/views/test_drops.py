@@ -35,17 +35,6 @@ def test_the_way_back_that_is_named_is_not_to_an_unhealthy_model(house: House, d
     assert "rollback --track default --to 0 " in dropforge("drops", "withdraw", "2", "--reason", "deletion").out
 
 
-def test_the_champion_that_is_named_was_trained_on_no_withdrawn_drop(
-    house: House, dropforge: Callable[..., Any]
-) -> None:
-    for _ in range(2):
-        house.run()
-    house.withdraw(1)
-    said = dropforge("drops", "withdraw", "2", "--reason", "deletion").out
-    assert "generation 2, was trained on it; to let the latest one without withdrawn drops serve: " in said
-    assert "dropforge rollback --track default --to 0 --reason TEXT" in said
-
-
 def test_where_every_former_champion_has_a_withdrawn_drop_none_is_named(
     house: House, dropforge: Callable[..., Any]
 ) -> None:
