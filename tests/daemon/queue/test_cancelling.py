@@ -96,19 +96,6 @@ def test_a_waiting_run_ends_at_once(house: House) -> None:
     assert runs(house)[1:] == [("promoted", ["good.jsonl"])]
 
 
-def test_a_win_that_waits_for_approval_ends_and_its_other_drops_are_trained_on(asking: House) -> None:
-    bad = with_good(asking, "decide")
-    asking.daemon.finish_runs(asking.now, "promoted")
-    assert unseen(asking) == 0
-    asking.withdraw(bad)
-    row = asking.row(1)
-    assert (row.state, row.outcome, row.verdict, row.error) == ("cancelled", None, None, WHY.format(bad, "1.jsonl"))
-    assert unseen(asking) == 1
-    asking.daemon.finish_runs(asking.now, "promoted")
-    assert runs(asking)[1:] == [("awaiting_approval", ["good.jsonl"])]
-    assert asking.approve(2).generation == 1
-
-
 def test_every_run_that_was_made_from_the_drop_ends_and_one_follows(asking: House) -> None:
     for _ in range(2):
         asking.run()
