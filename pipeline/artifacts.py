@@ -104,8 +104,6 @@ class Overlap(Frozen):
     """A training row left out as a near-duplicate of a held-out record, with the beginnings of both texts."""
 
     rule: Literal["unit", "answer", "ngram", "minhash"]
-    train_id: str
-    heldout_id: str
     train_text: str
     heldout_text: str
 
@@ -137,6 +135,24 @@ class AnswerPair(Frozen):
     new_answer: _Beginning
 
 
+class HeldoutReplaced(Frozen):
+    """That new drops replace more than a tenth of the scored answers of older drops."""
+
+    drops: tuple[int, ...]
+    """The new drops, the one that replaces most first."""
+    answers: int
+    """Replaced answers, of `older` ones in all."""
+    older: int
+
+
+class Remark(Frozen):
+    """A fact about a run's data that a person should know, to be worded with its numbers."""
+
+    code: str
+    """A key of `pipeline.data_words.REMARKS`."""
+    numbers: dict[str, int | float | str]
+
+
 class Dataset(Artifact):
     """The data set that `prepare` wrote: `train.jsonl`, `dev.jsonl`, `heldout.jsonl` in `folder`."""
 
@@ -145,7 +161,7 @@ class Dataset(Artifact):
     folder: str
     start: ModelRef | None = None
     """The champion that the training starts from; `None` is the base."""
-    from_base: str = ""
+    from_base: Remark | None = None
     """Why it is the base although the settings say champion."""
     train_rows: int
     old_rows: int = 0
@@ -169,8 +185,7 @@ class Dataset(Artifact):
     """Answers replaced by a later drop's answer to the same prompt."""
     replacements: tuple[Replacement, ...] = ()
     """The same by pairs of drops."""
-    heldout_replaced: str = ""
-    """Which new drops replace more than a tenth of the scored answers of older drops."""
+    heldout_replaced: HeldoutReplaced | None = None
     replaced_answers: tuple[AnswerPair, ...] = ()
     """Some of those that they replace."""
     removed_heldout: int
@@ -188,8 +203,8 @@ class Dataset(Artifact):
     """Held-out rows that are near-duplicates of another held-out record: neither scored nor trained on."""
     seen_by_champion: int = 0
     """Held-out records that are not scored because the champion was trained on them or on near-duplicates."""
-    warnings: tuple[str, ...] = ()
-    """Warnings about this data for a person, a sentence each."""
+    warnings: tuple[Remark, ...] = ()
+    """What a person should know before trusting a verdict on this data."""
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
@@ -356,8 +371,6 @@ class Evaluation(Artifact):
     quantization: Literal["nf4", "none"] = "none"
     """`nf4` if the models' weights did not fit on the GPUs as saved."""
     suites: tuple[SuiteScores, ...] = ()
-    base_model_id: str | None = None
-    """The base model that the suites compare with; `None` if it is the champion."""
     former: tuple[FormerScores, ...] = ()
     trial: TrialScores | None = None
     """Only of a control."""
@@ -471,7 +484,7 @@ class Verdict(Artifact):
     """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
-    heldout_replaced: str = ""
+    heldout_replaced: HeldoutReplaced | None = None
     """As the data set's, unless the champion was trained on the new drops: a win then waits for approval."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0

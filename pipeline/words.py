@@ -4,10 +4,6 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.artifacts import Dataset
 
 _MINUTE, _HOUR = 60, 3600
 _KILO = 1000
@@ -45,31 +41,6 @@ def first_of(words: Sequence[str], most: int = 5) -> str:
     """Join at most `most` words as `listed` does, and say how many more there are."""
     more = len(words) - most
     return listed([*words[:most], *([f"{more:,} more"] if more > 0 else [])])
-
-
-def start_words(data: "Dataset") -> str:
-    """Describe a start, as `from the champion of generation 3, on 9 new rows and 2 of 8 old ones`."""
-    general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""
-    if data.start is None:
-        why = f": {data.from_base}" if data.from_base else ""
-        return f"from the base, on {count(data.train_rows, 'row')}{general}{why}"
-    new = count(data.train_rows - data.replayed_rows, "new row")
-    rows = f"{new} and {data.replayed_rows:,} of {count(data.old_rows, 'old one')}"
-    return f"from the champion of generation {data.start.generation}, on {rows}{general}"
-
-
-def left_out_words(data: "Dataset") -> str:
-    """List the rows that a data set leaves out by reason, as `12 repeated rows and 3 rows ...`; empty for none."""
-    reasons = (
-        (data.duplicates, "repeated row", ""),
-        (data.replaced, "row with an answer of a later drop", "rows with answers of later drops"),
-        (max(data.rows_too_long, data.rows_over_window), "row longer than the window", "rows longer than the window"),
-        (data.near_duplicates, "near-duplicate of a held-out record", "near-duplicates of held-out records"),
-        (data.heldout_duplicates, "near-duplicate among these", "near-duplicates among these"),
-        (data.removed_heldout, "row with the prompt of a pinned record", "rows with prompts of pinned records"),
-        (data.rows_with_special_tokens, "row with a special token", "rows with special tokens"),
-    )
-    return listed([count(number, *words) for number, *words in reasons if number])
 
 
 def span(interval: tuple[float, float], digits: int = 1) -> str:

@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     Model,
     ModelRef,
     Overlap,
+    Remark,
     Scores,
     Shortfall,
     SliceResult,
@@ -115,14 +116,12 @@ def dataset(**changes: Any) -> Dataset:
         overlaps=(
             Overlap(
                 rule="minhash",
-                train_id="a" * 32,
-                heldout_id="b" * 32,
                 train_text="It was <great> food",
                 heldout_text="it was great food!",
             ),
         ),
         heldout_duplicates=4,
-        warnings=("Drop 3 lost 22 % of its rows to near-duplicates of held-out records.",),
+        warnings=(Remark(code="groups", numbers={"units": 500, "groups": 300}),),
         drops=DROPS,
     )
     return made.model_copy(update=changes)

@@ -26,10 +26,11 @@ from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.data_words import left_out_words, warning_words
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
 from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, MOST_KINDS, Options, Validation, good_rows
-from pipeline.words import count, left_out_words
+from pipeline.words import count
 
 _START_FILE = """\
 # Settings of Dropforge. `dropforge config` lists all of them, systemd/dropforge.toml describes them.
@@ -216,7 +217,7 @@ def _foresee(file: Path, settings: Settings, track: str, options: Options) -> li
     data = Dataset.model_validate(result.artifact)
     among = "" if spec.drops[0].rows < MOST_COMPARED else f"the first {MOST_COMPARED:,} rows of "
     left = left_out_words(data.model_copy(update={"duplicates": 0}))  # they are told with their line
-    return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *data.warnings]
+    return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *warning_words(data)]
 
 
 def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:

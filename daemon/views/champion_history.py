@@ -13,8 +13,8 @@ from daemon.state.states import DropState
 from daemon.system.folders import WorkFolder
 from daemon.views.reader import Row, Time
 from pipeline.artifacts import Dataset, Frozen
+from pipeline.data_words import start_words
 from pipeline.decide.explain import sentence
-from pipeline.words import start_words
 
 #: The hooks of each track, by its name.
 Hooks = Mapping[str, HookSettings]

@@ -43,10 +43,10 @@ from daemon.views.drops import DropUses, DropView, drop_uses, drop_views, last_p
 from daemon.views.reader import Row, Time, champions_of, newest_rows, reading
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Curve, Progress
+from pipeline.data_words import left_out_words, start_words, warning_words
 from pipeline.decide.explain import sentence
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
-from pipeline.words import left_out_words, start_words
 
 T = TypeVar("T")
 #: More than any generation.
@@ -250,7 +250,8 @@ class Overview:
         """Return the warnings about the data of the last prepared run of each track, or of `track` only."""
         names = [name for name in self.tracks() if track in {None, name}]
         last = self.read(lambda reader: [(name, *last_prepared(reader, self.folder, name)) for name in names])
-        return [f"track {name}, run {run}: {words}" for name, run, data in last if data for words in data.warnings]
+        prepared = [(f"track {name}, run {run}", data) for name, run, data in last if data]
+        return [f"{where}: {words}" for where, data in prepared for words in warning_words(data)]
 
     # --- drops
 
@@ -448,7 +449,7 @@ class Overview:
         return RunDetail(
             **self._run(reader, row),
             taken_out=tuple(drop for drop in drops if drop.taken_out),
-            warnings=(*(data.warnings if data else ()), *unread),
+            warnings=(*(warning_words(data) if data else ()), *unread),
             training=None if data is None or (verdict and not verdict.candidate_model_id) else start_words(data),
             left_out="" if data is None else left_out_words(data),
             folder=str(run_folder(self.folder, run_id)),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts import GuardResult, Verdict
+from pipeline.data_words import replaced_words
 from pipeline.decide.policy import GUARDS, is_shown
 from pipeline.words import count, listed, plain, signed, span
 
@@ -65,7 +66,8 @@ def clauses(verdict: Verdict) -> list[str]:
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
     few = len(unguarded(verdict)) + verdict.slices_not_listed
     small = [f"not guarded: {count(few, 'small drop or tag', 'small drops or tags')}"] if few else []
-    replaced = [verdict.heldout_replaced] if verdict.outcome == "promoted" and verdict.heldout_replaced else []
+    moved = verdict.heldout_replaced if verdict.outcome == "promoted" else None
+    replaced = [] if moved is None else [replaced_words(moved)]
     return [words, f"{gain}{between}", *small, *collapse_words(verdict), *replaced]
 
 

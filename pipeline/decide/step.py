@@ -41,7 +41,7 @@ def decide(attempt: Attempt) -> Verdict:
             "same_set_uses": spec.judged_versions.get(version, 0),
             "heldout_version": version,
             # Where the champion has learned the new drops, a person has approved them.
-            "heldout_replaced": "" if replacing.issubset(champion.drops or ()) else dataset.heldout_replaced,
+            "heldout_replaced": None if replacing.issubset(champion.drops or ()) else dataset.heldout_replaced,
         }
     )
 

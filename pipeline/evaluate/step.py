@@ -40,7 +40,6 @@ def evaluate(attempt: Attempt) -> Evaluation:
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     setup = candidate.key.setup
-    base_id = attempt.config.base_model_id
     return Evaluation(
         folder=attempt.relative(report),
         metric=dataset.metric,
@@ -52,7 +51,6 @@ def evaluate(attempt: Attempt) -> Evaluation:
         batch_size=setup.batch_size,
         quantization=candidate.model.quantization,
         suites=scoring.score_suites(report, suites, results, attempt.path(dataset.folder) / "train.jsonl"),
-        base_model_id=None if champion.key.model_id == base_id else base_id,
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         trial=scoring.score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
         versions={

@@ -133,7 +133,7 @@ class LeftOut(NamedTuple):
             for row in (*self.rows[:1], self.heldout)
         ]
         shown = {"train_text": texts[0][:_SHOWN], "heldout_text": texts[1][:_SHOWN]}
-        return Overlap(rule=self.rule, train_id=self.rows[0].id, heldout_id=self.heldout.id, **shown)
+        return Overlap(rule=self.rule, **shown)
 
 
 class HeldOut:

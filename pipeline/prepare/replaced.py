@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from pipeline.artifacts import AnswerPair, Replacement
+from pipeline.artifacts import AnswerPair, HeldoutReplaced, Replacement
 from pipeline.decide.policy import MOST_REPLACED
 from pipeline.prepare.sample import Scored
 from pipeline.prepare.split import Prompt
-from pipeline.words import first_of
 
 _MOST_EXAMPLES = 10
 
@@ -24,11 +23,13 @@ def replacements(prompts: Iterable[Prompt]) -> tuple[Replacement, ...]:
     )
 
 
-def replaced_heldout(scored: Sequence[Scored], known: Collection[int]) -> tuple[str, tuple[AnswerPair, ...]]:
+def replaced_heldout(
+    scored: Sequence[Scored], known: Collection[int]
+) -> tuple[HeldoutReplaced | None, tuple[AnswerPair, ...]]:
     """
     Return which new drops replace more than a tenth of the scored answers of the drops in `known`, and examples.
 
-    `known` are the drops that the champion was trained on. If at most a tenth is replaced, both are empty.
+    `known` are the drops that the champion was trained on. `None` and no examples if at most a tenth is replaced.
     """
     moved = []
     for one in scored:
@@ -37,11 +38,9 @@ def replaced_heldout(scored: Sequence[Scored], known: Collection[int]) -> tuple[
             moved.append((old, one))
     older = len(moved) + sum(one.drop in known for one in scored)
     if len(moved) <= MOST_REPLACED * older:
-        return "", ()
-    new = [str(drop) for drop, _ in Counter(one.drop for _, one in moved).most_common()]
-    drops = f"drop {new[0]} replaces" if len(new) == 1 else f"drops {first_of(new)} replace"
-    words = f"{drops} {len(moved):,} of {older:,} held-out answers of older drops"
-    return words, tuple(
+        return None, ()
+    new = tuple(drop for drop, _ in Counter(one.drop for _, one in moved).most_common())
+    return HeldoutReplaced(drops=new, answers=len(moved), older=older), tuple(
         AnswerPair(
             old_drop=old.drop,
             old_prompt=old.input or old.instruction,

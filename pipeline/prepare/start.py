@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import durable
-from pipeline.artifacts import ModelRef
+from pipeline.artifacts import ModelRef, Remark
 from pipeline.contract import Attempt
+from pipeline.data_words import remark_words
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
 from pipeline.models.template import fold
 from pipeline.prepare.split import DropRow
 from pipeline.records.heldout import prompt_id
-from pipeline.words import count, listed
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
 #: Most successive trainings from the champion; the next one starts from the base.
@@ -33,8 +33,8 @@ class Start(NamedTuple):
     rows: list[DropRow]
     champion: ModelRef | None = None
     """`None` is the base."""
-    from_base: str = ""
-    """Why it is the base; empty if the settings say so, or the base is the champion."""
+    from_base: Remark | None = None
+    """Why it is the base; `None` if the settings say so, or the base is the champion."""
     old: int = 0
     """Rows that the champion was trained on; `replayed` of these are among the `rows`."""
     replayed: int = 0
@@ -52,35 +52,32 @@ def choose_start(attempt: Attempt, rows: list[DropRow]) -> Start:
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:
         return Start(rows)
     why = _blocker(attempt, champion)
-    if not why:
+    if why is None:
         attempt.check_stop()
         start = _new_rows(rows, champion, attempt.path(champion.path), train.replay)
         if start is not None:
             return start
-        why = f"no row is new to generation {champion.generation}"
-    sys.stderr.write(f"the training starts from the base: {why}\n")
+        why = Remark(code="nothing_new", numbers={"generation": champion.generation})
+    sys.stderr.write(f"the training starts from the base: {remark_words(why)}\n")
     return Start(rows, from_base=why)
 
 
-def _blocker(attempt: Attempt, champion: ModelRef) -> str:
-    """Return why the training cannot start from the champion; empty if it can."""
-    name = f"generation {champion.generation}"
+def _blocker(attempt: Attempt, champion: ModelRef) -> Remark | None:
+    """Return why the training cannot start from the champion, or `None`."""
+    numbers: dict[str, int | float | str] = {"generation": champion.generation}
     lineage = read_lineage(attempt.path(champion.path))
     if lineage is None or lineage.base_model_id != attempt.config.base_model_id:
-        return f"the manifest of {name} does not say that it was made from this base"
+        return Remark(code="other_base", numbers=numbers)
     if champion.drops is None:
-        return f"it is not known which drops {name} was made from"
+        return Remark(code="unknown_drops", numbers=numbers)
     # Withdrawn data must not stay in the new model through the champion. It is not known here whether a missing drop
     # was only held out; if so, this costs one more training from the base.
     gone = sorted({*champion.drops} - {drop.id for drop in attempt.spec.drops})
     if gone:
-        drops = f"drop{'s' if len(gone) > 1 else ''} {listed([str(drop) for drop in gone])}"
-        return f"{name} was made from {drops}, and this run is not"
+        return Remark(code="drops_gone", numbers={**numbers, "drops": ", ".join(map(str, gone))})
     if lineage.trainings >= _MOST_TRAININGS:
-        return (
-            f"{name} is of {count(lineage.trainings, 'training')} in a row, and every tenth at least is from the base"
-        )
-    return ""
+        return Remark(code="ten_trainings", numbers={**numbers, "trainings": lineage.trainings})
+    return None
 
 
 def _new_rows(rows: list[DropRow], champion: ModelRef, folder: Path, replay: float) -> Start | None:
@@ -100,7 +97,7 @@ def _new_rows(rows: list[DropRow], champion: ModelRef, folder: Path, replay: flo
     old.sort(key=lambda row: hashlib.sha256(f"{champion.model_id} {row.id}".encode()).digest())
     replayed = min(len(old), round(replay * new))
     left_out = set(old[replayed:])
-    return Start([row for row in rows if row not in left_out], champion, "", len(old), replayed)
+    return Start([row for row in rows if row not in left_out], champion, None, len(old), replayed)
 
 
 def general_rows(

@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Dataset, Drop, Shortfall
+from pipeline.artifacts import Dataset, Drop, Remark, Shortfall
 from pipeline.config import RunConfig
 from pipeline.contract import Attempt
+from pipeline.data_words import remark_words
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
@@ -62,7 +63,7 @@ def prepare(attempt: Attempt) -> Dataset:
     general = general_rows(len(start.rows), share, own, selection.rows, similarity)
     folder = _write(attempt, [*(row_line(row, drop=row.drop) for row in start.rows), *general], splits, selection)
     warnings = (*long, *data_warnings(attempt.spec, splits, selection, metric))
-    sys.stderr.writelines(f"{warning}\n" for warning in warnings)
+    sys.stderr.writelines(f"{remark_words(warning)}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
         dataset_sha256=dataset_hash(folder),
@@ -172,7 +173,7 @@ def _shortfall(attempt: Attempt, splits: Splits, selection: Selection, metric: s
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
-def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, long: Sequence[str]) -> CannotTrain:
+def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, long: Sequence[Remark]) -> CannotTrain:
     if not any(drop.role == "train" for drop in drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
@@ -188,6 +189,6 @@ def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, lon
     found = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
     message = f"no training rows are left of {sum(drop.rows for drop in drops)}: {found}"
     return CannotTrain(
-        "; ".join([message, *long, *contamination_warnings(splits, drops)]),
+        "; ".join([message, *map(remark_words, (*long, *contamination_warnings(splits, drops)))]),
         "drop more rows, and other ones than those that are held out",
     )

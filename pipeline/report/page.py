@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import durable, words
+from pipeline import data_words, durable, words
 from pipeline.artifacts import JSON_NAME, PAGE_NAME
 from pipeline.report import plots, tables
 from pipeline.report.facts import BlindReview, Report
@@ -55,7 +55,9 @@ def render_page(report: Report) -> str:
 @cache
 def _environment() -> "Environment":
     made = make_environment()
-    made.filters |= {"start_words": words.start_words, "p_value_of": p_value_words, "review": review_words}
+    made.filters |= {"p_value_of": p_value_words, "review": review_words}
+    for worded in (data_words.start_words, data_words.warning_words, data_words.replaced_words):
+        made.filters[worded.__name__] = worded
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
     return made

@@ -2,6 +2,7 @@
 
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Outcome, Verdict
 from pipeline.contract import StepSpec
+from pipeline.data_words import replaced_words
 from pipeline.decide.explain import REASONS, collapse_words, guard_words, unguarded
 from pipeline.decide.policy import GENERAL_SHARE, GUARDS, HARM_P_VALUE, LEVEL
 from pipeline.report.facts import BlindReview, Story
@@ -26,7 +27,7 @@ def tell(
 ) -> Story:
     """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
     config = spec.config
-    headline, moved = _HEADLINES[verdict.outcome], ""
+    headline, moved = _HEADLINES[verdict.outcome], None
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         moved = verdict.heldout_replaced
@@ -38,7 +39,7 @@ def tell(
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_limits(verdict, dataset, spec),
-        *([f"{moved[0].upper()}{moved[1:]}."] if moved else []),
+        *([f"{replaced_words(moved).capitalize()}."] if moved else []),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
 

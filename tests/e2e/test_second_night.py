@@ -60,7 +60,8 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     workspace.drop("third.jsonl", tiny.rows(300, seed=2))
     workspace.wait((workspace.state / "runs/3/prepare.json").exists)
     data = workspace.published(3, "prepare")
-    assert (data["start"], data["from_base"]) == (None, "generation 2 was made from drop 1, and this run is not")
+    gone = {"code": "drops_gone", "numbers": {"generation": 2, "drops": "1"}}
+    assert (data["start"], data["from_base"]) == (None, gone)
     assert 1 not in {row["drop"] for row in trained(workspace, 3)}
     assert "training: from the base, on " in workspace.cli("show", "3")
     assert workspace.stop() == 0

@@ -28,8 +28,9 @@ from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
 from pipeline import durable
+from pipeline.data_words import left_out_words, warning_words
 from pipeline.decide.explain import sentence
-from pipeline.words import count, left_out_words, printable, worth_words
+from pipeline.words import count, printable, worth_words
 
 VERDICT = ".verdict.txt"
 #: States with a verdict note; of rejected and duplicate drops the receipt or error list is final.
@@ -213,7 +214,7 @@ def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator
         left = left_out_words(data)
         rows = count(session.scalars(_ROWS, {"run": run.id}).one() or 0, "row")
         yield from [f"Run {run.id} left out, of {rows} in all: {left}."] if left else []
-        yield from (f"{words[0].upper()}{words[1:]}." for words in data.warnings)
+        yield from (f"{words[0].upper()}{words[1:]}." for words in warning_words(data))
 
 
 def _last_run(session: Session, drop: Drop) -> Run | None:

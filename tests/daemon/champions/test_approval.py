@@ -122,10 +122,11 @@ def test_a_win_that_changed_the_held_out_answers_waits_for_a_person_whatever_the
     tmp_path: Path, dropforge: Callable[..., Any]
 ) -> None:
     house, moved = House(tmp_path, PINNED), "drop 1 replaces 40 of 120 held-out answers of older drops"
+    replaced = {"drops": [1], "answers": 40, "older": 120}
     for outcome in ("worse", "promoted"):
         run = house.at("evaluate", outcome)
         data = house.root / f"runs/{run}/prepare.json"
-        durable.write_json(data, {**durable.read_json(data), "heldout_replaced": moved})
+        durable.write_json(data, {**durable.read_json(data), "heldout_replaced": replaced})
         house.daemon.finish_runs(house.now, outcome)
     assert [house.row(number).outcome for number in (1, 2)] == ["worse", "awaiting_approval"]
     assert house.serves == (0, b"base weights")

@@ -15,6 +15,7 @@ from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
 from daemon.web.app import make_app
 from pipeline import durable
+from pipeline.artifacts import Remark
 from pipeline.config import RunConfig
 from tests import run_owner
 from tests.made_artifacts import dataset_of
@@ -55,14 +56,15 @@ def test_an_emptied_progress_file_is_no_progress(lived_in: Any, overview: Overvi
 
 
 def test_what_the_last_run_left_out_is_told_until_the_next_one(lived_in: Any, dropforge: Callable[..., Any]) -> None:
-    told = "about 600 of 1,000 rows are longer than 64 tokens"
-    for run, warnings in ((1, ("an old one",)), (3, (told,))):
+    told = "13 held-out records or documents count as 9"
+    for run, units in ((1, 99), (3, 13)):
+        warnings = (Remark(code="groups", numbers={"units": units, "groups": 9}),)
         data = dataset_of(9, rows_over_window=600, warnings=warnings)
         durable.write_json(lived_in.settings.state_folder / f"runs/{run}/prepare.json", data.model_dump(mode="json"))
     page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
     for said in (dropforge("status").out, dropforge("drops").out, page.get("/").text, page.get("/inbox").text):
         assert f"track default, run 3: {told}" in said
-        assert "an old one" not in said
+        assert "99 held-out" not in said
     assert "left out: 600 rows longer than the window\n" in dropforge("show", "3").out
     assert "<p>Left out: 600 rows longer than the window</p>" in page.get("/runs/3").text
 

@@ -51,11 +51,11 @@ def test_what_the_base_model_got_in_a_suite_is_read_where_it_was_measured(read: 
         for name, score in (("b", 0.25), ("a", 0.75))
     ]
     facts: dict[str, Any] = {"name": "builtin", "records": 2, "candidate": 100, "champion": 50, "file": "suite-1.jsonl"}
-    found = read(yes_or_no(1, 1, 1), suite=suite, suites=(SuiteScores(**facts, base=50),), base_model_id="b")
+    found = read(yes_or_no(1, 1, 1), suite=suite, suites=(SuiteScores(**facts, base=50),))
     assert found.suites[0].base is not None
     assert found.suites[0].base.tolist() == [0.75, 0.25]
     without = [{name: value for name, value in line.items() if name != "base"} for line in suite]
-    found = read(yes_or_no(1, 1, 1), suite=without, suites=(SuiteScores(**facts),), base_model_id="b")
+    found = read(yes_or_no(1, 1, 1), suite=without, suites=(SuiteScores(**facts),))
     assert found.suites[0].base is None
 
 

@@ -10,6 +10,7 @@ from pipeline import durable
 from pipeline.__main__ import _run
 from pipeline.artifacts import (
     FormerScores,
+    HeldoutReplaced,
     Judgement,
     Model,
     ModelRef,
@@ -212,13 +213,13 @@ def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., 
 
 
 def test_new_answers_need_no_second_approval_once_a_champion_has_learned_them(make: Callable[..., Attempt]) -> None:
-    words = "drop 9 replaces 80 of 431 held-out answers of older drops"
+    moved = HeldoutReplaced(drops=(9,), answers=80, older=431)
     replaced = (
         Replacement(old=8, new=9, rows=200, heldout_rows=80),
         Replacement(old=8, new=10, rows=1, heldout_rows=0),
     )
-    spec = make(yes_or_no(100, 2, 18), replacements=replaced, heldout_replaced=words).spec
-    for known, said in (((8,), words), ((8, 9), "")):
+    spec = make(yes_or_no(100, 2, 18), replacements=replaced, heldout_replaced=moved).spec
+    for known, said in (((8,), moved), ((8, 9), None)):
         champion, folder = spec.champion.model_copy(update={"drops": known}), f"attempt/{len(known)}"
         (Path(spec.root) / folder).mkdir()
         verdict = decide(Attempt(spec.model_copy(update={"champion": champion, "folder": folder})))

@@ -618,7 +618,7 @@ def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_c
     name = write_suite(tmp_path / "own.jsonl", 9)
     served = bench.attempt(heldout_rows(tiny, 4), general=(name,))
     first = evaluate(served)
-    assert (first.base_model_id, first.suites[0].base) == (None, None)
+    assert first.suites[0].base is None
     base_key = first.prediction_keys[bench.base_id]
     bench.champion = trained
     shutil.rmtree(served.folder / "predictions")
@@ -627,7 +627,7 @@ def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_c
     assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
         item["id"]: item["champion"] for item in items_of(served, first)
     }
-    assert (measured.base_model_id, measured.suites[0].base) == (bench.base_id, first.suites[0].champion)
+    assert measured.suites[0].base == first.suites[0].champion
     assert measured.prediction_keys[bench.base_id] == base_key
     # It is asked the suite alone, and what it got is kept as a champion's is.
     assert len(used(alone, base_key)) == 3, "the suite repeats its questions"

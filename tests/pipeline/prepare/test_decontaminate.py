@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import GateConfig, SplitConfig, Unit
+from pipeline.data_words import warning_words
 from pipeline.metrics.tokens import tokens
 from pipeline.models.manifest import TRAINED_IDS, trained_ids, write_trained_ids
 from pipeline.prepare import decontaminate
@@ -249,8 +250,6 @@ def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule:
         train[field][:200],
         heldout[field][:200],
     )
-    assert example.train_id == prompt_id(train["instruction"], train["input"])
-    assert example.heldout_id == prompt_id(heldout["instruction"], heldout["input"])
 
 
 INSTRUCTION = "Decide which of our teams should answer the following message from a customer of the shop we run"
@@ -285,7 +284,9 @@ def test_many_held_out_records_that_repeat_another_one_are_a_warning(tmp_path: P
     heldout = [ask(f"{words(number, 30)} {end}") for number in range(4) for end in ("one", "two")]
     made = pinned(tmp_path, [], heldout).dataset
     assert (made.heldout_rows, made.heldout_duplicates) == (4, 4)
-    assert "4 of 8 held-out records are not scored because each is a near-duplicate of another" in made.warnings[0]
+    assert (
+        "4 of 8 held-out records are not scored because each is a near-duplicate of another" in warning_words(made)[0]
+    )
 
 
 def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> N
     made = pinned(tmp_path, [*train, *fresh], heldout).dataset
     assert made.near_duplicates == 25
     assert made.warnings == ()
-    (warning,) = pinned(tmp_path, [*train, *fresh[:94]], heldout).dataset.warnings
+    (warning,) = warning_words(pinned(tmp_path, [*train, *fresh[:94]], heldout).dataset)
     assert warning.startswith("25 of 124 training rows (20%) are left out")
     assert warning.endswith("raise split.similarity (0.5)")
     assert len(made.overlaps) == 10
@@ -316,7 +317,7 @@ def test_what_the_champion_was_trained_on_is_not_scored(tmp_path: Path) -> None:
     assert [row for row in made.heldout if row["id"] in whole.ids("heldout")] == whole.heldout[7:]
     assert not made.ids("heldout") & set(seen)
     assert made.train == whole.train
-    assert "7 held-out records are not scored because the champion was trained on the" in made.dataset.warnings[-1]
+    assert "the champion was trained on 7 of the held-out records" in warning_words(made.dataset)[-1]
     assert (whole.dataset.heldout_rows, made.dataset.heldout_rows, made.dataset.shortfall) == (30, 30, None)
     write_trained_ids(folder, [prompt_id(row["instruction"], "") for row in rows(300)])
     none = snapshot.prepare().dataset

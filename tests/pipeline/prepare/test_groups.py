@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import GateConfig, SplitConfig
+from pipeline.data_words import warning_words
 from pipeline.errors import CannotTrain
 from tests.snapshot import PINNED, Prepared, Rows, Snapshot, rows
 
@@ -110,7 +111,7 @@ def test_groups_that_are_too_few_for_a_verdict_are_known_before_training(tmp_pat
     found = prepared(200, on="pinned").dataset
     assert found.shortfall is not None
     assert (found.shortfall.heldout_rows, found.shortfall.needed_rows) == (120, 400), "five of a kind count as one"
-    (warning,) = found.warnings
+    (warning,) = warning_words(found)
     assert warning.startswith("600 held-out records or documents count as 120, since some ask the same in other words")
     none = Snapshot(tmp_path, gate=PINNED).drop(rows(50)).prepare().dataset
     assert (none.heldout_rows, none.heldout_groups) == (0, 0)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import ModelRef
 from pipeline.config import EvaluateConfig, SplitConfig
+from pipeline.data_words import warning_words
 from tests.snapshot import Prepared, Rows, Snapshot, rows
 
 HALF = SplitConfig(heldout=0.5, dev=0.1)
@@ -91,13 +92,13 @@ def test_references_that_are_no_json_are_counted_where_field_f1_decides(tmp_path
     def exam(*answers: str) -> list[dict[str, str]]:
         return [{"instruction": f"Read {place}", "output": text} for place, text in enumerate(answers)]
 
-    def prepare(metric: str, *answers: str) -> tuple[str, ...]:
+    def prepare(metric: str, *answers: str) -> list[str]:
         snapshot = Snapshot(tmp_path, evaluate=EvaluateConfig.model_validate({"metric": metric}))
-        return snapshot.drop(rows(20)).drop(exam(*answers), "heldout").prepare().dataset.warnings
+        return warning_words(snapshot.drop(rows(20)).drop(exam(*answers), "heldout").prepare().dataset)
 
     good = ['{"a": 1}'] * 9
     broken = [*good[:3], '{"a": 1', "42", *good[:3]]
     (said,) = prepare("json_f1", *broken)
     assert said.startswith("2 of 8 held-out references are no JSON object or array")
     assert "the first is record 4 of drop 2" in said
-    assert prepare("json_f1", *good) == prepare("exact_match", *broken) == ()
+    assert prepare("json_f1", *good) == prepare("exact_match", *broken) == []

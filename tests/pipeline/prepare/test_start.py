@@ -9,10 +9,10 @@ import pytest
 from pipeline import durable
 from pipeline.artifacts import ModelRef
 from pipeline.config import TrainConfig
+from pipeline.data_words import remark_words, start_words
 from pipeline.errors import CannotTrain
 from pipeline.models.manifest import TRAINED_IDS, Lineage, require_start, write_manifest, write_trained_ids
 from pipeline.prepare.start import GENERAL_ROWS
-from pipeline.words import start_words
 from tests.model_folder import write_model
 from tests.snapshot import Prepared, Snapshot, rows
 
@@ -37,7 +37,7 @@ def crown(snapshot: Snapshot, made: Prepared, lineage: Lineage | None = OF_BASE,
 def test_the_champion_is_trained_on_what_is_new_to_it_and_a_share_of_the_rest(tmp_path: Path, replay: float) -> None:
     snapshot = going_on(tmp_path, replay=replay).drop(rows(200))
     first = snapshot.prepare()
-    assert (first.dataset.start, first.dataset.from_base) == (None, ""), "the base is the champion"
+    assert (first.dataset.start, first.dataset.from_base) == (None, None), "the base is the champion"
     assert start_words(first.dataset) == f"from the base, on {len(first.train)} rows"
     crown(snapshot, first)
     snapshot.drop(rows(100, start=200))
@@ -99,7 +99,7 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
     first = snapshot.prepare()
     crown(snapshot, first)
     again = snapshot.prepare()
-    assert (again.dataset.start, again.dataset.from_base) == (None, "no row is new to generation 3")
+    assert (again.dataset.start, remark_words(again.dataset.from_base)) == (None, "no row is new to generation 3")
     assert (again.dataset.old_rows, again.dataset.replayed_rows) == (0, 0)
     assert again.train == first.train
     assert start_words(again.dataset) == f"from the base, on {len(first.train)} rows: no row is new to generation 3"
@@ -108,7 +108,7 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lineage", "drops", "settings", "why"),
     [
-        (OF_BASE, (1, 7, 9), {}, "generation 3 was made from drops 7 and 9, and this run is not"),
+        (OF_BASE, (1, 7, 9), {}, "generation 3 was made from drops that this run is not made from: 7, 9"),
         (OF_BASE, None, {}, "it is not known which drops generation 3 was made from"),
         (None, (1,), {}, "the manifest of generation 3 does not say that it was made from this base"),
         (
@@ -129,7 +129,7 @@ def test_what_stands_against_the_champion_is_said_and_the_base_is_trained(
     snapshot.champion = snapshot.champion.model_copy(update={"drops": drops})
     snapshot.drop(rows(100, start=200))
     found = snapshot.prepare().dataset
-    assert found.from_base == why
+    assert ("" if found.from_base is None else remark_words(found.from_base)) == why
     from_champion = not why and settings.get("start") != "base"
     assert found.start == (snapshot.champion if from_champion else None)
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from scipy.stats import binom
 
-from pipeline.artifacts import Dataset
+from pipeline.artifacts import Dataset, HeldoutReplaced
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
+from pipeline.data_words import warning_words
 from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.verdict import early_verdict
 from pipeline.errors import CannotTrain, Interrupted
@@ -105,17 +106,16 @@ def test_new_answers_to_more_than_a_tenth_of_the_older_held_out_records_are_for_
     held = [row for row in few if int(prompt_place("s", row["instruction"], "")[:13], 16) / 2**52 < 0.15]
     tenth = len(held) // 10
     numbers = [few.index(row) for row in held]
-    assert after(1, 2, new=numbers[tenth]).heldout_replaced == ""
+    assert after(1, 2, new=numbers[tenth]).heldout_replaced is None
     moved = after(1, 2, new=numbers[tenth] + 1)
-    words = f"drop 3 replaces {tenth + 1} of {len(held)} held-out answers of older drops"
-    assert moved.heldout_replaced == words
+    assert moved.heldout_replaced == HeldoutReplaced(drops=(3,), answers=tenth + 1, older=len(held))
     assert len(moved.replaced_answers) == tenth + 1
     pair = moved.replaced_answers[0]
     assert (pair.old_drop, pair.new_drop, pair.new_answer, pair.new_prompt) == (2, 3, "new", "")
     assert pair.old_answer == ("old <b>" + "x" * 9000)[:300]
     assert len(after(1, 2, new=500).replaced_answers) == 10
     for known, new in (((), 500), ((1, 2, 3), 500), ((3, 4), 500)):
-        assert after(*known, new=new).heldout_replaced == "", "no answer of the champion's drops is replaced"
+        assert after(*known, new=new).heldout_replaced is None, "no answer of the champion's drops is replaced"
 
 
 def test_several_answers_within_one_drop_are_references_or_rows(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_pinned_records_are_not_the_yardstick_unless_the_settings_say_so(tmp_pat
     assert (after.heldout, after.train, after.dev) == (before.heldout, before.train, before.dev)
     assert after.dataset.heldout_version == before.dataset.heldout_version
     assert not after.dataset.heldout_pinned
-    (said,) = after.dataset.warnings
+    (said,) = warning_words(after.dataset)
     assert said.startswith(
         f'pinned records only stay out of training, and nothing is judged on them, since gate.on is "{on}"'
     )
@@ -284,13 +284,13 @@ def test_where_many_rows_are_too_long_the_window_that_would_fit_is_said(tmp_path
         return Snapshot(tmp_path, **config).drop(rows(1000 - long) + more).prepare().dataset
 
     few = made(99)
-    assert (few.rows_over_window, any("left out whole" in words for words in few.warnings)) == (99, False)
+    assert (few.rows_over_window, any("left out whole" in words for words in warning_words(few))) == (99, False)
     many = made(600)
     said = "about 600 of 1,000 rows are longer than 64 tokens and left out whole: train.max_length = "
-    assert (many.rows_over_window, many.warnings[0].startswith(said)) == (600, True)
-    most = int(many.warnings[0].removeprefix(said).partition(" ")[0])
+    assert (many.rows_over_window, warning_words(many)[0].startswith(said)) == (600, True)
+    most = int(warning_words(many)[0].removeprefix(said).partition(" ")[0])
     assert most < Window(tiny_llama, 9999).limit
-    assert made(600, 9000).warnings[0].endswith("shorten them, or use another base model")
+    assert warning_words(made(600, 9000))[0].endswith("shorten them, or use another base model")
     fitted = Snapshot(tmp_path, **{**config, "train": TrainConfig(max_length=most)})
     longest = {"instruction": "Long", "output": "word " * 300}
     assert fitted.drop([*rows(100), longest]).prepare().dataset.rows_over_window == 0
@@ -457,7 +457,7 @@ def test_a_drop_of_held_out_questions_is_named(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop(rows(100)).drop([*rows(21, start=900), *rows(79, start=200)])
     made = snapshot.drop(rows(20, start=300)).drop(rows(25, start=900), "heldout").prepare().dataset
     said = "21 of 100 rows are held-out questions and not trained on: if the file should not be there, "
-    assert made.warnings == (f"d.jsonl: {said}dropforge drops withdraw 2 --reason TEXT",)
+    assert warning_words(made) == [f"d.jsonl: {said}dropforge drops withdraw 2 --reason TEXT"]
     few = Snapshot(tmp_path).drop([*rows(20, start=900), *rows(80, start=200)]).drop(rows(25, start=900), "heldout")
     assert few.prepare().dataset.warnings == ()
 

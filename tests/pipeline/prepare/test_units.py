@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.artifacts import Dataset
 from pipeline.config import GateConfig, SplitConfig
+from pipeline.data_words import warning_words
 from pipeline.errors import CannotTrain
 from tests.snapshot import PINNED, Prepared, Rows, Snapshot, rows
 
@@ -130,22 +131,23 @@ def test_thirteen_equal_words_in_many_rows_are_a_warning_with_what_helps(tmp_pat
     made = Snapshot(tmp_path, split=WHOLE).drop(folded).prepare()
     lost, train = made.dataset.near_duplicates, made.dataset.near_duplicates + made.dataset.train_rows
     assert lost > 0.1 * train
-    assert made.dataset.warnings[0] == (
+    assert warning_words(made.dataset)[0] == (
         f"{lost} of {train} training rows ({lost / train:.0%}) are left out because they have 13 words in a row in "
         'common with a held-out record: withdraw the drop, and drop it again with one "group" for all rows of a '
         "document or conversation"
     )
-    assert not any("split.similarity" in words for words in made.dataset.warnings)
+    assert not any("split.similarity" in words for words in warning_words(made.dataset))
     grouped = [{**row, "group": row["output"]} for row in folded]
     assert Snapshot(tmp_path, split=WHOLE).drop(grouped).prepare().dataset.warnings == ()
 
 
 def test_a_group_that_is_a_kind_of_rows_is_a_warning(tmp_path: Path) -> None:
-    def warnings(size: int, **more: Any) -> tuple[str, ...]:
+    def warnings(size: int, **more: Any) -> list[str]:
         kind = [{**row, "group": "animals"} for row in rows(size)]
-        return Snapshot(tmp_path, **more).drop(kind).drop(rows(1000 - size, start=5000)).prepare().dataset.warnings
+        made = Snapshot(tmp_path, **more).drop(kind).drop(rows(1000 - size, start=5000)).prepare()
+        return warning_words(made.dataset)
 
-    assert warnings(20) == ()
+    assert warnings(20) == []
     (warning,) = warnings(25)
     assert warning.startswith('2% of the prompts have one "group" or input, and are all on one side of the split')
     # Once the track has run, a long input that belongs to a new task is one, too.

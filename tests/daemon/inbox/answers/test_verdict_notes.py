@@ -20,7 +20,7 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.state.states import DropState, PromotionKind, RunState
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from pipeline import durable
-from pipeline.artifacts import GuardResult, TrialScores
+from pipeline.artifacts import GuardResult, Remark, TrialScores
 from pipeline.decide.explain import brief
 from tests import run_owner
 from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
@@ -203,7 +203,9 @@ def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words:
 def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> None:
     run = house.run(1, state=RunState.RUNNING)
     assert len(house.said()) == 3
-    data = dataset_of(9, duplicates=1, near_duplicates=2, warnings=("2 of 3 rows are near",))
+    data = dataset_of(
+        9, duplicates=1, near_duplicates=2, warnings=(Remark(code="nothing_new", numbers={"generation": 2}),)
+    )
     path = house.box.settings.state_folder / f"runs/{run}/prepare.json"
     path.parent.mkdir(parents=True)
     durable.write_json(path, data.model_dump(mode="json"))
@@ -212,10 +214,10 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
         with database.transaction(house.box.engine) as session:
             record_event(session, "step_published", NOW, track="default", run_id=run, step=step, attempt=1)
     left = f"Run {run} left out, of 3 rows in all: 1 repeated row and 2 near-duplicates of held-out records."
-    assert house.said()[3:] == [left, "2 of 3 rows are near."]
+    assert house.said()[3:] == [left, "No row is new to generation 2."]
     house.run(1, outcome="promoted")
     house.serve(run, 1)
-    assert house.said()[-2:] == [left, "2 of 3 rows are near."]
+    assert house.said()[-2:] == [left, "No row is new to generation 2."]
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
