@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -13,8 +14,8 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import Attempt, StepSpec
 from pipeline.models.manifest import model_id
 from pipeline.models.template import Template, fold, single_turn
-from pipeline.prepare.start import general_rows
-from pipeline.records.heldout import dataset_hash
+from pipeline.prepare import start
+from pipeline.records.heldout import dataset_hash, prompt_id
 from tests.demo_data import write_rows
 
 DEV_ROWS = 24
@@ -68,7 +69,9 @@ def write_data(root: Path, rows: Sequence[dict[str, str]], general: float = 0.0)
     `general` is the share of the training rows that are general ones.
     """
     (root / "data").mkdir()
-    added = general_rows(len(rows) - DEV_ROWS, general, (), (), 0.5)
+    count = round((len(rows) - DEV_ROWS) * general / (1 - general))
+    built_in = cycle(durable.read_jsonl(start.GENERAL_ROWS))
+    added = [{"id": prompt_id(row["instruction"], ""), "input": "", **row} for row in islice(built_in, count)]
     for name, part, more in (("train", rows[:-DEV_ROWS], added), ("dev", rows[-DEV_ROWS:], [])):
         own = [{"id": str(number), **row} for number, row in enumerate(part)]
         write_rows(root / "data" / f"{name}.jsonl", [*own, *more])

@@ -16,12 +16,15 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 _MANY = 10_000_000
 
 
+#: Fewer dev rows are too few for a dev loss and go to training.
+DEV_ROWS = 20
+
 #: What is on one side of the split as a whole: all prompts on one long input, or each prompt by itself.
 Unit = Literal["document", "prompt"]
 
 
 class SplitConfig(Frozen):
-    """How accepted records are divided; fixed for a track at its first run."""
+    """How accepted records are divided; a track's first verdict fixes `heldout` and `dev`."""
 
     heldout: Fraction = 0.15
     """Share of prompts that only the gate ever sees; 0 needs gate.on = "pinned"."""

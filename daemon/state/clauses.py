@@ -50,7 +50,7 @@ def drop_clauses(drop: Any) -> list[str]:
         *([] if alone else [f"without drop {drop.id} no harm was found"]),
         (
             f"the control, run {found.control}, was better on {scores.losses:,} and worse on {scores.wins:,} of "
-            f"{count(scores.groups, 'record')}: dropforge report {found.trial}"
+            f"{count(scores.groups, 'group of records', 'groups of records')}: dropforge report {found.trial}"
         ),
         *(one.line for one in ways_out(drop.id, scores.lost_drops, drop.track)),
     ]

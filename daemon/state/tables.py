@@ -80,12 +80,12 @@ class Track(SQLModel, table=True):
     name: str = Field(primary_key=True)
     salt: str
     created_at: int
-    #: JSON of SplitConfig, fixed at the first run.
+    #: JSON of SplitConfig, fixed at the first verdict.
     split: dict[str, float] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: Primary metric and answer length, fixed at the first run.
+    #: Primary metric and answer length, fixed at the first verdict.
     metric: str | None = None
     max_new_tokens: int | None = None
-    #: What is on one side of the split as a whole (`pipeline.config.Unit`), fixed at the first run.
+    #: What is on one side of the split as a whole (`pipeline.config.Unit`), fixed at the first verdict.
     unit: str | None = None
     #: Prompts per batch in generation, as in the first report.
     eval_batch_size: int | None = None

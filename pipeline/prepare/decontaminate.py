@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Overlap
-from pipeline.config import RunConfig, Unit
+from pipeline.config import DEV_ROWS, RunConfig, Unit
 from pipeline.metrics.tokens import shingles, tokens
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
 from pipeline.prepare.split import SAMPLE, DropRow, Prompt, SplitName, choose_unit, group_prompts
@@ -45,8 +45,6 @@ SAME_FORM = 0.6
 FORM_WORD = 0.95
 #: Answers with fewer words are not compared.
 LONG_ANSWER_WORDS = 8
-#: Fewer dev rows are too few for a dev loss and go to training.
-LEAST_DEV_ROWS = 20
 MOST_EXAMPLES = 10
 _SHOWN = 200
 
@@ -242,7 +240,7 @@ def assign(drop_rows: Sequence[DropRow], config: RunConfig, watch: Watch) -> Spl
             near = {row for one in found for row in one.rows}
             rows[prompt.split] += [row._replace(drop=prompt.drops[0]) for row in prompt.rows if row not in near]
     train, dev = rows.values()
-    if len(dev) < LEAST_DEV_ROWS:
+    if len(dev) < DEV_ROWS:
         train, dev = [*train, *dev], []
     return Splits(prompts, heldout, train, dev, left_out, unit)
 

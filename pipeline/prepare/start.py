@@ -7,19 +7,18 @@ trainings since the base. With either start, built-in general rows are added as 
 
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline import durable
 from pipeline.artifacts import ModelRef, Remark
 from pipeline.contract import Attempt
 from pipeline.data_words import remark_words
-from pipeline.metrics.tokens import shingles, tokens
 from pipeline.models.manifest import read_lineage, trained_ids
-from pipeline.models.template import fold
-from pipeline.prepare.split import DropRow
+from pipeline.prepare.decontaminate import Splits
+from pipeline.prepare.split import DropRow, Prompt
 from pipeline.records.heldout import prompt_id
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
@@ -100,22 +99,30 @@ def _new_rows(rows: list[DropRow], champion: ModelRef, folder: Path, replay: flo
     return Start([row for row in rows if row not in left_out], champion, None, len(old), replayed)
 
 
-def general_rows(
-    rows: int, share: float, used: Iterable[DropRow], scored: Sequence[DropRow], similarity: float
-) -> list[dict[str, Any]]:
+def general_rows(share: float, rows: Sequence[DropRow], splits: Splits) -> list[DropRow]:
     """
-    Return the lines of built-in general rows that make up `share` of the training rows, with `rows` others.
+    Return the built-in general rows that make up `share` of the training rows, with the others in `rows`.
 
-    If that takes more general rows than there are, they repeat. Left out are the prompts of rows in `used` or `scored`,
-    and those with a Jaccard index of at least `similarity` with one of the prompts `scored`.
+    If that takes more general rows than there are, they repeat. Prompts of `rows` and of dev rows are left out, and
+    near-duplicates of held-out records.
     """
     if not share:
         return []
-    general = {prompt_id(row["instruction"], ""): row for row in durable.read_jsonl(GENERAL_ROWS)}
-    taken = {row.id for row in (*used, *scored)}
-    runs = {name: shingles(tokens(row["instruction"])) for name, row in general.items() if name not in taken}
-    for prompt in scored:
-        own = shingles(tokens(fold(prompt.instruction, prompt.input)))
-        runs = {name: other for name, other in runs.items() if len(own & other) < similarity * len(own | other)}
-    mixed = islice(cycle(runs), round(rows * share / (1 - share)))
-    return [{"id": name, "input": "", **general[name]} for name in mixed]
+    taken = {row.id for row in (*rows, *splits.dev)}
+    general = []
+    for line in durable.read_jsonl(GENERAL_ROWS):
+        row = DropRow(
+            hash="",
+            id=prompt_id(line["instruction"], ""),
+            pinned=False,
+            order=0,
+            number=0,
+            drop=0,
+            instruction=line["instruction"],
+            input="",
+            output=line["output"],
+            tags=(),
+        )
+        if row.id not in taken and not splits.heldout.compare(Prompt("train", [row], (), [], 0, [], "")):
+            general.append(row)
+    return list(islice(cycle(general), round(len(rows) * share / (1 - share))))

@@ -59,9 +59,9 @@ def prepare(attempt: Attempt) -> Dataset:
     if not splits.train:
         raise _nothing_to_train(drops, read, splits, long)
     start = choose_start(attempt, splits.train)
-    own, share, similarity = [*start.rows, *splits.dev], config.train.general_rows, config.split.similarity
-    general = general_rows(len(start.rows), share, own, selection.rows, similarity)
-    folder = _write(attempt, [*(row_line(row, drop=row.drop) for row in start.rows), *general], splits, selection)
+    general = general_rows(config.train.general_rows, start.rows, splits)
+    lines = [*(row_line(row, drop=row.drop) for row in start.rows), *map(row_line, general)]
+    folder = _write(attempt, lines, splits, selection)
     warnings = (*long, *data_warnings(attempt.spec, splits, selection, metric))
     sys.stderr.writelines(f"{remark_words(warning)}\n" for warning in warnings)
     return Dataset(
@@ -151,7 +151,7 @@ def _shortfall(attempt: Attempt, splits: Splits, selection: Selection, metric: s
     gate, split = attempt.config.gate, attempt.config.split
     needed = gate.least_groups(metric)
     if gate.on != "pinned" and not split.heldout:
-        message = "no verdict is ever possible: split.heldout = 0, which the track's first run fixed, holds nothing out"
+        message = "no verdict is ever possible: split.heldout = 0 holds nothing out"
         raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
     scored, groups = selection.scored, selection.groups
     known = attempt.spec.champion.drops if gate.on == "seen" else None

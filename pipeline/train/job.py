@@ -11,8 +11,6 @@ from pipeline.config import TrainConfig
 from pipeline.models.loading import Device
 from pipeline.train.data_parallel import ProcessRank
 
-#: Fewest dev rows for which a dev loss is measured.
-DEV_ROWS = 20
 #: Learning rates of small and of large bases, by method.
 _ADAPTERS, _ALL_WEIGHTS = (5e-4, 3e-4), (1e-4, 3e-5)
 _RATES = {"lora": _ADAPTERS, "dora": _ADAPTERS, "galore": (2e-4, 6e-5), "spectrum": _ALL_WEIGHTS, "full": _ALL_WEIGHTS}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline import durable
 from pipeline.artifacts import TRAINED_FILES, Adapter, Dataset, Trained, Trial
+from pipeline.config import DEV_ROWS
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import load_template
@@ -23,7 +24,7 @@ from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.data_parallel import ProcessRank, job_of_several_nodes
-from pipeline.train.job import DEV_ROWS, Job, TokenRow, with_numbers
+from pipeline.train.job import Job, TokenRow, with_numbers
 from pipeline.train.memory import go_on_with_less, plan_memory
 from pipeline.train.search import search
 from pipeline.train.training import process_count, train_in_processes, visible_gpus
@@ -200,7 +201,7 @@ def _search(attempt: Attempt, prepared: Prepared) -> tuple[Trained, Path, tuple[
     if len(prepared.dev) < DEV_ROWS:
         raise CannotTrain(
             f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}",
-            "drop more data, raise split.dev before a track's first run, or remove [train.search]",
+            "drop more data, raise split.dev before a track's first verdict, or remove [train.search]",
         )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)
     mark = prepared.mark({**config.train.decisive(), "search": searched}, config.base_model_id)

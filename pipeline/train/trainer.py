@@ -11,12 +11,13 @@ from datasets import Dataset, Features, List, Value
 from transformers import AutoConfig, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.config import DEV_ROWS
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import arithmetic_dtype, check_gpu, load_model
 from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.data_parallel import seed_step, summed
-from pipeline.train.job import DEV_ROWS, Job, LengthGroups, TokenRow
+from pipeline.train.job import Job, LengthGroups, TokenRow
 from pipeline.train.packing import collate, enable_packing, micro_batches
 from pipeline.train.trained_weights import add_adapter, load_trained, optimizer, save_trained, unfreeze
 from pipeline.train.watcher import dev_loss

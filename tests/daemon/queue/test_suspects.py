@@ -355,7 +355,7 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     ways, submit = "If drop 5 corrects answers of drop 1, do one of these three", "dropforge submit FILE --heldout"
     assert box.why(5) == [
         "run 2 was worse with it, and so was run 3, which tried it alone",
-        "the control, run 4, was better on 23 and worse on 5 of 120 records: dropforge report 3",
+        "the control, run 4, was better on 23 and worse on 5 of 120 groups of records: dropforge report 3",
         f"{ways} and then restore it: dropforge drops restore 5 --reason TEXT",
         "Withdraw what is out of date: dropforge drops withdraw 1 --reason TEXT",
         "Or drop all prompts of drop 1 again with their new answers.",
@@ -400,7 +400,7 @@ def test_two_drops_that_only_do_harm_together_are_found_and_named(box: Box) -> N
     assert box.why(2)[:3] == [
         "run 2 was worse with it, and so was run 4, which tried drops 2 and 3 together",
         "without drop 2 no harm was found",
-        "the control, run 5, was better on 23 and worse on 5 of 120 records: dropforge report 4",
+        "the control, run 5, was better on 23 and worse on 5 of 120 groups of records: dropforge report 4",
     ]
     assert in_snapshot(box.claim()) == [1, 3]
 

@@ -107,7 +107,7 @@ def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, drop
     lines = words(dropforge("drops"))
     why = (
         "run 2 was worse with it, and so was run 3, which tried it alone; the control, run 4, was better on 23 "
-        "and worse on 5 of 120 records: dropforge report 3"
+        "and worse on 5 of 120 groups of records: dropforge report 3"
     )
     assert "suspended" in lines[1]
     assert why in lines[1]

@@ -361,7 +361,7 @@ def test_a_gate_on_seen_records_counts_those_that_the_champion_knows_before_anyt
 
 def test_a_share_of_nothing_is_no_promise_of_more_rows(tmp_path: Path) -> None:
     """A track that began with `gate.on = "pinned"` keeps its share whatever the settings say later."""
-    with pytest.raises(CannotTrain, match=r"split\.heldout = 0, which the track's first run fixed") as caught:
+    with pytest.raises(CannotTrain, match=r"split\.heldout = 0 holds nothing out") as caught:
         Snapshot(tmp_path, split=SplitConfig(heldout=0), gate=GateConfig()).drop(rows(300)).prepare()
     assert 'set gate.on = "pinned"' in caught.value.hint
 
