@@ -11,9 +11,11 @@ from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
 from pipeline.decide.policy import GUARD_HARM_P_VALUE, GUARDS, HARM_P_VALUE, exceeds
 from pipeline.decide.power import records_needed, smallest_gain
-from pipeline.decide.slices import POINTS, Known, count_unlisted, find_slices, judged_on, measure_slices
+from pipeline.decide.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
 
+#: The reasons for `insufficient_evidence`.
+_LACKING = {"no_pinned_heldout", "too_few_seen", "too_few_records"}
 _T_TESTS = "paired t and skewness-adjusted t, also with one more record lost completely"
 
 
@@ -41,18 +43,6 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
     wins, losses = statistics.count_signs(differences)
     low, high = statistics.interval(differences, seed)
-    least = rules.gate.least_groups(comparison.metric)
-    smallest = in_groups = missing = None
-    if verdict.outcome == "not_shown_better":
-        ask = partial(smallest_gain, part, partial(promotes, rules=rules), seed)
-        smallest, in_groups = ask(spread=True), ask() if differences.size < len(part.ids) else None
-        # More records do not enlarge a gain that is below the minimum.
-        gain = _gain(differences)
-        likely = 0.0 if exceeds(rules.gate.min_gain, gain) else gain / POINTS
-        needed = records_needed(likely, smallest, differences.size)
-        missing = None if needed is None else max(0, max(needed, least) - differences.size)
-    elif verdict.outcome == "insufficient_evidence":
-        missing = max(0, least - differences.size) or None
     numbers = {
         "candidate_score": None if means is None else float(means[0]),
         "champion_score": None if means is None else float(means[1]),
@@ -61,14 +51,33 @@ def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
         "wins": wins,
         "losses": losses,
         "ties": differences.size - wins - losses,
-        "smallest_detectable_gain": None if smallest is None else smallest * POINTS,
-        "smallest_group_gain": None if in_groups is None else in_groups * POINTS,
-        "records_needed": missing,
-        "groups_needed": least if verdict.outcome == "insufficient_evidence" else None,
         "slices": measure_slices(comparison, find_slices(comparison, rules.known), seed),
         "slices_not_listed": count_unlisted(comparison),
+        **_needed(part, rules, verdict, seed),
     }
     return verdict.model_copy(update=numbers)
+
+
+def _needed(part: Comparison, rules: Rules, verdict: Verdict, seed: int) -> dict[str, float | int | None]:
+    """Return what would have been needed: groups for a verdict, or a gain and groups for a promotion."""
+    least, groups = rules.gate.least_groups(part.metric), verdict.groups
+    if verdict.outcome == "insufficient_evidence":
+        return {"groups_needed": least, "records_needed": max(0, least - groups) or None}
+    if verdict.outcome != "not_shown_better":
+        return {}
+    smallest, in_groups = (
+        smallest_gain(part, partial(promotes, rules=rules), seed, spread=spread) if asked else None
+        for spread, asked in ((True, True), (False, groups < len(part.ids)))
+    )
+    # More records do not enlarge a gain that is below the minimum.
+    gain = _gain(part.differences())
+    likely = 0.0 if exceeds(rules.gate.min_gain, gain) else gain / POINTS
+    needed = records_needed(likely, smallest, groups)
+    return {
+        "smallest_detectable_gain": None if smallest is None else smallest * POINTS,
+        "smallest_group_gain": None if in_groups is None else in_groups * POINTS,
+        "records_needed": None if needed is None else max(0, max(needed, least) - groups),
+    }
 
 
 def weigh(comparison: Comparison, rules: Rules) -> Verdict:
@@ -85,19 +94,13 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
     gain, p_value, harm_p_value = _gain(differences), statistics.gain_p(differences), statistics.gain_p(-differences)
     slices = find_slices(part, rules.known)
     checked = guards.check(part, slices, rules.known, rules.guards)
-    wins = _wins(differences, gate)
-    seen = rules.known.seen(part)
+    wins, seen = _wins(differences, gate), rules.known.seen(part)
     few = differences.size < gate.least_groups(comparison.metric)
     failed = [row for row in checked if row.state == "failed"]
-    blame = {"always"} if wins else {"always", "without a win"}
-    # A lost tag blames no drop.
-    tags = {one.label for one in slices if one.kind == "tag"}
-    blaming = [row for row in failed if GUARDS[row.guard].blames in blame and row.label not in tags]
+    blaming = _blaming(failed, slices, wins=wins)
     against = {
         "trained_on_heldout": rules.seen_by_candidate > 0,
-        "no_pinned_heldout": gate.on == "pinned" and not comparison.pinned.any(),
-        "too_few_seen": few and gate.on == "seen",
-        "too_few_records": few and gate.on != "seen",
+        **_lacking(gate, few=few, pinned=bool(comparison.pinned.any())),
         "harm_shown": harm_p_value <= HARM_P_VALUE,
         "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in failed),
         **{GUARDS[row.guard].reason: True for row in failed},
@@ -123,6 +126,22 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
         blames_new_drops=lost and bool(rules.known.drops),
         lost_drops=tuple(row.drop for row in failed if row.drop is not None),
     )
+
+
+def _blaming(failed: Sequence[GuardResult], slices: Sequence[Slice], *, wins: bool) -> list[GuardResult]:
+    """Return those of the failed guards that blame new drops; a lost tag blames none."""
+    blame = {"always"} if wins else {"always", "without a win"}
+    tags = {part.label for part in slices if part.kind == "tag"}
+    return [row for row in failed if GUARDS[row.guard].blames in blame and row.label not in tags]
+
+
+def _lacking(gate: GateConfig, *, few: bool, pinned: bool) -> dict[str, bool]:
+    """Return whether each reason for `insufficient_evidence` holds, by whether the groups are too few."""
+    return {
+        "no_pinned_heldout": gate.on == "pinned" and not pinned,
+        "too_few_seen": few and gate.on == "seen",
+        "too_few_records": few and gate.on != "seen",
+    }
 
 
 def promotes(part: Comparison, rules: Rules) -> bool:
@@ -162,7 +181,7 @@ def _outcome(
     """
     if "trained_on_heldout" in reasons:
         return "contaminated"
-    if {"no_pinned_heldout", "too_few_seen", "too_few_records"} & set(reasons):
+    if not _LACKING.isdisjoint(reasons):
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
@@ -175,9 +194,7 @@ def _outcome(
 def early_verdict(dataset: Dataset, shortfall: Shortfall, gate: GateConfig) -> Verdict:
     """Return the verdict `insufficient_evidence` of a run with too little data, in which nothing was evaluated."""
     have, need, on_seen = shortfall.heldout_rows, shortfall.needed_heldout_rows, gate.on == "seen"
-    unpinned = gate.on == "pinned" and not dataset.heldout_pinned
-    few = "too_few_seen" if on_seen else "too_few_records"
-    reasons = {"no_pinned_heldout": unpinned, few: have < need}
+    reasons = _lacking(gate, few=have < need, pinned=dataset.heldout_pinned)
     return Verdict(
         outcome="insufficient_evidence",
         reasons=tuple(code for code, holds in reasons.items() if holds),
