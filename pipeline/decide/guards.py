@@ -62,16 +62,18 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margi
     tags that only they have: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
     seen = known.seen(comparison)
-    own = [one for one in slices if one.kind in {"seen", "tag"} or one.drop is not None]
-    tested = [(one, comparison.pairs(one.mask & seen)) for one in own if (one.mask & seen).any()]
+    tested = [
+        (part, comparison.pairs(part.mask & seen))
+        for part in slices
+        if (part.kind in {"seen", "tag"} or part.drop is not None) and (part.mask & seen).any()
+    ]
     many = sum(len(pair) >= policy.LEAST_FOR_MARGIN for _, pair in tested) >= policy.MANY
     for kind in ("seen", "drop", "tag"):
-        of_kind = [(one, pair) for one, pair in tested if one.kind == kind]
-        rows = [_row("slice", (one.label,), pair, margin) for one, pair in of_kind]
-        for (one, pair), row, adjusted in zip(of_kind, rows, _adjusted(rows), strict=True):
-            enough = len(pair) >= policy.LEAST_FOR_MARGIN
-            large = enough and _is_beyond(row) and (is_shown(row) or not many)
-            yield _fail_if(adjusted, large or is_shown(adjusted)).model_copy(update={"drop": one.drop})
+        of_kind = [part for part in tested if part[0].kind == kind]
+        rows = [_row("slice", (part.label,), pair, margin) for part, pair in of_kind]
+        for (part, pair), row, adjusted in zip(of_kind, rows, _adjusted(rows), strict=True):
+            is_large = len(pair) >= policy.LEAST_FOR_MARGIN and _is_beyond(row) and (is_shown(row) or not many)
+            yield _fail_if(adjusted, is_large or is_shown(adjusted)).model_copy(update={"drop": part.drop})
 
 
 def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
@@ -83,14 +85,12 @@ def _suites(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     promoted in 10 % (66). A candidate that is no further below the base than the champion passes: it may regain a part
     of a loss. Suites of free questions are left to `_collapse`.
     """
-    for suite in comparison.suites:
-        if suite.collapsed is not None:
-            continue
+    for suite in (suite for suite in comparison.suites if suite.collapsed is None):
         yield _tested(_row("general", (suite.name,), suite.scores, config.general))
         if suite.base is not None:
             pair = np.column_stack((suite.scores[:, 0], suite.base))
-            found = _tested(_row("general_base", (suite.name,), pair, config.general_base))
-            yield _no_further(found, suite.scores[:, 0] - suite.scores[:, 1])
+            row = _tested(_row("general_base", (suite.name,), pair, config.general_base))
+            yield _no_further(row, suite.scores[:, 0] - suite.scores[:, 1])
 
 
 def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
@@ -104,21 +104,20 @@ def _collapse(comparison: Comparison) -> Iterator[GuardResult]:
     for suite in comparison.suites:
         if suite.collapsed is None:
             continue
-        own, champion = suite.collapsed["candidate"], suite.collapsed["champion"]
+        candidate, champion = suite.collapsed["candidate"], suite.collapsed["champion"]
         base = suite.collapsed.get("base", champion)
-        changes = [bool(one) - bool(other) for one, other in zip(own, base, strict=True)]
-        p_value = statistics.mcnemar_exact(changes.count(1), changes.count(-1))
-        total, before, usual = (sum(map(bool, kinds)) for kinds in (own, champion, base))
+        changes = [bool(new) - bool(old) for new, old in zip(candidate, base, strict=True)]
+        total, before, usual = (sum(map(bool, kinds)) for kinds in (candidate, champion, base))
         row = _result(
             "collapse",
             (suite.name,),
-            tested=len(own) >= policy.LEAST_TESTED,
-            records=len(own),
+            tested=len(candidate) >= policy.LEAST_TESTED,
+            records=len(candidate),
             candidate=total,
             champion=usual,
             change=total - usual,
-            p_value=p_value,
-            parts={kind: own.count(kind) for kind in COLLAPSED},
+            p_value=statistics.mcnemar_exact(changes.count(1), changes.count(-1)),
+            parts={kind: candidate.count(kind) for kind in COLLAPSED},
         )
         yield _fail_if(row, is_shown(row) and total > before)
 
@@ -131,17 +130,15 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     promoted in 42 % (62). A candidate that is no worse than the champion on the drop passes.
     """
     seen, scores = known.seen(comparison), comparison.scores[comparison.metric][:, 0]
-    best, own = [], []
+    best, masks = [], []
     for drop in np.unique(comparison.drops[seen & ~comparison.pinned]).tolist():
-        rows, mask = [], seen & (comparison.drops == drop)
-        for generation, former in comparison.former.items():
-            pair = comparison.by_group(np.column_stack((scores, former)), mask)
-            if len(pair):
-                rows.append(_row("anchor", (known.label(drop), generation), pair, margin))
+        mask = seen & (comparison.drops == drop)
+        pairs = {of: comparison.by_group(np.column_stack((scores, x)), mask) for of, x in comparison.former.items()}
+        rows = [_row("anchor", (known.label(drop), of), pair, margin) for of, pair in pairs.items() if len(pair)]
         if rows:
             best.append(min(rows, key=lambda row: (row.p_value is None, row.change)))
-            own.append(mask)
-    for row, mask in zip(_adjusted(best) if len(best) >= policy.MANY else best, own, strict=True):
+            masks.append(mask)
+    for row, mask in zip(_adjusted(best) if len(best) >= policy.MANY else best, masks, strict=True):
         yield _no_further(_tested(row), comparison.differences(mask))
 
 
@@ -167,19 +164,19 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     change, error = statistics.ratio_change(sums, tokens)
     p_value = float(special.ndtr(-change / error)) if error > 0 else None
     shown = len(sums) >= policy.LEAST_TESTED and p_value is not None and p_value <= policy.GUARDS["nll"].level
-    broken = not math.isfinite(candidate)
-    fails = broken or (exceeds(change, margin) and (len(sums) >= policy.LEAST_FOR_MARGIN or shown))
+    rose = exceeds(change, margin) and (shown or len(sums) >= policy.LEAST_FOR_MARGIN)
+    fails = rose or not math.isfinite(candidate)
+    bound = change - float(special.ndtri(1 - policy.LEVEL)) * error
+    numbers = {"candidate": candidate, "champion": champion, "change": change, "bound": bound}
     yield _result(
         "nll",
         tested=fails or math.isfinite(change),
         fails=fails,
         records=len(sums),
-        candidate=_number(candidate),
-        champion=_number(champion),
-        change=_number(change),
-        bound=_number(change - float(special.ndtri(1 - policy.LEVEL)) * error),
         p_value=p_value,
         margin=margin,
+        # JSON has no other numbers.
+        **{name: number for name, number in numbers.items() if math.isfinite(number)},
     )
 
 
@@ -191,8 +188,7 @@ def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     in 68 (93).
     """
     for kind in DEGENERATE if comparison.ids else ():
-        found = _tested(_row(kind, (), comparison.by_group(comparison.degenerate[kind]), margin, sign=-1))
-        yield found.model_copy(update={"change": -(found.change or 0.0), "bound": -(found.bound or 0.0)})
+        yield _tested(_row(kind, (), comparison.by_group(comparison.degenerate[kind]), margin))
 
 
 def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult]:
@@ -230,13 +226,13 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     """
     if comparison.opinion is None:
         return
-    judged, results = comparison.opinion.judgement, comparison.opinion.results
-    signs = [{"win": 1, "loss": -1}.get(results.get(name, ""), 0) for name in comparison.ids]
+    results = map(comparison.opinion.results.get, comparison.ids)
+    signs = [{"win": 1, "loss": -1}.get(result or "", 0) for result in results]
     net = np.bincount(comparison.groups, signs)
     wins, losses = int((net > 0).sum()), int((net < 0).sum())
     row = _result(
         "judge",
-        (judged.model,),
+        (comparison.opinion.judgement.model,),
         tested=wins + losses >= policy.LEAST_TESTED,
         records=wins + losses,
         candidate=wins,
@@ -259,7 +255,7 @@ def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
 
 
 def _is_beyond(row: GuardResult) -> bool:
-    return exceeds(-(row.change or 0.0), row.margin or 0.0)
+    return exceeds(-policy.GUARDS[row.guard].sign * (row.change or 0.0), row.margin or 0.0)
 
 
 def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
@@ -267,12 +263,13 @@ def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
     return row.model_copy(update={"state": "failed"}) if fails and row.state == "passed" else row
 
 
-def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float, *, sign: int = 1) -> GuardResult:
+def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float) -> GuardResult:
     """
     Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test.
 
-    `sign` is -1 where less is better; `about` is that of `_result`.
+    `about` is that of `_result`.
     """
+    sign = policy.GUARDS[guard].sign
     changes = (pair[:, 0] - pair[:, 1]) * sign
     tested = changes.size >= (policy.LEAST_EXACT if statistics.is_yes_or_no(changes) else policy.LEAST_TESTED)
     candidate, champion = pair.mean(axis=0) * POINTS
@@ -283,8 +280,8 @@ def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float, *, 
         records=changes.size,
         candidate=float(candidate),
         champion=float(champion),
-        change=float(changes.mean()) * POINTS,
-        bound=statistics.upper_bound(changes) * POINTS,
+        change=sign * float(changes.mean()) * POINTS,
+        bound=sign * statistics.upper_bound(changes) * POINTS,
         p_value=statistics.one_sided_p(-changes) if tested else None,
         margin=margin,
     )
@@ -301,8 +298,3 @@ def _result(
     row = policy.GUARDS[guard]
     state = "shown" if not tested else "failed" if fails else "passed"
     return GuardResult(guard=guard, label=row.tests.format(*about) + note, unit=row.unit, state=state, **numbers)
-
-
-def _number(value: float) -> float | None:
-    """Return `value`, or `None` if it is not finite: JSON has no such number."""
-    return value if math.isfinite(value) else None

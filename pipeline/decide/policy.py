@@ -107,6 +107,11 @@ class Guard:
     heading: str = "What it loses"
     """Before these words; others where this model may have lost nothing itself."""
 
+    @property
+    def sign(self) -> int:
+        """-1 if less is better, as of looping answers, else 1."""
+        return -1 if self.unit == "per cent" else 1
+
 
 #: Each has a row of its name in `bench/gate.py`: what it costs good candidates, and how many bad ones it stops; only
 #: `collapse`, which blocks nothing by default, has `bench/collapse.py`. docs/gate.md has the results.

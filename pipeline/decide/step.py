@@ -22,15 +22,16 @@ def decide(attempt: Attempt) -> Verdict:
         made = attempt.load(Model).model_id if Model.step in spec.inputs else None
         verdict = early_verdict(dataset, dataset.shortfall, gate)
     else:
-        found = attempt.load(Evaluation)
-        made = found.candidate.model_id
-        _require_same(found, dataset, spec)
+        evaluation = attempt.load(Evaluation)
+        made = evaluation.candidate.model_id
+        _require_same(evaluation, dataset, spec)
         judgement = attempt.load(Judgement) if Judgement.step in spec.inputs else None
-        comparison = read_comparison(attempt.root, found, judgement)
+        comparison = read_comparison(attempt.root, evaluation, judgement)
         # Without those that are too long to prompt, or that today's champion was trained on.
         version = version_of(comparison.ids)
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
-        verdict = decide_verdict(comparison, Rules(gate, attempt.config.guards, known, found.records_seen_by_candidate))
+        rules = Rules(gate, attempt.config.guards, known, evaluation.records_seen_by_candidate)
+        verdict = decide_verdict(comparison, rules)
     replacing = {one.new for one in dataset.replacements if one.heldout_rows}
     return verdict.model_copy(
         update={
@@ -46,20 +47,16 @@ def decide(attempt: Attempt) -> Verdict:
     )
 
 
-def _require_same(found: Evaluation, dataset: Dataset, spec: StepSpec) -> None:
+def _require_same(evaluation: Evaluation, dataset: Dataset, spec: StepSpec) -> None:
     """
     Raise `StepFailed` if another held-out set, metric or champion was evaluated than the data set's and the spec's.
 
     Which records are new to the champion follows from the spec.
     """
-    serving, again = spec.champion, f"evaluate again: dropforge retry {spec.run} --from evaluate"
-    if (found.metric, found.heldout_version) != (dataset.metric, dataset.heldout_version):
-        message = "the report was made on another held-out set or with another metric than the dataset's"
-        raise StepFailed(message, again)
-    if not found.is_against(serving):
-        raise StepFailed(
-            f"the report's candidate was compared with generation {found.champion_generation} "
-            f"({found.champion.model_id[:12]}), and generation {serving.generation} ({serving.model_id[:12]}) is the "
-            "champion",
-            again,
-        )
+    serving, hint = spec.champion, f"evaluate again: dropforge retry {spec.run} --from evaluate"
+    if (evaluation.metric, evaluation.heldout_version) != (dataset.metric, dataset.heldout_version):
+        raise StepFailed("another held-out set was evaluated than the data set's, or by another metric", hint)
+    if not evaluation.is_against(serving):
+        other = f"generation {evaluation.champion_generation} ({evaluation.champion.model_id[:12]})"
+        today = f"generation {serving.generation} ({serving.model_id[:12]})"
+        raise StepFailed(f"the candidate was compared with {other}, and {today} is the champion", hint)

@@ -1,7 +1,7 @@
 """Decide between candidate and champion from a comparison and the rules."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -91,25 +91,17 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
     """
     gate, part = rules.gate, on_part(comparison, rules)
     differences = part.differences()
-    gain, p_value, harm_p_value = _gain(differences), statistics.gain_p(differences), statistics.gain_p(-differences)
+    numbers = {
+        "gain": _gain(differences),
+        "p_value": statistics.gain_p(differences),
+        "harm_p_value": statistics.gain_p(-differences),
+    }
     slices = find_slices(part, rules.known)
     checked = guards.check(part, slices, rules.known, rules.guards)
-    wins, seen = _wins(differences, gate), rules.known.seen(part)
-    few = differences.size < gate.least_groups(comparison.metric)
     failed = [row for row in checked if row.state == "failed"]
+    wins = _wins(differences, gate)
     blaming = _blaming(failed, slices, wins=wins)
-    against = {
-        "trained_on_heldout": rules.seen_by_candidate > 0,
-        **_lacking(gate, few=few, pinned=bool(comparison.pinned.any())),
-        "harm_shown": harm_p_value <= HARM_P_VALUE,
-        "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in failed),
-        **{GUARDS[row.guard].reason: True for row in failed},
-        "p_above_limit": p_value > gate.p_value,
-        "gain_below_minimum": exceeds(gate.min_gain, gain),
-        # Not shown on the seen records alone.
-        "gain_from_new_data": wins and not seen.all() and not _wins(part.differences(seen), gate),
-    }
-    reasons = tuple(code for code, holds in against.items() if holds)
+    reasons = _reasons(comparison, part, rules, failed, numbers)
     outcome = _outcome(reasons, failed, blaming, wins=wins)
     lost = outcome == "worse" or (outcome == "guard_failed" and bool(blaming))
     return Verdict(
@@ -118,14 +110,32 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
         metric=comparison.metric,
         records=len(part.ids),
         groups=differences.size,
-        gain=gain,
-        p_value=p_value,
-        harm_p_value=harm_p_value,
         guards=checked,
         # If the champion knows no drop, as a base model, a bad drop cannot be told from a good one.
         blames_new_drops=lost and bool(rules.known.drops),
         lost_drops=tuple(row.drop for row in failed if row.drop is not None),
+        **numbers,
     )
+
+
+def _reasons(
+    comparison: Comparison, part: Comparison, rules: Rules, failed: Sequence[GuardResult], numbers: Mapping[str, float]
+) -> tuple[str, ...]:
+    """Return the codes of all reasons that hold; `numbers` are the gain and the p-values on `part`."""
+    gate, differences, seen = rules.gate, part.differences(), rules.known.seen(part)
+    few = differences.size < gate.least_groups(comparison.metric)
+    against = {
+        "trained_on_heldout": rules.seen_by_candidate > 0,
+        **_lacking(gate, few=few, pinned=bool(comparison.pinned.any())),
+        "harm_shown": numbers["harm_p_value"] <= HARM_P_VALUE,
+        "nll_not_finite": any(row.guard == "nll" and row.candidate is None for row in failed),
+        **{GUARDS[row.guard].reason: True for row in failed},
+        "p_above_limit": numbers["p_value"] > gate.p_value,
+        "gain_below_minimum": exceeds(gate.min_gain, numbers["gain"]),
+        # Not shown on the seen records alone.
+        "gain_from_new_data": _wins(differences, gate) and not seen.all() and not _wins(part.differences(seen), gate),
+    }
+    return tuple(code for code, holds in against.items() if holds)
 
 
 def _blaming(failed: Sequence[GuardResult], slices: Sequence[Slice], *, wins: bool) -> list[GuardResult]:

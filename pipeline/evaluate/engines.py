@@ -105,12 +105,12 @@ def open_engine(attempt: Attempt, requests: ModelRequests) -> InStep | Vllm:
     Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice or vLLM fails, `Interrupted` if
     stopped.
     """
-    if requests.key.setup.engine == PLAIN:
+    if requests.key.engine == PLAIN:
         model = generation.open_model(
             requests.model.folder, requests.template, chosen_device(), requests.model.quantization
         )
         return InStep(model.model, model.template)
-    longest, sequences = requests.longest(), requests.key.setup.batch_size
+    longest, sequences = requests.longest(), requests.key.batch_size
     arguments = {
         "model": str(requests.model.folder),
         "max_model_len": longest,

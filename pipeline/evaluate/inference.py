@@ -6,7 +6,8 @@ A resumed evaluation gives the same predictions as an uninterrupted one: its bat
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,24 +75,11 @@ class Inference:
         earlier = {key: value for key, value in stored.items() if key in self._missing}
         if earlier:
             append_values(store, earlier)
-        engine: InStep | Vllm | None = None
         self._report()
-        try:
-            if self.left:
-                # The predictions are cached under the model's id.
-                requests.check_folder()
-            for keys in self._batches():
-                values = {key: earlier[key] for key in keys if key in earlier}
-                if len(values) < len(keys):
-                    engine = engine or open_engine(self._attempt, requests)
-                    values = dict(zip(keys, self._compute(engine, [self._missing[key] for key in keys]), strict=True))
-                    append_values(store, values)
-                self._values |= values
-                self.left -= len(keys)
-                self._report()
-        finally:
-            if engine:
-                engine.close()
+        if self.left:
+            # The predictions are cached under the model's id.
+            requests.check_folder()
+            self._compute_missing(earlier, store)
         return Result(
             [Answer(*self._values[answer.key]) for _, answer in requests.records],
             [Likelihood(*self._values[likelihood.key]) for likelihood, _ in requests.records],
@@ -100,9 +88,23 @@ class Inference:
             [[self._values[request.key] for request in suite] for suite in requests.suites],
         )
 
+    def _compute_missing(self, earlier: Mapping[str, Any], store: Path) -> None:
+        """Add the missing values, those of complete batches in `earlier` and the rest computed, to `store` as well."""
+        with ExitStack() as opened:
+            engine: InStep | Vllm | None = None
+            for keys in self._batches():
+                values = {key: earlier[key] for key in keys if key in earlier}
+                if len(values) < len(keys):
+                    engine = engine or opened.enter_context(closing(open_engine(self._attempt, self._requests)))
+                    values = dict(zip(keys, self._compute(engine, [self._missing[key] for key in keys]), strict=True))
+                    append_values(store, values)
+                self._values |= values
+                self.left -= len(keys)
+                self._report()
+
     def _batches(self) -> Iterator[list[str]]:
         """Yield the keys of the missing requests, batch by batch: each has one kind, and answers of one limit."""
-        size = self._requests.key.setup.batch_size
+        size = self._requests.key.batch_size
         for (_, kind, _), keys in self._alike.items():
             pairs = [(self._missing[key].tokens, self._missing[key].target) for key in keys]
             if kind == "answer":
@@ -117,8 +119,8 @@ class Inference:
         """Return the values of a batch of one kind. Raises `CannotTrain` if a likelihood is not finite."""
         started, kind = time.monotonic(), batch[0].kind
         if kind == "answer":
-            setup = self._requests.key.setup
-            decoding = Decoding(batch[0].limit, setup.repetition_penalty, setup.batch_size, self._requests.window)
+            key = self._requests.key
+            decoding = Decoding(batch[0].limit, key.repetition_penalty, key.batch_size, self._requests.window)
 
             def watch(complete: int, tokens: Sequence[Tokens]) -> None:
                 self._report(complete, sum(map(len, tokens)), time.monotonic() - started)

@@ -15,7 +15,6 @@ from pipeline.evaluate.prediction_cache import (
     PLAIN,
     PredictionKey,
     Request,
-    Setup,
     comparable,
     request_hash,
 )
@@ -110,12 +109,12 @@ class EvalPlan:
 
 
 def make_plan(
-    attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, predictions: Path
+    attempt: Attempt, records: list[HeldoutRecord], suites: Sequence[Suite], max_new_tokens: int, predictions: Path
 ) -> EvalPlan:
     """
     Return the evaluation plan: prompts tokenised for all models, and the batch size.
 
-    A batch size of 0 in `decoding` is that of `prompts_at_once`; it is smaller if earlier attempts noted in their
+    A batch size of 0 in the settings is that of `prompts_at_once`; it is smaller if earlier attempts noted in their
     `predictions` that memory ran out. Records are left out for both if the champion was trained on them or on
     near-duplicates, or if they exceed a window with their answer; standard error then says how many. If a model does
     not fit on the GPUs, all are evaluated in NF4. Raises `CannotTrain` if no record is left, a suite's item exceeds a
@@ -123,36 +122,21 @@ def make_plan(
     run; `StepFailed` if a model does not even fit in NF4.
     """
     # A template may contain today's date: everything is tokenised before the long work.
-    model, champion = attempt.load(Model), attempt.spec.champion
-    is_base = champion.model_id == model.base_model_id
-    program, folders = attempt.config.evaluate.vllm, (attempt.path(model.folder), attempt.path(champion.path))
-    # vLLM holds weights as saved.
-    quantization = "none" if program else inference_quantization(chosen_device(), *folders)
-    kept = _unseen(records, trained_ids(folders[1]))
-    engine = f"vllm {read_version(program)}" if program else PLAIN
-    # A merged model's template renders its training format; the base is prompted in the candidate's format.
-    both = (
-        EvaluatedModel("candidate", model.model_id, folders[0], quantization),
-        EvaluatedModel(
-            "champion", champion.model_id, folders[1], quantization, model.format if is_base else "chat", is_base
-        ),
-    )
-    plans = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in both]
-    kept, plans, too_long = _leave_out_too_long(kept, plans)
-    if suites and not is_base:
-        folder = Path(attempt.config.base_model)
-        base = EvaluatedModel("base model", model.base_model_id, folder, quantization, model.format, users_own=True)
-        plans.append(_requests(base, [], suites, decoding, engine))
-    longest = max(requests.longest() for requests in plans)
-    first = decoding.batch_size or prompts_at_once(chosen_device(), quantization, longest, folders)
+    settings = attempt.config.evaluate
+    candidate, champion, *others = _evaluated(attempt, settings.vllm)
+    decoding = Decoding(max_new_tokens, settings.repetition_penalty, settings.batch_size)
+    trained, engine = trained_ids(candidate.folder), f"vllm {read_version(settings.vllm)}" if settings.vllm else PLAIN
+    kept = _unseen(records, trained_ids(champion.folder))
+    both = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in (candidate, champion)]
+    kept, plans, too_long = _leave_out_too_long(kept, both)
+    plans += [_requests(base, [], suites, decoding, engine) for base in others if suites]
+    longest, folders = max(requests.longest() for requests in plans), (candidate.folder, champion.folder)
+    first = settings.batch_size or prompts_at_once(chosen_device(), candidate.quantization, longest, folders)
     smaller = attempt.earlier(f"{predictions.name}/{_SMALLER_NAME}")
     size = min([first, *(int(durable.read_json(note)) for note in smaller)])
-    for index, requests in enumerate(plans):
-        setup = requests.key.setup.model_copy(update={"batch_size": size})
-        plans[index] = replace(requests, key=requests.key.model_copy(update={"setup": setup}))
+    plans = [replace(each, key=each.key.model_copy(update={"batch_size": size})) for each in plans]
     for other in plans[1:]:
         comparable(plans[0].key, other.key, other.model.role)
-    trained = trained_ids(folders[0])
     return EvalPlan(
         kept,
         plans,
@@ -160,6 +144,26 @@ def make_plan(
         seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in trained for record in kept),
     )
+
+
+def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:
+    """
+    Return candidate and champion; then the base model, if it is a third one.
+
+    They are in NF4 if one of the first two does not fit on the GPUs, but for vLLM's `program`, which holds weights as
+    saved. Raises `StepFailed` if one does not even fit in NF4.
+    """
+    model, champion = attempt.load(Model), attempt.spec.champion
+    is_base = champion.model_id == model.base_model_id
+    folders = attempt.path(model.folder), attempt.path(champion.path)
+    quantization = "none" if program else inference_quantization(chosen_device(), *folders)
+    candidate = EvaluatedModel("candidate", model.model_id, folders[0], quantization)
+    # A merged model's template renders its training format; the base is prompted in the candidate's format.
+    folder = Path(attempt.config.base_model)
+    base = EvaluatedModel("base model", model.base_model_id, folder, quantization, model.format, users_own=True)
+    if is_base:
+        return [candidate, replace(base, role="champion", folder=folders[1])]
+    return [candidate, EvaluatedModel("champion", champion.model_id, folders[1], quantization), base]
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:
@@ -183,7 +187,8 @@ def _requests(
     model: EvaluatedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, engine: str
 ) -> ModelRequests:
     template = generation.load_template(model.folder, model.format)
-    setup = Setup(
+    key = PredictionKey(
+        model_id=model.model_id,
         template=request_hash("template", [*template.prompt(single_turn(_PROBE)), *template.opening]),
         repetition_penalty=decoding.repetition_penalty,
         batch_size=decoding.batch_size,
@@ -196,7 +201,7 @@ def _requests(
     return ModelRequests(
         model,
         template,
-        PredictionKey(model_id=model.model_id, setup=setup),
+        key,
         records=[_record_requests(record, template, limit) for record in records],
         suites=[_suite_requests(suite, template, window) for suite in suites],
         window=window,

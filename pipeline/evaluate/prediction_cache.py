@@ -29,9 +29,10 @@ _LAYOUT = "an answer is text, tokens, ended: 3"
 Kind = Literal["likelihood", "choice", "answer"]
 
 
-class Setup(Frozen):
-    """Everything that answers depend on, except the model."""
+class PredictionKey(Frozen):
+    """Everything that a model's answers depend on: the model and its setup."""
 
+    model_id: str
     template: str
     """sha256 of the prompt tokens of a fixed request: equal for models that are prompted in the same format."""
     repetition_penalty: float
@@ -44,13 +45,6 @@ class Setup(Frozen):
     attention: str
     versions: dict[str, str]
     """Versions of the libraries that compute the answer."""
-
-
-class PredictionKey(Frozen):
-    """The cache key of a prediction: a model and its setup."""
-
-    model_id: str
-    setup: Setup
 
     @property
     def digest(self) -> str:
@@ -92,7 +86,7 @@ def request_hash(kind: str, request: object) -> str:
 
 def comparable(candidate: PredictionKey, other: PredictionKey, role: str) -> None:
     """Raise `CannotTrain`, naming the differences, if the model `role` was prompted in another setup."""
-    mine, theirs = candidate.setup.model_dump(), other.setup.model_dump()
+    mine, theirs = candidate.model_dump(exclude={"model_id"}), other.model_dump()
     if differing := [name for name in mine if mine[name] != theirs[name]]:
         raise CannotTrain(
             f"candidate and {role} have different setups and cannot be compared: {', '.join(differing)}",

@@ -16,7 +16,7 @@ from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.inference import Result
 from pipeline.evaluate.plan import ModelRequests
-from pipeline.evaluate.prediction_cache import PredictionKey, read_values
+from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.suites import Item, Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
 from pipeline.metrics.registry import METRICS, token_f1
@@ -152,7 +152,7 @@ def score_former(
     keys = [answer.key for _, answer in requests.records]
     scored = []
     for model in attempt.spec.former:
-        key = PredictionKey(model_id=model.model_id, setup=requests.key.setup)
+        key = requests.key.model_copy(update={"model_id": model.model_id})
         known = read_values(sorted((attempt.root / attempt.spec.predictions / key.digest).glob("*.jsonl")))
         # It may have memorised the records that it was trained on.
         trained = trained_ids(attempt.path(model.path))

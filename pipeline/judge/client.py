@@ -12,8 +12,8 @@ import string
 
 import httpx2
 
-from pipeline.config import JudgeConfig
 from pipeline.judge.prompt import SAMPLING, Chat
+from pipeline.judge_settings import JudgeConfig
 
 #: Statuses of a busy server, which are retried like those from 500.
 _BUSY = (408, 425, 429)

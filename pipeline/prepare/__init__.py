@@ -5,6 +5,6 @@ In: the drops of a run. Out: frozen files, and warnings about them. `step` goes 
 returns a value, and the files are written once: `split` reads the drops' rows, and chooses each prompt's split by its
 hash; `decontaminate` assigns them, without training rows that are near-duplicates of held-out records, and groups
 similar held-out records; `sample` selects those that are scored; `start` chooses the model that the training
-starts from, and adds general rows; `replaced` counts the rows that later drops replace, `warnings` writes the warnings.
+starts from, and adds general rows; `replaced` counts the rows that later drops replace, `warnings` finds the warnings.
 README.md has the rules. Open `step` first.
 """

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -109,19 +109,8 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
         if (line["drop"] in lost if lost else line["drop"] != suspect)
         and line["candidate"]["scores"][metric] < line["champion"]["scores"][metric]
     ]
-    index: dict[int, list[int]] = {}
-    for number, (_, runs) in enumerate(lost_records):
-        for run in runs:
-            index.setdefault(run, []).append(number)
-    best: dict[int, tuple[float, Mapping[str, Any]]] = {}
-    for row in rows:
-        if row.get("drop") != suspect:
-            continue
-        row_runs = _runs(row) - form
-        for number, common in Counter(chain.from_iterable(index[run] for run in row_runs & index.keys())).items():
-            similarity = common / (len(row_runs) + len(lost_records[number][1]) - common)
-            if number not in best or similarity > best[number][0]:
-                best[number] = similarity, row
+    tried = ((row, _runs(row) - form) for row in rows if row.get("drop") == suspect)
+    best = _most_similar([runs for _, runs in lost_records], tried)
     pairs: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for number in sorted(best, key=lambda number: (-best[number][0], lost_records[number][0]["id"])):
         row = best[number][1]
@@ -137,6 +126,23 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
         )
         for line, row in islice(pairs.values(), _MOST_PAIRS)
     )
+
+
+def _most_similar(
+    records: Sequence[set[int]], rows: Iterable[tuple[Mapping[str, Any], set[int]]]
+) -> dict[int, tuple[float, Mapping[str, Any]]]:
+    """Return the highest Jaccard index with a row, above 0, and that row, by the index of its record's runs."""
+    index: dict[int, list[int]] = {}
+    for number, runs in enumerate(records):
+        for run in runs:
+            index.setdefault(run, []).append(number)
+    best: dict[int, tuple[float, Mapping[str, Any]]] = {}
+    for row, row_runs in rows:
+        for number, common in Counter(chain.from_iterable(index[run] for run in row_runs & index.keys())).items():
+            similarity = common / (len(row_runs) + len(records[number]) - common)
+            if number not in best or similarity > best[number][0]:
+                best[number] = similarity, row
+    return best
 
 
 def _runs(row: Mapping[str, Any]) -> set[int]:

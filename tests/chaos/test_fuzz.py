@@ -23,7 +23,8 @@ from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.records import Row, record_of
-from pipeline.records.validate import Options, good_rows, row_findings, validate
+from pipeline.records.row_findings import row_findings
+from pipeline.records.validate import Options, good_rows, validate
 from tests.chaos.corpus import GOOD, TOKENS, bad_files, clean_files
 
 SECONDS = float(os.environ.get("DROPFORGE_FUZZ_SECONDS") or 20)

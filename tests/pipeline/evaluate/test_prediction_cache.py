@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CannotTrain
-from pipeline.evaluate.prediction_cache import PredictionKey, Setup, append_values, comparable, read_values
+from pipeline.evaluate.prediction_cache import PredictionKey, append_values, comparable, read_values
 
-SETUP = Setup(
+KEY = PredictionKey(
+    model_id="m" * 64,
     template="t" * 64,
     repetition_penalty=1.0,
     batch_size=8,
@@ -16,7 +17,6 @@ SETUP = Setup(
     attention="sdpa",
     versions={"torch": "2.13.0", "transformers": "5.24.0", "tokenizers": "0.23.3"},
 )
-KEY = PredictionKey(model_id="m" * 64, setup=SETUP)
 OTHER_VALUES = {
     "template": "u" * 64,
     "repetition_penalty": 1.1,
@@ -30,13 +30,14 @@ OTHER_VALUES = {
 
 
 def test_every_field_of_the_setup_is_tried() -> None:
-    assert set(OTHER_VALUES) == set(Setup.model_fields)
+    assert {"model_id", *OTHER_VALUES} == set(PredictionKey.model_fields)
 
 
 @pytest.mark.parametrize("field", OTHER_VALUES)
 def test_predictions_made_in_another_way_have_another_key_and_are_never_compared(field: str) -> None:
-    other = PredictionKey(model_id="n" * 64, setup=SETUP.model_copy(update={field: OTHER_VALUES[field]}))
-    assert other.digest != PredictionKey(model_id="n" * 64, setup=SETUP).digest
+    same = KEY.model_copy(update={"model_id": "n" * 64})
+    other = same.model_copy(update={field: OTHER_VALUES[field]})
+    assert other.digest != same.digest
     with pytest.raises(CannotTrain, match=field) as caught:
         comparable(KEY, other, "champion")
     assert "train.format" in caught.value.hint

@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 
 from pipeline.records.fast_path import KEYS, MOST_KEYS
 from pipeline.records.records import Row, misnamed_key, record_of
-from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, Options, Validation, schema_findings, validate
+from pipeline.records.row_findings import schema_findings
+from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, Options, Validation, validate
 
 GOOD = {"instruction": "a", "input": "", "output": "b"}
 BARE = {"instruction": "a", "output": "b"}
