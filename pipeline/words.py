@@ -115,26 +115,6 @@ def show_controls(page: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), page.replace("\r\n", "\n"))
 
 
-def shown(value: object, width: int = 60) -> str:
-    """
-    Return a short, printable form of a JSON value for messages.
-
-    A string is quoted and cut after `width` characters; objects and lists are only named, as `an object`, `a list`.
-    """
-    if isinstance(value, str):
-        clipped = value[:width] + ("…" if len(value) > width else "")
-        return f'"{printable(clipped)}"'
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    return str(value)[:width]
-
-
 def duration(seconds: float | None) -> str:
     """Format a duration in seconds: 48 s, 3 min 05 s, 2 h 10 min; empty for `None`."""
     if seconds is None:

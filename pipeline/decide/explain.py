@@ -78,13 +78,13 @@ def unguarded(verdict: Verdict) -> list[str]:
 
 def collapse_words(verdict: Verdict) -> list[str]:
     """Return a text per suite of free questions whose `collapse` guard shows harm, even if it is only displayed."""
-    said = []
+    texts = []
     for guard in verdict.guards:
         if guard.guard == "collapse" and is_shown(guard):
             parts = {_INSTEAD[kind]: f"{number:g}" for kind, number in guard.parts.items() if number}
             instead = listed([f"{words} ({number})" if len(parts) > 1 else words for words, number in parts.items()])
-            said.append(f"answers {guard.candidate:g} of {guard.records} general questions with {instead}")
-    return said
+            texts.append(f"answers {guard.candidate:g} of {guard.records} general questions with {instead}")
+    return texts
 
 
 def change_words(guard: GuardResult) -> str:

@@ -34,10 +34,10 @@ def smallest_gain(
     """
     random = np.random.default_rng(seed)
     drawn = [_draw(comparison, random, spread) for _ in range(DRAWS)]
-    room = float(np.mean([(1 - one.pairs().mean(axis=1)).mean() for one, _ in drawn]))
+    room = float(np.mean([(1 - draw.pairs().mean(axis=1)).mean() for draw, _ in drawn]))
 
     def power(share: float) -> float:
-        return float(np.mean([promotes(_gained(one, luck < share)) for one, luck in drawn]))
+        return float(np.mean([promotes(_gained(draw, luck < share)) for draw, luck in drawn]))
 
     low, high = 0.0, 1.0
     if room == 0 or power(high) < POWER:

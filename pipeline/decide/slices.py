@@ -104,8 +104,8 @@ def _drops(comparison: Comparison) -> dict[int, int]:
 def _tags(comparison: Comparison) -> dict[str, int]:
     """Return the number of records per tag, the largest first, without tags of no record or of all records."""
     counts = {tag: int(mask.sum()) for tag, mask in comparison.tags.items()}
-    found = [(tag, count) for tag, count in counts.items() if 0 < count < len(comparison.ids)]
-    return dict(sorted(found, key=lambda one: (-one[1], one[0])))
+    some = [(tag, count) for tag, count in counts.items() if 0 < count < len(comparison.ids)]
+    return dict(sorted(some, key=lambda item: (-item[1], item[0])))
 
 
 def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
@@ -121,22 +121,22 @@ def _kept(counts: Mapping[Name, int], *, newest: bool) -> list[Name]:
 
 def measure_slices(comparison: Comparison, slices: tuple[Slice, ...], seed: int) -> tuple[SliceResult, ...]:
     """Return the primary metric on each slice in points, with 98 % interval and unadjusted p-value of the gain."""
-    found = []
-    for one in slices:
-        own = comparison.differences(one.mask)
-        candidate, champion = comparison.pairs(one.mask).mean(axis=0) * POINTS
-        low, high = statistics.interval(own, seed)
-        found.append(
+    results = []
+    for part in slices:
+        differences = comparison.differences(part.mask)
+        candidate, champion = comparison.pairs(part.mask).mean(axis=0) * POINTS
+        low, high = statistics.interval(differences, seed)
+        results.append(
             SliceResult(
-                kind=one.kind,
-                label=one.label,
-                records=int(one.mask.sum()),
-                groups=own.size,
+                kind=part.kind,
+                label=part.label,
+                records=int(part.mask.sum()),
+                groups=differences.size,
                 candidate=float(candidate),
                 champion=float(champion),
-                gain=float(own.mean()) * POINTS,
+                gain=float(differences.mean()) * POINTS,
                 interval=(low * POINTS, high * POINTS),
-                p_value=statistics.one_sided_p(own),
+                p_value=statistics.one_sided_p(differences),
             )
         )
-    return tuple(found)
+    return tuple(results)

@@ -184,7 +184,7 @@ def interval(values: Floats, seed: int) -> tuple[float, float]:
 def _bootstrap(values: Floats, seed: int, method: Literal["BCa", "percentile"]) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
+        bounds = stats.bootstrap(
             (values,),
             np.mean,
             vectorized=True,
@@ -194,4 +194,4 @@ def _bootstrap(values: Floats, seed: int, method: Literal["BCa", "percentile"]) 
             method=method,
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    return (float(found.low), float(found.high))
+    return (float(bounds.low), float(bounds.high))

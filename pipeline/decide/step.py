@@ -32,7 +32,7 @@ def decide(attempt: Attempt) -> Verdict:
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
         rules = Rules(gate, attempt.config.guards, known, evaluation.records_seen_by_candidate)
         verdict = decide_verdict(comparison, rules)
-    replacing = {one.new for one in dataset.replacements if one.heldout_rows}
+    replacing = {replaced.new for replaced in dataset.replacements if replaced.heldout_rows}
     return verdict.model_copy(
         update={
             "champion_generation": champion.generation,

@@ -163,8 +163,8 @@ def promotes(part: Comparison, rules: Rules) -> bool:
     """
     if not _wins(part.differences(), rules.gate):
         return False
-    found = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
-    return not any(row.state == "failed" for row in found)
+    checked = guards.check(part, find_slices(part, rules.known), rules.known, rules.guards)
+    return not any(row.state == "failed" for row in checked)
 
 
 def _gain(differences: Floats) -> float:

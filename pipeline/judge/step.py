@@ -100,7 +100,7 @@ class _Session:
         self._known: dict[str, Choice | None] = read_values(attempt.earlier(f"predictions/{REPLIES_NAME}"))
         self._prompt = prompt_sha256(attempt.config.judge.model)
         self.judged: dict[str, Choices] = {}
-        self.asked = self.found = 0
+        self.asked = self.read = 0
         """Replies received by this attempt, and read from the log."""
         self.unreadable = ""
         """An example of a reply without a winner."""
@@ -147,7 +147,7 @@ class _Session:
     async def _choice(self, endpoint: Endpoint, chat: Chat) -> Choice | None:
         asked = request_hash(self._prompt, chat)
         if asked in self._known:
-            self.found += 1
+            self.read += 1
             return self._known[asked]
         reply = await endpoint.ask(chat)
         choice = read_choice(reply)
@@ -163,7 +163,7 @@ def _say(session: _Session, counts: Mapping[Outcome, int], gave_up: str) -> None
     results = [f"{counts[name]} {name}" for name in ("win", "loss", "tie", "inconsistent", "failed")]
     replies = count(session.asked, "reply", "replies")
     records = count(sum(counts.values()), "record")
-    words = [f"{records}: {', '.join(results)}; {replies}, {session.found} from the log"]
+    words = [f"{records}: {', '.join(results)}; {replies}, {session.read} from the log"]
     if session.unreadable:
         words.append(f"a reply without a winner: {session.unreadable[:_SHOWN_REPLY]!r}")
     if gave_up:

@@ -69,9 +69,9 @@ class Common:
 
     def text(self, prompt: Prompt) -> Text:
         """Return the `words` of a prompt with rows, and the hashes of their 3-word runs: all, and those not common."""
-        own = self.words(prompt.rows[0])
-        every = shingles(own)
-        return Text(own, every, every if self.runs.isdisjoint(every) else every - self.runs)
+        words = self.words(prompt.rows[0])
+        every = shingles(words)
+        return Text(words, every, every if self.runs.isdisjoint(every) else every - self.runs)
 
     def group_text(self, prompt: Prompt) -> Text:
         """
@@ -104,9 +104,9 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     runs = array("q")
     words = []
     for prompt in prompts:
-        own = common.words(prompt.rows[0])
-        runs.extend(shingles(own) | long_runs(own))
-        words.append(set(map(intern, own)))
+        of_prompt = common.words(prompt.rows[0])
+        runs.extend(shingles(of_prompt) | long_runs(of_prompt))
+        words.append(set(map(intern, of_prompt)))
     counts = Counter(chain.from_iterable(words))
     having = {word: np.zeros(len(words), np.bool_) for word, count in counts.items() if count > most}
     for number, some in enumerate(words):
@@ -182,9 +182,9 @@ class HeldOut:
                 self.near[number].add(prompt.rows[0].id)
         by_unit = {self._units[prompt.unit]} if prompt.unit in self._units else set[int]()
         rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "minhash": similar}
-        for rule, found in rules.items():
-            if found:
-                return [LeftOut(rule, prompt.rows, self.prompts[min(found)].rows[0])]
+        for rule, numbers in rules.items():
+            if numbers:
+                return [LeftOut(rule, prompt.rows, self.prompts[min(numbers)].rows[0])]
         rows = zip(prompt.rows, by_answer, strict=True)
         return [LeftOut("answer", [row], self.prompts[other].rows[0]) for row, other in rows if other is not None]
 
@@ -208,7 +208,7 @@ class Splits:
     @property
     def near_duplicates(self) -> int:
         """Rows of training and dev prompts that are near-duplicates of a held-out record."""
-        return sum(len(one.rows) for one in self.left_out)
+        return sum(len(part.rows) for part in self.left_out)
 
     @property
     def heldout_duplicates(self) -> int:
@@ -235,9 +235,9 @@ def assign(drop_rows: Sequence[DropRow], config: RunConfig, watch: Watch) -> Spl
     left_out: list[LeftOut] = []
     for prompt in watch(prompts, "splitting"):
         if prompt.split != "heldout" and prompt.rows:
-            found = heldout.compare(prompt)
-            left_out += found
-            near = {row for one in found for row in one.rows}
+            parts = heldout.compare(prompt)
+            left_out += parts
+            near = {row for part in parts for row in part.rows}
             rows[prompt.split] += [row._replace(drop=prompt.drops[0]) for row in prompt.rows if row not in near]
     train, dev = rows.values()
     if len(dev) < DEV_ROWS:
@@ -281,5 +281,5 @@ def _long_answer(row: DropRow) -> int:
 
 def _frequent(hashes: "array[int]", most: int) -> frozenset[int]:
     """Return the hashes that occur more than `most` times."""
-    found, counts = np.unique(np.array(hashes), return_counts=True)
-    return frozenset(found[counts > most].tolist())
+    values, counts = np.unique(np.array(hashes), return_counts=True)
+    return frozenset(values[counts > most].tolist())

@@ -40,7 +40,7 @@ class Selection(NamedTuple):
     @property
     def rows(self) -> list[DropRow]:
         """The first row of each scored prompt."""
-        return [one.prompt.rows[0] for one in self.scored]
+        return [scored.prompt.rows[0] for scored in self.scored]
 
 
 def select(attempt: Attempt, splits: Splits, window: Window) -> Selection:
@@ -59,18 +59,18 @@ def select(attempt: Attempt, splits: Splits, window: Window) -> Selection:
         if number not in heldout.near or len(scored) >= split.scored_records:
             continue
         prompt = heldout.prompts[number]
-        own = prompt.rows[0].id
-        if not trained.isdisjoint([own, *heldout.near[number]]):
+        name = prompt.rows[0].id
+        if not trained.isdisjoint([name, *heldout.near[number]]):
             seen += 1
         elif not (answer := _answer_tokens(prompt, window)):
             too_long += len(prompt.rows)
         else:
             # A restored drop may precede drops with the same answers that the champion was trained on.
             drop = next((drop for drop in prompt.drops if drop in (champion.drops or ())), prompt.drops[0])
-            scored.append(Scored(prompt, sorted(heldout.near[number] - {own}), drop))
+            scored.append(Scored(prompt, sorted(heldout.near[number] - {name}), drop))
             longest = max(longest, answer)
-    scored.sort(key=lambda one: one.prompt.rows[0].hash)
-    groups = find_groups([one.prompt for one in scored], heldout.common, split.similarity)
+    scored.sort(key=lambda record: record.prompt.rows[0].hash)
+    groups = find_groups([record.prompt for record in scored], heldout.common, split.similarity)
     return Selection(scored, groups, seen, too_long, longest)
 
 

@@ -22,6 +22,7 @@ from pipeline.prepare.split import DropRow, Prompt
 from pipeline.records.heldout import prompt_id
 
 GENERAL_ROWS = Path(__file__).with_name("general_rows.jsonl")
+_NO_DROP = DropRow("", "", pinned=False, order=0, number=0, drop=0, instruction="", input="", output="", tags=())
 #: Most successive trainings from the champion; the next one starts from the base.
 _MOST_TRAININGS = 10
 
@@ -109,20 +110,12 @@ def general_rows(share: float, rows: Sequence[DropRow], splits: Splits) -> list[
     if not share:
         return []
     taken = {row.id for row in (*rows, *splits.dev)}
-    general = []
-    for line in durable.read_jsonl(GENERAL_ROWS):
-        row = DropRow(
-            hash="",
-            id=prompt_id(line["instruction"], ""),
-            pinned=False,
-            order=0,
-            number=0,
-            drop=0,
-            instruction=line["instruction"],
-            input="",
-            output=line["output"],
-            tags=(),
-        )
-        if row.id not in taken and not splits.heldout.compare(Prompt("train", [row], (), [], 0, [], "")):
-            general.append(row)
+    built_in = (
+        _NO_DROP._replace(id=prompt_id(row["instruction"], ""), **row) for row in durable.read_jsonl(GENERAL_ROWS)
+    )
+    general = [
+        row
+        for row in built_in
+        if row.id not in taken and not splits.heldout.compare(Prompt("train", [row], (), [], 0, [], ""))
+    ]
     return list(islice(cycle(general), round(len(rows) * share / (1 - share))))

@@ -98,23 +98,23 @@ def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selecti
         "heldout_duplicates": splits.heldout_duplicates,
         "unit": splits.unit,
         "duplicates": sum(prompt.duplicates for prompt in splits.prompts),
-        "replaced": sum(one.rows for one in replaced),
+        "replaced": sum(part.rows for part in replaced),
         "replacements": replaced,
         "removed_heldout": splits.removed.total(),
         "near_duplicates": splits.near_duplicates,
-        "overlaps": tuple(one.example for one in splits.left_out[:MOST_EXAMPLES]),
+        "overlaps": tuple(part.example for part in splits.left_out[:MOST_EXAMPLES]),
         "rows_too_long": read.too_long + selection.too_long,
         "rows_with_special_tokens": read.special_tokens,
         "seen_by_champion": selection.seen,
     }
 
 
-def _watched(attempt: Attempt, found: Sequence[Prompt], phase: str) -> Iterator[Prompt]:
+def _watched(attempt: Attempt, prompts: Sequence[Prompt], phase: str) -> Iterator[Prompt]:
     """Yield the prompts, and report progress as `phase`. Raises `Interrupted` if stopped."""
-    for number, prompt in enumerate(found):
+    for number, prompt in enumerate(prompts):
         if number % CHECK_EVERY == 0:
             attempt.check_stop()
-            attempt.progress(number, len(found), phase=phase)
+            attempt.progress(number, len(prompts), phase=phase)
         yield prompt
 
 
@@ -136,7 +136,7 @@ def _metric(config: RunConfig, splits: Splits, selection: Selection) -> str:
     """Return the primary metric: as configured, else chosen by scored answers, or training answers without any."""
     if config.evaluate.metric != "auto":
         return config.evaluate.metric
-    held_out = [row.output for one in selection.scored for row in one.prompt.rows]
+    held_out = [row.output for record in selection.scored for row in record.prompt.rows]
     return metric_of(held_out or [row.output for row in splits.train[:CHECK_EVERY]]) or "rougeL"
 
 
@@ -155,11 +155,11 @@ def _shortfall(attempt: Attempt, splits: Splits, selection: Selection, metric: s
         raise CannotTrain(message, 'set gate.on = "pinned", then pin records: dropforge submit --heldout FILE')
     scored, groups = selection.scored, selection.groups
     known = attempt.spec.champion.drops if gate.on == "seen" else None
-    judged = len({group for one, group in zip(scored, groups, strict=True) if known is None or one.drop in known})
+    judged = len({group for record, group in zip(scored, groups, strict=True) if known is None or record.drop in known})
     if judged >= needed:
         return None
     grouped, most = len(set(groups)), split.scored_records
-    if most < needed or (len({one.prompt.unit for one in scored}) >= most and grouped < needed):
+    if most < needed or (len({record.prompt.unit for record in scored}) >= most and grouped < needed):
         raise CannotTrain(
             f"no verdict is ever possible: split.scored_records = {most} records count at most, {grouped} different "
             f"ones by now, and {'twice ' * (needed > gate.min_records)}gate.min_records = {gate.min_records} are "
@@ -186,8 +186,8 @@ def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, lon
         "with special tokens of the base model's tokenizer": read.special_tokens,
         "longer than train.max_length": read.too_long,
     }
-    found = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
-    message = f"no training rows are left of {sum(drop.rows for drop in drops)}: {found}"
+    counts = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
+    message = f"no training rows are left of {sum(drop.rows for drop in drops)}: {counts}"
     return CannotTrain(
         "; ".join([message, *map(remark_words, (*long, *contamination_warnings(splits, drops)))]),
         "drop more rows, and other ones than those that are held out",

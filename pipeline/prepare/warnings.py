@@ -30,12 +30,12 @@ def data_warnings(spec: StepSpec, splits: Splits, selection: Selection, metric: 
     unused = [drop for drop in spec.drops if drop.role == "heldout" and gate.on != "pinned"]
     share = heldout.largest_unit / max(1, heldout.sampled)
     is_large = heldout.largest_unit > MOST_OF_ONE * max(heldout.sampled, _LEAST_SAMPLED)
-    long_runs = sum(len(one.rows) for one in splits.left_out if one.rule == "ngram")
+    long_runs = sum(len(part.rows) for part in splits.left_out if part.rule == "ngram")
     similar = splits.near_duplicates - long_runs
     train = max(1, len(splits.train) + len(splits.dev) + splits.near_duplicates)
     runs = {"rows": long_runs, "train": train, "share": long_runs / train}
     near = {"rows": similar, "train": train, "share": similar / train, "similarity": spec.config.split.similarity}
-    units, groups = len({one.prompt.unit for one in selection.scored}), len(set(selection.groups))
+    units, groups = len({part.prompt.unit for part in selection.scored}), len(set(selection.groups))
     return (
         *(Remark(code="pinned_unused", numbers={"on": gate.on, **_of_drop(drop, drop.rows)}) for drop in unused),
         *_warning("large_unit", is_large, share=share),
@@ -92,7 +92,7 @@ def contamination_warnings(splits: Splits, drops: Sequence[Drop]) -> list[Remark
 
 def _references(selection: Selection) -> list[Remark]:
     """Return a warning about references that field F1 cannot parse."""
-    references = [row for one in selection.scored for row in one.prompt.rows]
+    references = [row for record in selection.scored for row in record.prompt.rows]
     bad = [(row.drop, row.number) for row in references if json_fields.parse(row.output) is None]
     drop, number = min(bad, default=(0, 0))
     numbers = {"bad": len(bad), "references": len(references), "record": number + 1, "drop": drop}

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 from pipeline.records.fast_path import KEYS, MOST_KEYS
 from pipeline.records.file_formats import other_format
 from pipeline.records.records import LABELS, LONGEST_TAG, MOST_TAGS, Finding, Record, Row, misnamed_key, text_faults
-from pipeline.words import printable, shown
+from pipeline.words import printable
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import ValidationError
 
 SCHEMA = "alpaca-record.schema.json"
-KEY_WIDTH = 60
+KEY_WIDTH = _VALUE_WIDTH = 60
 
 
 def row_findings(row: Row, record: Record | None, special: re.Pattern[str] | None) -> list[Finding]:
     """Return the findings about a row, none if it is good; `record` is the result of `record_of` for it."""
-    found = schema_findings(row) if record is None else []
-    if not (found and found[0].rule == "format"):
-        found += [_finding(row, *fault) for fault in text_faults(row.value, special)]
-    return found
+    findings = schema_findings(row) if record is None else []
+    if not (findings and findings[0].rule == "format"):
+        findings += [_finding(row, *fault) for fault in text_faults(row.value, special)]
+    return findings
 
 
 def schema_findings(row: Row) -> list[Finding]:
@@ -42,12 +42,12 @@ def schema_findings(row: Row) -> list[Finding]:
     if isinstance(value.get("tags"), list):
         # One too many is enough to be told of.
         known["tags"] = value["tags"][: MOST_TAGS + 1]
-    found = [_worded(row, error) for error in _schema().iter_errors(known)]
+    findings = [_worded(row, error) for error in _schema().iter_errors(known)]
     if (near := misnamed_key(value, "input")) is not None:
         name = printable(near[:KEY_WIDTH])
         remedy = 'did you mean "input"? rename the key, or leave it out'
-        found.append(_finding(row, "input", "misnamed_key", f'"{name}" is not a key of a record', remedy))
-    return found
+        findings.append(_finding(row, "input", "misnamed_key", f'"{name}" is not a key of a record', remedy))
+    return findings
 
 
 @cache
@@ -104,11 +104,15 @@ def _finding(row: Row, field: str | None, rule: str, message: str, remedy: str) 
 
 
 def _type_finding(row: Row, field: str | None, message: str, remedy: str, value: object) -> Finding:
-    """Return the finding about a value of the wrong type, which `message` has a place for."""
-    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number"}
-    kind = kinds.get(type(value))
-    if kind is None:
-        return _finding(row, field, "type", message.format(shown(value)), remedy)
-    bare = message.format(kind)
-    finding = _finding(row, field, "type", message.format(f"{kind}: {shown(value)}"), remedy)
-    return finding.model_copy(update={"bare": bare})
+    """Return the finding about a value of the wrong type, which `message` has a place for: `a number: 12`."""
+    match value:
+        case str():
+            kind, quoted = "a text", f': "{printable(value[:_VALUE_WIDTH])}{"…" * (len(value) > _VALUE_WIDTH)}"'
+        case bool():
+            kind, quoted = "true or false", f": {json.dumps(value)}"
+        case int() | float():
+            kind, quoted = "a number", f": {str(value)[:_VALUE_WIDTH]}"
+        case _:
+            kind, quoted = {dict: "an object", list: "a list"}.get(type(value), "null"), ""
+    finding = _finding(row, field, "type", message.format(kind + quoted), remedy)
+    return finding.model_copy(update={"bare": message.format(kind)})

@@ -158,12 +158,12 @@ def validate(path: Path, options: Options) -> Validation:
         if tally.is_full:
             return tally.result(stopped=True)
         tally.add(row)
-    found = tally.result()
-    if not found.complete or found.bad_rows > options.most_bad_rows:
-        return found
+    validation = tally.result()
+    if not validation.complete or validation.bad_rows > options.most_bad_rows:
+        return validation
     rows = islice(read_records(path, options.max_line_bytes), MOST_COMPARED)
-    repeated = _repeated((row for row in rows if isinstance(row, Record)), whole=found.rows <= MOST_COMPARED)
-    return found.model_copy(update={"warnings": (*found.warnings, *repeated)})
+    repeated = _repeated((row for row in rows if isinstance(row, Record)), whole=validation.rows <= MOST_COMPARED)
+    return validation.model_copy(update={"warnings": (*validation.warnings, *repeated)})
 
 
 def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
@@ -251,8 +251,8 @@ class _Tally:
             remedy = "write one JSON object a line, with instruction and output, and drop it again"
             self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
             self._complete = False
-        for key, found in self._unknown.items():
-            self._refuse_lost_prompts(key, found)
+        for key, unknown in self._unknown.items():
+            self._refuse_lost_prompts(key, unknown)
         notices = tuple(
             Notice(kind="unknown_key", key=key, rows=use.rows, line=use.line, message=f"the key {key!r} is not used")
             for key, use in self._unknown.items()
@@ -270,9 +270,9 @@ class _Tally:
 
     def _add_row(self, row: Row) -> None:
         record = record_of(row)
-        found = row_findings(row, record, self._special)
-        self._note(found)
-        if found:
+        findings = row_findings(row, record, self._special)
+        self._note(findings)
+        if findings:
             return
         # Warnings are for good rows only.
         self._good += 1
@@ -285,21 +285,21 @@ class _Tally:
             known = name in self._unknown or len(self._unknown) < _MOST_NOTICES
             self._unknown.setdefault(name if known else "…", _Unknown(row.line)).add(row.value[key])
 
-    def _refuse_lost_prompts(self, key: str, found: "_Unknown") -> None:
+    def _refuse_lost_prompts(self, key: str, use: "_Unknown") -> None:
         """Add a finding about the file if the texts of an unknown key, not its prompts, tell most rows apart."""
-        rows, prompts = found.rows, len(self._prompts)
-        if prompts * _FEWER > rows or rows * 2 < self._good or len(found.texts) < min(rows, _MOST_HASHES) / 2:
+        rows, prompts = use.rows, len(self._prompts)
+        if prompts * _FEWER > rows or rows * 2 < self._good or len(use.texts) < min(rows, _MOST_HASHES) / 2:
             return
         name = json.dumps(key, ensure_ascii=False)
         few = f"{rows:,} rows have only {count(prompts, 'prompt')} without"
         message, bare = f"{few} the key {name}, which is not read", f"{few} a key that is not read"
         remedy = 'rename this key to "input"; if it is no part of the question, leave it out'
         self.add(
-            FileFinding(line=found.line, field="input", rule="misnamed_key", message=message, remedy=remedy, bare=bare)
+            FileFinding(line=use.line, field="input", rule="misnamed_key", message=message, remedy=remedy, bare=bare)
         )
 
-    def _note(self, found: list[Finding]) -> None:
-        self._rules.update(finding.rule for finding in found)
-        for finding in found[: MOST_FINDINGS - len(self._findings)]:
+    def _note(self, findings: list[Finding]) -> None:
+        self._rules.update(finding.rule for finding in findings)
+        for finding in findings[: MOST_FINDINGS - len(self._findings)]:
             remedy = name_file(finding.remedy, self._options.path) if finding.rule in _WITH_COMMAND else finding.remedy
             self._findings.append(finding.model_copy(update={"remedy": remedy}))

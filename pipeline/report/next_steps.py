@@ -37,11 +37,11 @@ def next_steps(
     if spec.left_out is None or verdict.worth is None:
         return steps
     worth = f"worth {worth_words(*verdict.worth)}, measured on the held-out records of this run"
-    told = f"This run left out drop {spec.left_out}. The drop is {worth}."
+    about = f"This run left out drop {spec.left_out}. The drop is {worth}."
     if verdict.outcome != "promoted":
-        return [NextStep(words=f"{told} The champion and all drops stay.", command="dropforge drops")]
+        return [NextStep(words=f"{about} The champion and all drops stay.", command="dropforge drops")]
     again = "Once the model without it serves, the drop counts as new: a run tries it again."
-    return [NextStep(words=f"{told} {again}", command="dropforge drops"), *steps]
+    return [NextStep(words=f"{about} {again}", command="dropforge drops"), *steps]
 
 
 def _withdraw(spec: StepSpec) -> str:

@@ -81,18 +81,18 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
     lost = [f"{GUARDS[guard.guard].heading}: {guard_words(guard)}." for guard in failed]
     if verdict.outcome == "guard_failed" and lost:
         return [*([REASONS["nll_not_finite"]] if "nll_not_finite" in verdict.reasons else []), *lost]
-    told, unsaid = dict(REASONS), {"too_few_records"} if verdict.gain is None else set()
+    sentences, unsaid = dict(REASONS), {"too_few_records"} if verdict.gain is None else set()
     if verdict.outcome == "worse":
         unsaid |= {"p_above_limit", "gain_below_minimum"}
         if verdict.harm_p_value is not None:
             rarely = f"a model that is no worse would look like this {luck(verdict.harm_p_value)}"
-            told["harm_shown"] = f"{REASONS['harm_shown'].rstrip('.')}: {rarely}."
+            sentences["harm_shown"] = f"{REASONS['harm_shown'].rstrip('.')}: {rarely}."
     if verdict.gain is not None and verdict.gain > 0:
         least = spec.config.gate.min_gain
         rarely = f"A model that is no better would look like this {luck(verdict.p_value or 0.0)}: that is no proof."
         small = f"The gain is smaller than the settings ask for: {beside(verdict.gain, least)} is below {least:g}."
-        told |= {"p_above_limit": rarely, "gain_below_minimum": small}
-    return [*(told[code] for code in verdict.reasons if code in told.keys() - unsaid), *lost]
+        sentences |= {"p_above_limit": rarely, "gain_below_minimum": small}
+    return [*(sentences[code] for code in verdict.reasons if code in sentences.keys() - unsaid), *lost]
 
 
 def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
@@ -115,7 +115,7 @@ def _unguarded(verdict: Verdict) -> str:
 
 def _by_drops(verdict: Verdict) -> list[str]:
     """Return the gains on records of new drops and of drops that the champion knows, as far as there are any."""
-    slices = {one.kind: f"{signed(one.gain)} on {count(one.records, 'record')}" for one in verdict.slices}
+    slices = {part.kind: f"{signed(part.gain)} on {count(part.records, 'record')}" for part in verdict.slices}
     names = (("unseen", "new"), ("seen", "older"))
     return [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
 
@@ -151,8 +151,8 @@ def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
         value, of, limit = verdict.harm_p_value, " for a loss", limit and HARM_P_VALUE
     if value is None:
         return ""
-    said = f"; the limit is {limit:g}" if limit else ""
-    return f"{p_words(value, limit or HARM_P_VALUE)}{of} ({verdict.test}, one-sided){said}"
+    limited = f"; the limit is {limit:g}" if limit else ""
+    return f"{p_words(value, limit or HARM_P_VALUE)}{of} ({verdict.test}, one-sided){limited}"
 
 
 def review_words(review: BlindReview) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import ModelRef
+from pipeline.artifacts import ModelRef, Remark
 from pipeline.config import TrainConfig
 from pipeline.data_words import remark_words, start_words
 from pipeline.errors import CannotTrain
@@ -99,7 +99,8 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
     first = snapshot.prepare()
     crown(snapshot, first)
     again = snapshot.prepare()
-    assert (again.dataset.start, remark_words(again.dataset.from_base)) == (None, "no row is new to generation 3")
+    assert again.dataset.start is None
+    assert again.dataset.from_base == Remark(code="nothing_new", numbers={"generation": 3})
     assert (again.dataset.old_rows, again.dataset.replayed_rows) == (0, 0)
     assert again.train == first.train
     assert start_words(again.dataset) == f"from the base, on {len(first.train)} rows: no row is new to generation 3"
