@@ -24,8 +24,7 @@ from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
-from pipeline.prepare.replaced import replaced_heldout, replacements
-from pipeline.prepare.sample import Selection, heldout_line, select
+from pipeline.prepare.sample import Selection, heldout_line, replaced_heldout, replacements, select
 from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops, row_line
 from pipeline.prepare.start import Start, choose_start, general_rows
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, long_rows
