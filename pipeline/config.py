@@ -258,8 +258,3 @@ class RunConfig(Stored):
     gate: GateConfig = GateConfig()
     guards: GuardConfig = GuardConfig()
     judge: JudgeConfig = JudgeConfig()
-
-    @property
-    def track_option(self) -> str:
-        """The command-line option for the track, with a leading space; empty for the default track."""
-        return "" if self.track == "default" else f" --track {self.track}"

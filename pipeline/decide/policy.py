@@ -92,7 +92,7 @@ class Guard:
     remedy: str
     """Next steps, one a line; the report fills the fields in (`pipeline.report.next_steps`)."""
     command: str = ""
-    """For the last step; `{track}` is the option that names the track."""
+    """For the last step, with a field for the track."""
     level: float = SURE
     """Largest p-value at which harm counts as shown."""
     unit: Literal["points", "nats", "per cent", "records"] = "points"
@@ -138,7 +138,7 @@ GUARDS: Mapping[str, Guard] = {
         "{} against the base model",
         "Add general rows: they bring back what was lost; guards.general_base is the margin. Or let the champion "
         "before today's serve again, if it lost less.",
-        "dropforge rollback{track} --reason TEXT",
+        "dropforge rollback --track {track} --reason TEXT",
         forgets=True,
         beside="the base model",
         heading="What was lost since the base model, earlier champions included",
@@ -156,7 +156,7 @@ GUARDS: Mapping[str, Guard] = {
         "{} against the champion of generation {}",
         "Drop more rows of that old kind to bring back what was lost; guards.anchor is the margin. Or let the champion "
         "that was better on it serve again.",
-        "dropforge rollback{track} --to GENERATION --reason TEXT",
+        "dropforge rollback --track {track} --to GENERATION --reason TEXT",
         level=LEVEL,
         forgets=True,
         heading="What was lost since a former champion, by all since then",

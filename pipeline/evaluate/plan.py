@@ -71,7 +71,7 @@ class ModelRequests:
     """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
 
     def parts(self) -> list[Sequence[Request]]:
-        """Return likelihoods, answers and the suites; likelihoods come first, as they reveal a broken model soon."""
+        """Return likelihoods, which reveal a broken model soon, answers (neither without records), and each suite."""
         return [*zip(*self.records, strict=True), *self.suites]
 
     def longest(self) -> int:

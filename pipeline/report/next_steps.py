@@ -55,7 +55,7 @@ def _after_a_win(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     config, run = spec.config, spec.run
     undo = NextStep(
         words="If it disappoints in use, let the champion before it serve again.",
-        command=f"dropforge rollback{config.track_option} --reason TEXT",
+        command=f"dropforge rollback --track {config.track} --reason TEXT",
     )
     costs = " The answers that became worse, in the report, show what it costs." if verdict.losses else ""
     if config.gate.approval == "manual" or verdict.heldout_replaced:
@@ -105,7 +105,7 @@ def _remedies(
         "epochs": epochs,
         "rate": rate,
         "rows": count(math.ceil(dataset.train_rows * GENERAL_SHARE), "row"),
-        "track": config.track_option,
+        "track": config.track,
     }
     *first, last = (words.format_map(facts) for words in guard.remedy.splitlines())
     command = guard.command.format_map(facts) or None
@@ -150,7 +150,7 @@ def ways_out(drop: int, lost: Sequence[int], track: str) -> list[NextStep]:
     """Return what to do if a suspended drop is a correction of older answers, those of the drops `lost`."""
     older = f"{'drop' if len(lost) == 1 else 'drops'} {listed(list(map(str, lost)))}" if lost else "older drops"
     withdraw = f"dropforge drops withdraw {lost[0] if len(lost) == 1 else 'DROP'} --reason TEXT"
-    submit = f"dropforge submit FILE --heldout{'' if track == 'default' else f' --track {track}'}"
+    submit = f"dropforge submit FILE --heldout --track {track}"
     return [
         NextStep(
             words=f"If drop {drop} corrects answers of {older}, do one of these three and then restore it.",
@@ -198,8 +198,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
     words = "Or try other settings on the same data: a search trains with each, and the dev rows choose."
     if not train.search.space:
         words += " Name them in [train.search], as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }."
-    track = "" if config.track == "default" else f" {config.track}"
-    return [NextStep(words=words, command=f"dropforge search{track}")]
+    return [NextStep(words=words, command=f"dropforge search {config.track}")]
 
 
 def _records_for(verdict: Verdict) -> int:

@@ -352,7 +352,10 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert control.config is not None
     assert RunConfig.model_validate(control.config).train.seed == 42 + (control.id or 0)
     assert box.states() == {1: "accepted", pinned: "accepted", 3: "accepted", 4: "accepted", 5: "suspended"}
-    ways, submit = "If drop 5 corrects answers of drop 1, do one of these three", "dropforge submit FILE --heldout"
+    ways, submit = (
+        "If drop 5 corrects answers of drop 1, do one of these three",
+        "dropforge submit FILE --heldout --track default",
+    )
     assert box.why(5) == [
         "run 2 was worse with it, and so was run 3, which tried it alone",
         "the control, run 4, was better on 23 and worse on 5 of 120 groups of records: dropforge report 3",

@@ -436,7 +436,7 @@ def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, s
     if state == "failed":
         said = story_text(verdict)
         assert f"builtin against the base model −{100 * lost / items:.1f} points" in said
-        assert "dropforge rollback --reason TEXT" in said
+        assert "dropforge rollback --track default --reason TEXT" in said
         assert "guards.general_base" in said
         assert "dropforge rollback --track jokes --reason TEXT" in story_text(verdict, "jokes")
         assert verdict_on(against_base(lost, items), general_base=100).outcome == "promoted"
