@@ -100,12 +100,15 @@ class Shortfall(Frozen):
     needed_rows: int  # estimate of further rows of the same kind
 
 
+_Beginning = Annotated[str, AfterValidator(lambda text: text[:300])]
+
+
 class Overlap(Frozen):
     """A training row left out as a near-duplicate of a held-out record, with the beginnings of both texts."""
 
     rule: Literal["unit", "answer", "ngram", "minhash"]
-    train_text: str
-    heldout_text: str
+    train_text: _Beginning
+    heldout_text: _Beginning
 
 
 class Replacement(Frozen):
@@ -118,9 +121,6 @@ class Replacement(Frozen):
     rows: int
     """All of them; `heldout_rows` are of held-out prompts."""
     heldout_rows: int
-
-
-_Beginning = Annotated[str, AfterValidator(lambda text: text[:300])]
 
 
 class AnswerPair(Frozen):

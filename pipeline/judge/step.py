@@ -45,11 +45,6 @@ Choices = tuple[Choice | None, Choice | None]
 _OUTCOMES: Mapping[Choices, Outcome] = {("A", "B"): "win", ("B", "A"): "loss", ("tie", "tie"): "tie"}
 
 
-def _outcome(choices: Choices) -> Outcome:
-    """Return the outcome of both orders."""
-    return "failed" if None in choices else _OUTCOMES.get(choices, "inconsistent")
-
-
 def judge(attempt: Attempt) -> Judgement:
     """
     Return the judge's wins, losses and ties on the records with the lowest ids, among those that the gate judges on.
@@ -68,13 +63,15 @@ def judge(attempt: Attempt) -> Judgement:
         asyncio.run(session.hold())
     except NoAnswerError as error:
         gave_up = str(error)
-    judged = {line["id"]: session.judged.get(line["id"], (None, None)) for line in lines}
+    judged = [session.judged.get(line["id"], (None, None)) for line in lines]
+    results: list[Outcome] = [
+        "failed" if None in choices else _OUTCOMES.get(choices, "inconsistent") for choices in judged
+    ]
     judgements = [
-        {"id": record, "candidate_first": choices[0], "champion_first": choices[1], "result": _outcome(choices)}
-        for record, choices in judged.items()
+        {"id": line["id"], "candidate_first": choices[0], "champion_first": choices[1], "result": result}
+        for line, choices, result in zip(lines, judged, results, strict=True)
     ]
     durable.write_bytes(folder / JUDGEMENTS_NAME, "".join(json.dumps(line) + "\n" for line in judgements).encode())
-    results = [_outcome(choices) for choices in judged.values()]
     _say(session, Counter(results), gave_up)
     return Judgement(folder=attempt.relative(folder), model=config.model, **count_results(results))
 

@@ -46,7 +46,6 @@ FORM_WORD = 0.95
 #: Answers with fewer words are not compared.
 LONG_ANSWER_WORDS = 8
 MOST_EXAMPLES = 10
-_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,11 @@ class LeftOut(NamedTuple):
     @property
     def example(self) -> Overlap:
         """The beginnings of both texts."""
-        texts = [
+        train, heldout = (
             row.output if self.rule == "answer" else row.input or row.instruction
-            for row in (*self.rows[:1], self.heldout)
-        ]
-        shown = {"train_text": texts[0][:_SHOWN], "heldout_text": texts[1][:_SHOWN]}
-        return Overlap(rule=self.rule, **shown)
+            for row in (self.rows[0], self.heldout)
+        )
+        return Overlap(rule=self.rule, train_text=train, heldout_text=heldout)
 
 
 class HeldOut:

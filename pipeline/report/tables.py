@@ -10,7 +10,8 @@ from pipeline.report.facts import Report
 from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
 
-_GUARD_STATES = {"passed": "✓ passed", "failed": "✗ failed", "shown": "shown only"}
+#: In the order in which they are listed.
+_GUARD_STATES = {"failed": "✗ failed", "passed": "✓ passed", "shown": "shown only"}
 _RULES = {
     "unit": "the same document or group",
     "answer": "the same long answer",
@@ -68,8 +69,7 @@ def guards_table(verdict: Verdict) -> Table:
     groups = "#Records" if verdict.groups == verdict.records else "#Groups"
     heads = ("Guard", "#Champion", "#New model", "#Change", "#Limit", groups, "State")
     note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
-    order = {"failed": 0, "passed": 1, "shown": 2}
-    guards = sorted(verdict.guards, key=lambda guard: order[guard.state])
+    guards = sorted(verdict.guards, key=lambda guard: [*_GUARD_STATES].index(guard.state))
     return _table(note, heads, [_guard_row(guard) for guard in guards])
 
 

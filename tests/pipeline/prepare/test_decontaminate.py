@@ -247,8 +247,8 @@ def test_each_rule_takes_its_rows_out_and_shows_both_texts(tmp_path: Path, rule:
     field = "output" if rule == "answer" else "instruction"
     assert (example.rule, example.train_text, example.heldout_text) == (
         rule,
-        train[field][:200],
-        heldout[field][:200],
+        train[field][:300],
+        heldout[field][:300],
     )
 
 
