@@ -117,9 +117,9 @@ class Comparison:
         """
         return self.by_group(self.scores.get(metric or self.metric, np.empty((0, 2))), mask)
 
-    def differences(self, mask: Flags | None = None, metric: str | None = None) -> Floats:
-        """Return candidate minus champion per group, shape (groups,); the arguments are those of `pairs`."""
-        pairs = self.pairs(mask, metric)
+    def differences(self, mask: Flags | None = None) -> Floats:
+        """Return candidate minus champion of the primary metric per group, shape (groups,); `mask` as in `pairs`."""
+        pairs = self.pairs(mask)
         return np.asarray(pairs[:, 0] - pairs[:, 1])
 
     def part(self, mask: Flags) -> "Comparison":
