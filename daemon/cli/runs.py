@@ -21,8 +21,9 @@ from daemon.cli.workspace import (
 from daemon.settings.text import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
 from daemon.state.states import RunState
-from daemon.views.overview import AttemptView, Overview, RunDetail, RunView
+from daemon.views.overview import Overview
 from daemon.views.reports import story_of
+from daemon.views.runs import AttemptView, RunDetail, RunView
 from pipeline.artifacts import Verdict
 from pipeline.durable import read_object
 from pipeline.models.template import prompt_form

@@ -24,7 +24,8 @@ from daemon.settings.model import Settings
 from daemon.settings.text import next_fire
 from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView, ServingView
-from daemon.views.overview import Overview, RunView
+from daemon.views.overview import Overview
+from daemon.views.runs import RunView
 from pipeline.errors import DropforgeError
 from pipeline.words import printable, short, size_words, until
 

@@ -18,7 +18,8 @@ from daemon.settings.model import Settings
 from daemon.state.questions import GAVE_BACK
 from daemon.state.states import AWAITING, DropState, RunState, state_words
 from daemon.views.drops import DropView
-from daemon.views.overview import Overview, RunView, attempts_of
+from daemon.views.overview import Overview
+from daemon.views.runs import RunView, attempts_of
 from pipeline.artifacts import Frozen
 from pipeline.contract import Progress
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
@@ -142,7 +143,7 @@ def file_awaited(overview: Overview, settings: Settings, name: str, track: str |
         if number is None:
             if any(PurePath(file).name == name for file in files_in_inbox(settings)):
                 return Pending(f"{name} lies in the inbox and was not taken yet")
-            drop = overview.drop_named(name, track)
+            drop = next(iter(overview.drops(track, most=1, name=name)), None)
             if drop is None:
                 raise DropforgeError(
                     f"there is no drop of a file {name}, and none in the inbox",

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import chain, groupby
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import computed_field
 from sqlalchemy import Engine
@@ -17,8 +17,9 @@ from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
 from daemon.views.champion_history import ServingView
 from daemon.views.drops import findings_of
-from daemon.views.overview import NotThere, Overview, RunView
-from daemon.views.reader import Row, utc
+from daemon.views.overview import Overview
+from daemon.views.reader import NotThere, utc
+from daemon.views.runs import RunView
 from pipeline.artifacts import Frozen
 from pipeline.words import count
 
@@ -174,6 +175,6 @@ def _of_run(kind: Kind, run: RunView, title: str, detail: str) -> Attention:
     return Attention(kind=kind, title=title, detail=detail, track=run.track, run=run.id, since=run.ended_at)
 
 
-def _of_drop(kind: Kind, drop: Row, title: str) -> Attention:
+def _of_drop(kind: Kind, drop: Any, title: str) -> Attention:
     why, since = drop.reason or "", utc(drop.received_at)
     return Attention(kind=kind, title=title, detail=why, track=drop.track, drop=drop.id, since=since)

@@ -1,23 +1,24 @@
 """A track's champions: since when, until when, why, by whom, trained on which drops, in what time."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from sqlite3 import Connection
+from types import SimpleNamespace
+from typing import Any
 
-from daemon.settings.model import HookSettings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.system.folders import WorkFolder
-from daemon.views.reader import Row, Time
+from daemon.views.reader import Reader, Time
 from pipeline.artifacts import Dataset, Frozen
 from pipeline.data_words import start_words
 from pipeline.decide.explain import sentence
 
-#: The hooks of each track, by its name.
-Hooks = Mapping[str, HookSettings]
+#: More than any generation.
+_BEYOND = 1 << 62
 #: Champions with their tracks, and the runs that made their models.
 _CHAMPIONS = """
 SELECT champion.*, run.id, run.outcome, run.verdict AS judged,
@@ -115,43 +116,49 @@ class ChampionView(ServingView):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
-def serving_views(reader: Connection, work_folder: WorkFolder, hooks: Hooks) -> list[ServingView]:
-    """Return the champion of each track that has one, without its data."""
-    rows = reader.execute(_CHAMPIONS.format("generation = champion_generation")).fetchall()
-    return [ServingView.model_validate(_facts(work_folder, hooks, row)) for row in rows]
+class Champions(Reader):
+    """Reads the champions of a workspace's tracks."""
 
+    def champions(self, tracks: Iterable[str]) -> list[ServingView]:
+        """Return the champions of `tracks`, in that order, without their data; a track without any is left out."""
+        rows = self.rows(_CHAMPIONS.format("generation = champion_generation"))
+        champions = {row.track: ServingView.model_validate(self._champion_fields(row), extra="ignore") for row in rows}
+        return [champions[name] for name in tracks if name in champions]
 
-def champion_views(
-    reader: Connection, work_folder: WorkFolder, hooks: Hooks, which: str, values: Iterable[object]
-) -> list[ChampionView]:
-    """Return the champions that an SQL condition selects with the parameters `values`, newest first."""
-    champions = f"{_CHAMPIONS.format(which)} ORDER BY generation DESC"
-    views = []
-    for row in reader.execute(champions, tuple(values)).fetchall():
+    def champion(self, track: str) -> ChampionView | None:
+        """Return the track's champion; `None` if it has none, not even its base model."""
+        return next(iter(self.history(track, 1)), None)
+
+    def history(self, track: str, most: int = -1, before: int | None = None) -> list[ChampionView]:
+        """Return current and former champions, newest first: at most `most` (-1: all), generations below `before`."""
+        which = _CHAMPIONS.format("track = ? AND generation < ? ORDER BY generation DESC LIMIT ?")
+        values = (track, _BEYOND if before is None else before, most)
+        return self.each(self._with_data, f"{which} ORDER BY generation DESC", values)
+
+    def _with_data(self, reader: Connection, row: Any) -> ChampionView:
         data = trained_on(reader, row.drops or ())
-        prepared = None if row.run is None else readable_dataset(work_folder, row.run)
+        prepared = None if row.run is None else readable_dataset(self.folder, row.run)
         fields = {
-            **_facts(work_folder, hooks, row),
+            **self._champion_fields(row),
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
             "training": None if prepared is None else start_words(prepared),
             "over": None if prepared is None or prepared.start is None else prepared.start.generation,
         }
-        views.append(ChampionView.model_validate(fields))
-    return views
+        return ChampionView.model_validate(fields, extra="ignore")
 
-
-def _facts(work_folder: WorkFolder, hooks: Hooks, row: Row) -> dict[str, object]:
-    run, settings = Row(id=row.run, outcome=row.outcome, verdict=row.judged), hooks.get(row.track, HookSettings())
-    return {
-        **{name: value for name, value in vars(row).items() if name in ServingView.model_fields},
-        "path": str(work_folder / row.path),
-        "reason": sentence(change_clauses(row)),
-        "verdict": sentence(verdict_clauses(run)) or None,
-        "gain": (row.judged or {}).get("gain"),
-        "hook": _command(row.hook_state, row.hook_error, row.hook_output, settings.after_promotion),
-        "health": _command(row.health_state, row.health_error, row.health_output, settings.health),
-    }
+    def _champion_fields(self, row: Any) -> dict[str, object]:
+        """Return the fields of a champion's view without its data, and what else is in its row."""
+        run, hooks = SimpleNamespace(id=row.run, outcome=row.outcome, verdict=row.judged), self._hooks.get(row.track)
+        return {
+            **vars(row),
+            "path": str(self.folder / row.path),
+            "reason": sentence(change_clauses(row)),
+            "verdict": sentence(verdict_clauses(run)) or None,
+            "gain": (row.judged or {}).get("gain"),
+            "hook": _command(row.hook_state, row.hook_error, row.hook_output, hooks and hooks.after_promotion),
+            "health": _command(row.health_state, row.health_error, row.health_output, hooks and hooks.health),
+        }
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
@@ -163,8 +170,8 @@ def trained_on(reader: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     """Return the drops with these ids, oldest first, with the state that they are in now; unknown ids are left out."""
     wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
     rows = reader.execute(wanted, (json.dumps(list(ids)),)).fetchall()
-    fields = [{**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows]
-    return tuple(TrainedOn(**{name: row[name] for name in TrainedOn.model_fields}) for row in fields)
+    fields = ({**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows)
+    return tuple(TrainedOn.model_validate(row, extra="ignore") for row in fields)
 
 
 def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
@@ -174,7 +181,7 @@ def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
     return None
 
 
-def _command(state: str | None, error: str | None, output: str | None, argv: tuple[str, ...]) -> CommandView | None:
+def _command(state: str | None, error: str | None, output: str | None, argv: object) -> CommandView | None:
     """Return the state of a hook; `None` if it was not due, or is pending and not set any more."""
     if state is None or (state == "pending" and not argv):
         return None

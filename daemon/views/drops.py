@@ -1,23 +1,21 @@
 """Views of drops: state, trial, replaced rows, findings, rows, and the champions that were trained on them."""
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from sqlite3 import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from daemon.champions import history
 from daemon.state.clauses import drop_clauses
-from daemon.state.questions import TAKEN_IN
+from daemon.state.questions import CHAMPIONS, TAKEN_IN
 from daemon.system.folders import WorkFolder
 from daemon.views.champion_history import readable_dataset
-from daemon.views.reader import Row, Time, champions_of
+from daemon.views.reader import NotThere, Reader, Time, newest_rows
 from pipeline.artifacts import Dataset, Frozen
 from pipeline.records import records
 from pipeline.words import count, first_of, worth_words
-
-if TYPE_CHECKING:
-    from daemon.views.overview import Overview
 
 #: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
@@ -31,6 +29,11 @@ _PREPARED = """
 SELECT id FROM run WHERE track = ? AND about_drop IS NULL AND EXISTS
 (SELECT 1 FROM attempt WHERE run_id = run.id AND step = 'prepare' AND state = 'published') ORDER BY id DESC LIMIT 1
 """
+#: The number of drops by track and state, and of those on trial, which the index of states does not have.
+_COUNTS = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
+_ON_TRIAL = 'SELECT "drop".track, state FROM suspect JOIN "drop" ON "drop".id = drop_id WHERE ended IS NULL'
+#: The track of a drop that may be trained on.
+_TRACK_OF = "SELECT t.* FROM track t JOIN \"drop\" d ON d.track = t.name WHERE d.id = ? AND d.role = 'train'"
 
 
 class DropView(Frozen):
@@ -59,9 +62,6 @@ class DropView(Frozen):
     """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
 
 
-_COLUMNS = tuple(name for name, field in DropView.model_fields.items() if field.is_required())
-
-
 class DropUses(Frozen):
     """The serving champion if it was trained on a given drop, and the champion to roll back to."""
 
@@ -71,28 +71,67 @@ class DropUses(Frozen):
     """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
 
 
-def drop_views(reader: Connection, work_folder: WorkFolder, which: str, values: Iterable[object]) -> list[DropView]:
-    """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
-    tried = on_trial(reader)
-    rows = reader.execute(f'SELECT * FROM "drop" {which}', tuple(values)).fetchall()  # noqa: S608 - our own words
-    replacements = {track: replaced(reader, work_folder, track) for track in {row.track for row in rows}}
-    why = {row.id: drop_clauses(row) for row in rows}
-    return [
-        DropView.model_validate(
-            {
-                **{name: getattr(row, name) for name in _COLUMNS},
-                "reason": next(iter(why[row.id]), None),
-                "evidence": why[row.id][1:],
-                "on_trial": tried.get(row.id),
-                "worth": _worth(row),
-                "replaced": replacements[row.track].get(row.id),
-            }
-        )
-        for row in rows
-    ]
+class Drops(Reader):
+    """Reads the drops of a workspace."""
+
+    def drops(
+        self,
+        track: str | None = None,
+        state: str | None = None,
+        most: int | None = None,
+        before: int | None = None,
+        name: str | None = None,
+    ) -> list[DropView]:
+        """Return the drops of a track, state and name, if given, newest first: at most `most`, ids below `before`."""
+        return self._drops(*newest_rows({"track": track, "state": state, "name": name}, most, before))
+
+    def drop(self, drop_id: int) -> DropView:
+        """Return one drop. Raises `NotThere` if there is no such drop."""
+        drops = self._drops("WHERE id = ?", [drop_id])
+        if not drops:
+            raise NotThere(f"there is no drop {drop_id}", "list them: dropforge drops")
+        return drops[0]
+
+    def drop_counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of drops by track, then by state or "on trial"; states without drops are left out."""
+        counts: dict[str, Counter[str]] = {}
+        for row in self.rows(_COUNTS):
+            counts.setdefault(row.track, Counter())[row.state] = row.number
+        for row in self.rows(_ON_TRIAL):
+            counts[row.track].update({row.state: -1, "on trial": 1})
+        return {track: dict(+of_track) for track, of_track in counts.items()}
+
+    def uses(self, drop_id: int) -> DropUses:
+        """Return the serving champion, if trained on this drop, and the one to roll back to; else `None` for both."""
+        for track in self.rows(_TRACK_OF, drop_id):
+            past = self.rows(CHAMPIONS, track=track.name)
+            if past and drop_id in (past[-1].drops or ()):
+                former = history.former(past, track, self.folder, _MOST_FORMER)
+                without = self.rows("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", track.name)
+                gone = {drop_id, *(row.id for row in without)}
+                before = next((model.generation for model in former if gone.isdisjoint(model.drops or ())), None)
+                return DropUses(champion=track.champion_generation, before=before)
+        return DropUses()
+
+    def _drops(self, which: str, values: Sequence[object]) -> list[DropView]:
+        """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
+
+        def views(reader: Connection) -> list[DropView]:
+            tried = on_trial(reader)
+            rows = reader.execute(f'SELECT * FROM "drop" {which}', values).fetchall()  # noqa: S608 - our own words
+            replacements = {track: replaced(reader, self.folder, track) for track in {row.track for row in rows}}
+            return [_view(row, tried.get(row.id), replacements[row.track].get(row.id)) for row in rows]
+
+        return self.read(views)
 
 
-def _worth(row: Row) -> str | None:
+def _view(row: Any, tried: str | None, replacement: str | None) -> DropView:
+    why = drop_clauses(row)
+    fields = {"reason": next(iter(why), None), "evidence": why[1:], "on_trial": tried, "replaced": replacement}
+    return DropView.model_validate({**vars(row), **fields, "worth": _worth(row)}, extra="ignore")
+
+
+def _worth(row: Any) -> str | None:
     if None in (row.worth_run, row.worth_points, row.worth_half_width):
         return None
     return f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
@@ -135,19 +174,6 @@ def on_trial(reader: Connection) -> dict[int, str]:
     return texts
 
 
-def drop_uses(reader: Connection, work_folder: WorkFolder, drop: Row) -> DropUses:
-    """Return the serving champion, if it was trained on `drop`, and the one to roll back to; else `None` for both."""
-    track = reader.execute("SELECT * FROM track WHERE name = ?", (drop.track,)).fetchone()
-    past = champions_of(reader, drop.track)
-    if track is None or drop.role != "train" or not past or drop.id not in (past[-1].drops or ()):
-        return DropUses()
-    former = history.former(past, track, work_folder, _MOST_FORMER)
-    without = reader.execute("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", (drop.track,))
-    gone = {drop.id, *(row.id for row in without)}
-    before = next((champion.generation for champion in former if gone.isdisjoint(champion.drops or ())), None)
-    return DropUses(champion=track.champion_generation, before=before)
-
-
 class FindingView(Frozen, extra="ignore"):
     """A kind of error or warning about a drop's rows."""
 
@@ -181,38 +207,39 @@ class DropDetail(Frozen):
     """Generations of the track's champions that were trained on it, without rollbacks, the latest first; at most 20."""
     serving: bool
     """Whether the current champion was trained on it."""
+    uses: DropUses
 
 
-def drop_detail(overview: "Overview", drop_id: int) -> DropDetail:
+def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
     """Return all details of a drop except its rows. Raises `NotThere` if there is no such drop."""
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
-    champions = _champions(overview, drop)
-    serving = overview.champion(drop.track)
+    uses = overview.uses(drop_id)
     return DropDetail(
         drop=drop,
         by=overview.rows('SELECT owner FROM "drop" WHERE id = ?', drop_id)[0].owner,
         findings=_findings(detail.get("kinds")),
         # Whether the track's rows are too few changes: pages say it as of now.
         warnings=_findings(trained for trained in detail.get("warnings") or () if trained["kind"] != "too_few_rows"),
-        champions=champions,
-        serving=serving is not None and drop.id in {trained.id for trained in serving.data if trained.role == "train"},
+        champions=_champions(overview, drop),
+        serving=uses.champion is not None,
+        uses=uses,
     )
 
 
-def come_to(overview: "Overview", drops: Iterable[DropView]) -> dict[int, str]:
+def come_to(overview: Drops, drops: Iterable[DropView]) -> dict[int, str]:
     """Map the id of each run that was the first of a drop in `drops` to its outcome, or to its state if it has none."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
     runs = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
     return {row.id: row.outcome or row.state for row in runs}
 
 
-def findings_of(overview: "Overview", drop_id: int) -> tuple[FindingView, ...]:
+def findings_of(overview: Drops, drop_id: int) -> tuple[FindingView, ...]:
     """Return at most 20 kinds of the first 1,000 errors found in a drop's rows at intake, rarest first; maybe none."""
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 
-def drop_rows(overview: "Overview", drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
+def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
     """
     Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept.
 
@@ -225,7 +252,7 @@ def drop_rows(overview: "Overview", drop: DropView, after: int = 0, most: int = 
     return tuple(_row(row) for row in islice(rows, after, after + most))
 
 
-def _taken_in(overview: "Overview", drop_id: int) -> dict[str, Any]:
+def _taken_in(overview: Drops, drop_id: int) -> dict[str, Any]:
     """Return the detail of the event that recorded the drop; empty if there is none."""
     return next((row.detail for row in overview.rows(TAKEN_IN, drop=drop_id)), {})
 
@@ -249,7 +276,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _champions(overview: "Overview", drop: DropView) -> tuple[int, ...]:
+def _champions(overview: Drops, drop: DropView) -> tuple[int, ...]:
     if drop.role != "train":
         return ()  # nothing is trained on it
     with_it = (

@@ -1,27 +1,38 @@
 """
-Read-only access to the state database through the standard library's sqlite3.
+Read-only access to a workspace: to its work folder, and to its database through the standard library's sqlite3.
 
 SQLAlchemy and the table classes take longer to import than all the rest of `dropforge status`.
 """
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
+from sqlite3 import Connection
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator
 
+from daemon.settings.model import HookSettings, Settings
+from daemon.state.database_file import DatabaseUnusable, in_words
+from daemon.state.layout import DATABASE_NAME
 from daemon.state.questions import CHAMPIONS
 from daemon.system import clock
+from daemon.system.folders import StateFolder, WorkFolder
+from pipeline.errors import DropforgeError
 
+T = TypeVar("T")
 _BUSY_SECONDS = 30.0
 
 sqlite3.register_converter("JSON", json.loads)
+
+
+class NotThere(DropforgeError):
+    """The requested run, drop, log, report or entry does not exist."""
 
 
 def utc(milliseconds: int | None) -> datetime | None:
@@ -33,17 +44,57 @@ def utc(milliseconds: int | None) -> datetime | None:
 Time = Annotated[datetime, BeforeValidator(utc)]
 
 
-class Row(SimpleNamespace):
-    """A database row whose columns are attributes."""
+class Reader:
+    """Reads one workspace; neither its folders nor the database need exist."""
 
-    def __getattr__(self, name: str) -> Any:
-        """Raise `sqlite3.OperationalError` for a missing column, with SQLite's own message."""
-        raise sqlite3.OperationalError(f"no such column: {name}")
+    def __init__(
+        self, state_folder: StateFolder, work_folder: WorkFolder, hooks: Mapping[str, HookSettings] | None = None
+    ) -> None:
+        """Read `state_folder` and the runs in `work_folder`; `hooks` are those of each track."""
+        self.state, self.folder, self._hooks = state_folder, work_folder, hooks or {}
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Read the folders of `settings`."""
+        hooks = {name: settings.track(name).hooks for name in settings.track_names}
+        return cls(settings.state_folder, settings.work_folder, hooks)
+
+    def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
+        """
+        Call `question` with a read-only connection, in one transaction, and return its result.
+
+        Returns `[]` if there is no database or no table yet. Raises `DatabaseUnusable` if it cannot be read.
+        """
+        path = self.state / DATABASE_NAME
+        if not path.exists():
+            return []
+        try:
+            with reading(path) as reader:
+                return question(reader)
+        except sqlite3.DatabaseError as error:
+            if "no such table" in str(error):
+                return []  # the first daemon is about to make them
+            raise in_words(error, path) or DatabaseUnusable(
+                f"the state database cannot be read: {error}",
+                "see whether this user may read it; the daemon's log says more",
+            ) from error
+
+    def rows(self, question: str, *values: object, **named: object) -> list[Any]:
+        """
+        Return the rows of an SQL query, with their columns as attributes; empty if there is no database or table yet.
+
+        Parameters are either positional or named. Raises `DatabaseUnusable` if the database cannot be read.
+        """
+        return self.read(lambda reader: reader.execute(question, named or values).fetchall())
+
+    def each(self, make: Callable[[Connection, Any], T], question: str, values: Sequence[object] = ()) -> list[T]:
+        """Return `make(reader, row)` for each row of an SQL query, in the transaction of the query; else as `rows`."""
+        return self.read(lambda reader: [make(reader, row) for row in reader.execute(question, values).fetchall()])
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open an existing database for reading; queries see one snapshot and return `Row` objects; close it on exit."""
+def reading(path: Path) -> Iterator[Connection]:
+    """Open an existing database for reading; in one snapshot, rows have columns as attributes; close it on exit."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     converting = sqlite3.PARSE_DECLTYPES
     opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)
@@ -53,9 +104,9 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def champions_of(connection: sqlite3.Connection, track: str) -> list[Any]:
+def champions_of(reader: Connection, track: str) -> list[Any]:
     """Return the promotion rows of a track's champions, oldest first; the last is the present one. Empty if none."""
-    return connection.execute(CHAMPIONS, {"track": track}).fetchall()
+    return reader.execute(CHAMPIONS, {"track": track}).fetchall()
 
 
 def newest_rows(
@@ -75,5 +126,5 @@ def newest_rows(
     return end, [*chain.from_iterable(given.values()), *(value for value in (before, most) if value is not None)]
 
 
-def _row(cursor: sqlite3.Cursor, values: Sequence[Any]) -> Row:
-    return Row(**{column[0]: value for column, value in zip(cursor.description, values, strict=True)})
+def _row(cursor: sqlite3.Cursor, values: Sequence[Any]) -> SimpleNamespace:
+    return SimpleNamespace(**{column[0]: value for column, value in zip(cursor.description, values, strict=True)})

@@ -6,7 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from daemon.state.states import state_words
-from daemon.views.overview import NotThere, Overview, RunDetail
+from daemon.views.overview import Overview
+from daemon.views.reader import NotThere
+from daemon.views.runs import RunDetail
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, PAGE_NAME
 from pipeline.errors import DropforgeError

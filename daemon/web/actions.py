@@ -25,7 +25,7 @@ from daemon.state.events import Word
 from daemon.system.clock import now_ms
 from daemon.system.programs import who
 from daemon.views import attention, confirmations
-from daemon.views.overview import NotThere
+from daemon.views.reader import NotThere
 from daemon.web.pages import require_track
 from daemon.web.site import MOST, Number, SiteOf, draw
 from pipeline.artifacts import Frozen

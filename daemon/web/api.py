@@ -21,8 +21,9 @@ from daemon.state.layout import DATABASE_NAME
 from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.drops import DropDetail, DropRow, DropView, drop_detail, drop_rows
-from daemon.views.overview import DaemonView, LiveRun, Overview, PauseView, RunDetail, RunView
+from daemon.views.overview import DaemonView, Overview
 from daemon.views.reports import report_data
+from daemon.views.runs import LiveRun, PauseView, RunDetail, RunView
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import After, Number, SiteOf
 from pipeline.artifacts import Frozen

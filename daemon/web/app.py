@@ -15,7 +15,7 @@ from daemon.metrics import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings, SettingsError
 from daemon.state.database_file import in_words
 from daemon.state.layout import DATABASE_NAME
-from daemon.views.overview import NotThere
+from daemon.views.reader import NotThere
 from daemon.web import actions, api, pages, upload
 from daemon.web.security import Guard
 from daemon.web.site import Site, draw, site_of

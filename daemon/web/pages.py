@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows
-from daemon.views.overview import NotThere
+from daemon.views.reader import NotThere
 from daemon.views.reports import report_folder, story_of
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
@@ -106,7 +106,7 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
         "after": after,
         "next": following,
         "most_skipped": MOST_SKIPPED,
-        "uses": site.overview.uses(drop_id),
+        "uses": detail.uses,
         "lacks": site.overview.missing_rows(site.settings, detail.drop.track).values(),
     }
     return draw(request, "drop.html", context)

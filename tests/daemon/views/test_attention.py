@@ -15,7 +15,8 @@ from daemon.state.tables import Run
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import Attention, attention, dismiss
-from daemon.views.overview import NotThere, Overview
+from daemon.views.overview import Overview
+from daemon.views.reader import NotThere
 from pipeline import durable
 from pipeline.decide.explain import brief
 from tests import run_owner

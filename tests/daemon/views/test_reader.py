@@ -45,13 +45,6 @@ def test_all_answers_are_from_one_state_of_the_database(lived_in: Any, path: Pat
         assert base.execute(count).fetchone().number == before.number + 1
 
 
-def test_a_column_of_another_version_is_missed_in_sqlites_words(path: Path) -> None:
-    with reading(path) as base:
-        row = base.execute("SELECT * FROM track").fetchone()
-    with pytest.raises(sqlite3.OperationalError, match="no such column: colour"):
-        _ = row.colour
-
-
 def test_no_statement_needs_a_newer_sqlite_than_a_supported_python_may_have() -> None:
     folder = Path(daemon.__file__).parent
     # An operator since 3.38; the systems that Python 3.11 is on go back to 3.34. Each would show at its use alone.

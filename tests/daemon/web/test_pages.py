@@ -157,7 +157,7 @@ def test_no_page_reads_a_whole_table(
 ) -> None:
     """A list of the newest may go through a table from its end; nothing else may without an index."""
     said: list[str] = []
-    monkeypatch.setattr("daemon.views.overview.reading", lambda place: _traced(place, said))
+    monkeypatch.setattr("daemon.views.reader.reading", lambda place: _traced(place, said))
     assert owner.get(path).status_code == 200
     asked = {one for one in said if one.startswith("SELECT")}
     assert asked
