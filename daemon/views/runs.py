@@ -23,7 +23,7 @@ from daemon.views.reader import NotThere, Reader, T, Time, champions_of, newest_
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Curve, Progress
 from pipeline.data_words import left_out_words, start_words, warning_words
-from pipeline.decide.explain import sentence
+from pipeline.decide.explain import brief, sentence
 
 #: Of an ended run.
 _SECONDS = """
@@ -242,6 +242,8 @@ class Runs(Reader):
             unread = (f"not all of it can be read: {error.filename}: {error.strerror}",)
         if row.state == RunState.CANCELLED:
             verdict = None  # nobody acts on it
+        if verdict is not None and row.verdict is None:
+            row.verdict = brief(verdict)  # it is not applied yet
         fields = {
             **self._run_fields(reader, row),
             "taken_out": tuple(drop for drop in trained_on(reader, row.snapshot or ()) if drop.taken_out),

@@ -133,3 +133,10 @@ def test_only_a_run_that_has_ended_has_taken_its_time(overview: Overview) -> Non
     assert {run.id: run.seconds is None for run in overview.runs()} == {1: False, 2: False, 3: True}
     assert overview.run(3).seconds is None
     assert overview.run(1).seconds == next(run.seconds for run in overview.ended_runs(5) if run.id == 1)
+
+
+def test_a_verdict_that_is_not_applied_yet_has_its_sentence(lived_in: Any, overview: Overview) -> None:
+    runs = lived_in.settings.work_folder / "runs"
+    (runs / "3/decide.json").write_bytes((runs / "1/decide.json").read_bytes())
+    run = overview.run(3)
+    assert (run.outcome, run.sentence, run.gain) == (None, overview.run(1).sentence, overview.run(1).gain)
