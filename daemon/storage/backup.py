@@ -23,7 +23,7 @@ import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,13 +153,6 @@ def check(folder: Path) -> Manifest:
     if DATABASE_NAME not in manifest.files or verify(database) != manifest.counts:
         raise DropforgeError(f"the backup is damaged: {database} has not the rows that were backed up", _ANOTHER)
     return manifest
-
-
-def refuse_unnamed(folder: Path, files: Iterable[str], database: Path) -> None:
-    """Raise `DropforgeError` if one of a backup's `files` is none that `database`, its rows rebuilt, names."""
-    named = {DATABASE_NAME, *(name for name, _ in named_files(folder, database, with_models=True))}
-    for name in set(files) - named:
-        raise DropforgeError(f"{folder} holds a file that its database does not name: {name}", _ANOTHER)
 
 
 def _refuse_other_kinds(folder: Path) -> None:

@@ -57,5 +57,5 @@ class Disk:
 
 def _free_bytes(path: Path) -> int:
     folder = next(folder for folder in (path, *path.parents) if folder.exists())
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    volume = os.statvfs(folder)
+    return volume.f_bavail * volume.f_frsize

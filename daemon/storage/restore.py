@@ -1,7 +1,7 @@
 """
 Restore a backup into a state folder, while no daemon runs.
 
-Only the rows of a backup's database are taken, into a new one, whose schema refuses what the daemon does not expect.
+Only the rows of a backup's database are taken (`rebuild`).
 
 The old database, and folders of runs that the backup does not have as succeeded, go to `backups/replaced-<time>/`;
 other files that differ from the backup's are overwritten, all others stay. Links are not touched: they are derived
@@ -12,7 +12,6 @@ to the last, and no daemon starts while it is there, so that an interrupted rest
 import contextlib
 import shutil
 import sqlite3
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -20,24 +19,21 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from daemon.settings.model import Settings
-from daemon.state.database import create
-from daemon.state.database_file import BACKUPS, SCHEMA, refuse_network
+from daemon.state.database_file import BACKUPS, SCHEMA, open_file, refuse_network
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import require_share
 from daemon.state.run_files import open_jobs
-from daemon.state.tables import EVERY, IN_PATHS
 from daemon.storage.backup import (
     SIDECARS,
     Manifest,
     check,
     named_files,
-    refusal,
-    refuse_unnamed,
     stamp,
     succeeded,
     unreadable_verdicts,
 )
 from daemon.storage.disk import is_full
+from daemon.storage.rebuild import copy_aside, rebuild
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
@@ -45,32 +41,6 @@ from pipeline import durable
 from pipeline.errors import DropforgeError
 
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
-#: Values that the tables take and a restore does not, by column.
-_BAD = {
-    **{
-        name: f'SELECT 1 FROM "{name.split(".")[0]}" WHERE NOT ({rule.format(name.split(".")[1])})'  # noqa: S608 - our own
-        for name, rule in IN_PATHS.items()
-    },
-    "run.snapshot": """
-SELECT 1 FROM run, json_each(snapshot) AS one
-WHERE one.type <> 'integer' OR one.value NOT IN (SELECT id FROM "drop" WHERE "drop".track = run.track)
-""",
-    "track.split": "SELECT 1 FROM track, json_each(split) AS one WHERE one.type NOT IN ('real', 'integer')",
-    "promotion.drops": "SELECT 1 FROM promotion, json_each(drops) AS one WHERE one.type <> 'integer'",
-    "track.champion_generation": """
-SELECT 1 FROM track WHERE champion_generation IS NOT NULL AND champion_generation NOT IN
-    (SELECT generation FROM promotion WHERE promotion.track = track.name)
-""",
-}
-_BEGIN_AGAIN = (
-    """
-    INSERT INTO event (at, kind, track, run_id, detail)
-    SELECT :now, 'run_interrupted', track, id, '{}' FROM run WHERE state = 'running'
-    """,
-    "UPDATE run SET state = 'waiting', token = NULL WHERE state = 'running'",
-    # By the states: `ended_at` of a backup may have any value.
-    "UPDATE run SET config = NULL WHERE state NOT IN ('succeeded', 'failed', 'crashed', 'cancelled')",
-)
 
 
 class Restored(NamedTuple):
@@ -109,11 +79,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     refuse_network(root)
     require_share(settings)
     with _alone(root, work):
-        try:
-            manifest = _open_backup(source)
-        except PermissionError as error:
-            hint = f"let it, and enter the folders above: chown -R {user()} {source.absolute()}"
-            raise DropforgeError(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
+        manifest = _open_backup(source)
         _refuse_links(work, manifest.files)
         lost_models = [
             model
@@ -125,8 +91,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
             raise DropforgeError(message, "put that folder there; or restore without it: --without-models")
         database = root / f".{DATABASE_NAME}.restore.tmp"
         try:
-            _rebuild(source / DATABASE_NAME, database, manifest.files[DATABASE_NAME][1])
-            refuse_unnamed(source, manifest.files, database)
+            rebuild(source, database, manifest.files)
             replaced = _put_all_back(root, work, source.absolute(), database, manifest.files)
         except (OSError, sqlite3.Error) as error:
             if not is_full(error):
@@ -136,50 +101,7 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
             database.unlink(missing_ok=True)
         missing = [name for name, _ in named_files(work, root / DATABASE_NAME) if not (work / name).exists()]
         missing += [*unreadable_verdicts(work, root / DATABASE_NAME), *lost_models]
-        lost = _lost(replaced / DATABASE_NAME, source / DATABASE_NAME)
-        return Restored(manifest, replaced, lost, tuple(missing))
-
-
-def _rebuild(source: Path, target: Path, sha256: str) -> None:
-    """
-    Copy the rows of a backup's database into a new one, durably, and let runs that were not over begin again.
-
-    Raises `DropforgeError` if it has changed, or has a row or table that the schema does not allow.
-    """
-    target.unlink(missing_ok=True)
-    copy = _copy_aside(source, target, sha256)
-    try:
-        create(target)
-        with closing(sqlite3.connect(target)) as connection, connection:
-            connection.execute("PRAGMA trusted_schema=OFF")
-            connection.execute("ATTACH ? AS backup", (str(copy),))
-            other = "SELECT type, name FROM backup.sqlite_master WHERE type NOT IN ('table', 'index')"
-            for kind, name in connection.execute(other):
-                raise refusal(f"{source} has a {kind} of its own: {name!r}")
-            for table in EVERY:
-                name, columns = table.__tablename__, ", ".join(f'"{column}"' for column in table.model_fields)
-                # With the table's name: SQLite takes an unknown "column" for a text.
-                old_columns = ", ".join(f'old."{column}"' for column in table.model_fields)
-                rows = f'SELECT {old_columns} FROM backup."{name}" AS old'  # noqa: S608 - our own words
-                try:
-                    connection.execute(f'INSERT INTO "{name}" ({columns}) {rows}')
-                except sqlite3.DatabaseError as error:
-                    if is_full(error):
-                        raise
-                    raise refusal(f"{source} has a row of {name} that is not allowed there: {error}") from error
-            orphan = connection.execute("PRAGMA main.foreign_key_check").fetchone()
-            if orphan is not None:
-                raise refusal(f"a row of {orphan[0]} in {source} refers to a missing one of {orphan[2]}")
-            for column, bad in _BAD.items():
-                if connection.execute(f"{bad} LIMIT 1").fetchone():
-                    raise refusal(f"{source} has a value of {column} that is not allowed there")
-            for statement in _BEGIN_AGAIN:
-                connection.execute(statement, {"now": round(time.time() * 1000)})
-        with closing(sqlite3.connect(target)) as connection:
-            connection.execute("PRAGMA journal_mode=DELETE")  # one file
-    finally:
-        copy.unlink()
-    durable.fsync_file(target)
+        return Restored(manifest, replaced, _lost(replaced, source), tuple(missing))
 
 
 def _put_all_back(
@@ -236,10 +158,14 @@ def _alone(root: StateFolder, work: WorkFolder) -> Iterator[None]:
 
 def _open_backup(source: Path) -> Manifest:
     """Verify a backup and return its manifest. Raises `DropforgeError`."""
-    if not source.is_dir():
-        hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
-        raise DropforgeError(f"there is no backup {source.absolute()}", hint)
-    manifest = check(source)
+    try:
+        if not source.is_dir():
+            hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
+            raise DropforgeError(f"there is no backup {source.absolute()}", hint)
+        manifest = check(source)
+    except PermissionError as error:
+        hint = f"let it, and enter the folders above: chown -R {user()} {source.absolute()}"
+        raise DropforgeError(f"user {user()} may not read {Path(error.filename).absolute()}", hint) from error
     if manifest.schema_version != SCHEMA:
         message = f"the backup {source} has another version's schema: {manifest.schema_version}"
         raise DropforgeError(message, "install the version that made it")
@@ -269,7 +195,7 @@ def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
     if target.is_file() and target.stat().st_size == size and durable.sha256_file(target) == sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _copy_aside(source, target, sha256).rename(target)
+    copy_aside(source, target, sha256).rename(target)
     durable.fsync_folder(target.parent)
 
 
@@ -288,29 +214,13 @@ def _replace_database(root: Path, database: Path, replaced: Path) -> None:
     durable.fsync_folder(root)
 
 
-def _copy_aside(source: Path, target: Path, sha256: str) -> Path:
-    """Copy a file durably to a temporary name next to `target`. Raises `DropforgeError` if its hash differs."""
-    aside = target.with_name(f".{target.name}.restore.tmp")
+def _lost(replaced: Path, source: Path) -> tuple[str, ...]:
+    """Return the accepted drops of the old database that the backup lacks, as `track/name`; empty if unreadable."""
     try:
-        with durable.open_regular(source) as old, aside.open("wb") as new:
-            shutil.copyfileobj(old, new)
-        aside.chmod(0o600)
-        durable.fsync_file(aside)
-        if durable.sha256_file(aside) == sha256:
-            return aside
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    aside.unlink()
-    raise DropforgeError(f"{source} changed while it was put back", "do it again, from a backup that nobody writes to")
-
-
-def _lost(old: Path, new: Path) -> tuple[str, ...]:
-    """Return the accepted drops of the old database that the new one lacks, as `track/name`; empty if unreadable."""
-    if not old.exists():
-        return ()
-    try:
-        with closing(sqlite3.connect(old)) as before, closing(sqlite3.connect(new)) as after:
+        with (
+            closing(open_file(replaced / DATABASE_NAME, "rw")) as before,
+            closing(open_file(source / DATABASE_NAME)) as after,
+        ):
             known = {row[:3] for row in after.execute(_ACCEPTED)}
             return tuple(f"{row[0]}/{row[3]}" for row in before.execute(_ACCEPTED) if row[:3] not in known)
     except sqlite3.DatabaseError:

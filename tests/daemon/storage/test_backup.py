@@ -229,15 +229,6 @@ def test_an_installation_moves_into_a_shared_folder_by_a_backup(served: LivedIn,
     assert {path.stem for path in (share / "drops").iterdir()} == kept
 
 
-def test_runs_of_an_earlier_version_are_backed_up_and_restored(served: LivedIn, tmp_path: Path) -> None:
-    with served.engine.begin() as base:
-        base.exec_driver_sql("UPDATE run SET config = json_set(config, '$.train.gone', 1, '$.gate.on', 'gone')")
-    restore(served.settings, make(served.settings, tmp_path / "kept").folder)
-    first, _, third = rows(served.settings, Run)
-    assert first.config["train"]["gone"] == 1
-    assert third.config is None
-
-
 def test_what_came_after_the_backup_is_put_aside_and_named(served: LivedIn, tmp_path: Path) -> None:
     made = make(served.settings, tmp_path / "kept")
     root = served.settings.state_folder
