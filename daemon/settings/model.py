@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from daemon.settings.messages import MessageSettings
-from daemon.settings.text import check_timezone, cron_trigger, nearest, overlay
+from daemon.settings.slurm import SlurmSettings
+from daemon.settings.text import (
+    check_command,
+    check_folder,
+    check_path,
+    check_schedule,
+    check_timezone,
+    nearest,
+    overlay,
+)
 from daemon.settings.web import WebSettings
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import Frozen
@@ -27,47 +36,8 @@ RESERVED_TRACKS = frozenset({"heldout", "done", "rejected"})
 #: Variables with our prefix that are not settings.
 OTHER_VARIABLES = frozenset({"DROPFORGE_CONFIG", "DROPFORGE_DEBUG", LIFELINE})
 
-#: Options of sbatch by which a job is known or held, or with which its number is not what is printed.
-_OWN_OPTIONS = frozenset(
-    {"array", "chdir", "clusters", "comment", "error", "export", "hold", "job-name", "output", "parsable", "requeue"}
-    | {"signal", "test-only", "wait", "wrap"}
-)
-
 #: Bounds of what a person may mean: no wait is longer than a day (what a drop is waited for: a year).
 _DAY, _MANY, _MOST_BYTES = 86_400, 1_000_000_000, 1 << 53
-
-
-def _check_path(value: str) -> str:
-    """Return a path as settings have it. Raises `ValueError` if it can be none, or begins at an unknown home folder."""
-    if "\0" in value:
-        raise ValueError("must not hold a NUL character")
-    try:
-        Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"there is no home folder {value.partition('/')[0]}: write the whole path") from error
-    return value
-
-
-def _check_folder(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must name a folder of its own; left out, it is inbox or .dropforge beside the settings file")
-    return _check_path(value)
-
-
-def _check_schedule(value: str) -> str:
-    try:
-        cron_trigger(value, "UTC")
-    except ValueError as error:
-        msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
-        raise ValueError(msg) from error
-    return value
-
-
-def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
-    if (value and not value[0].strip()) or any("\0" in word for word in value):
-        msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
-        raise ValueError(msg)
-    return value
 
 
 def _check_track_name(value: str) -> str:
@@ -76,16 +46,8 @@ def _check_track_name(value: str) -> str:
     return value
 
 
-def _check_extra(value: tuple[str, ...]) -> tuple[str, ...]:
-    for word in value:
-        if not word.startswith("--") or word[2:].partition("=")[0] in _OWN_OPTIONS:
-            reserved = ", ".join(sorted(_OWN_OPTIONS))
-            raise ValueError(f"{word!r} cannot be given: long options as --name=value, but none of {reserved}")
-    return value
-
-
-Folder = Annotated[str, AfterValidator(_check_folder)]
-Command = Annotated[tuple[str, ...], AfterValidator(_check_command)]
+Folder = Annotated[str, AfterValidator(check_folder)]
+Command = Annotated[tuple[str, ...], AfterValidator(check_command)]
 
 
 class SettingsError(DropforgeError):
@@ -111,55 +73,6 @@ class IntakeSettings(Frozen):
     """Drops of an owner that may wait in a track, for a run or for approval; more files of theirs stay in the inbox."""
 
 
-class JobSettings(Frozen):
-    """What a step's job asks Slurm for."""
-
-    gpus: int = Field(default=0, ge=0, le=1024)
-    """GPUs of each node of the job (--gres=gpu:N)."""
-    cpus: int = Field(default=1, ge=1, le=4096)
-    """Processors of each node of the job (--cpus-per-task)."""
-    memory: str = ""
-    """Memory of the job, as "120G" (--mem); empty: the partition's default."""
-    time: str = ""
-    """Longest time of the job, as "12:00:00" (--time); empty: the partition's default."""
-
-
-class TrainingJobSettings(JobSettings):
-    """What the job of a training asks Slurm for."""
-
-    nodes: int = Field(default=1, ge=1, le=1024)
-    """Nodes of the job, each with `gpus` and `cpus`; they share each optimizer step's records."""
-
-
-class SlurmSettings(Frozen):
-    """Where Slurm runs the jobs; empty settings are left to Slurm's defaults."""
-
-    partition: str = ""
-    """Partition of the jobs."""
-    account: str = ""
-    """Account that the jobs are charged to."""
-    qos: str = ""
-    """Quality of service of the jobs."""
-    constraint: str = ""
-    """Features that the nodes must have, as "a100"."""
-    extra: Annotated[tuple[str, ...], AfterValidator(_check_extra)] = ()
-    """Further arguments of sbatch, as ["--reservation=night"]."""
-    local: tuple[Literal["merge", "evaluate"], ...] = ()
-    """Steps that run on the daemon's host instead, as ["merge"]."""
-    train: TrainingJobSettings = TrainingJobSettings()
-    merge: JobSettings = JobSettings()
-    evaluate: JobSettings = JobSettings()
-
-    def arguments(self, step: str) -> tuple[str, ...]:
-        """Return the arguments of sbatch for a step's job."""
-        job: JobSettings = getattr(self, step)
-        named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint")}
-        named |= {"gres": f"gpu:{job.gpus}" if job.gpus else "", "mem": job.memory, "time": job.time}
-        options = (f"--{name}={value}" for name, value in named.items() if value)
-        nodes = job.nodes if isinstance(job, TrainingJobSettings) else 1
-        return (*self.extra, *options, f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}")
-
-
 class ExecutorSettings(Frozen):
     """Where steps run, and how many runs go on at once."""
 
@@ -167,9 +80,9 @@ class ExecutorSettings(Frozen):
     """`local`: on this machine; `slurm`: training, merge and evaluation as jobs of a Slurm cluster."""
     parallel: int = Field(default=1, ge=1, le=1000)
     """Most runs at once, of each track one; on one machine they share its memory and its GPUs."""
-    shared: Annotated[str, AfterValidator(_check_path)] = ""
+    shared: Annotated[str, AfterValidator(check_path)] = ""
     """Folder for drops, runs and models that all nodes see under this path; empty: the state folder."""
-    setup: Annotated[str, AfterValidator(_check_path)] = ""
+    setup: Annotated[str, AfterValidator(check_path)] = ""
     """Shell file that a job reads before its step, for modules and variables."""
     poll_seconds: float = Field(default=10.0, ge=0.1, le=3600)
     """Seconds between two looks at Slurm's queue."""
@@ -256,11 +169,11 @@ class SuspectSettings(Frozen):
 class TrackSettings(Frozen):
     """Settings that a track can have of its own; at the top level they hold for all tracks."""
 
-    base_model: Annotated[str, AfterValidator(_check_path)] = ""
+    base_model: Annotated[str, AfterValidator(check_path)] = ""
     """Folder of the base model, in transformers' format; relative to the settings file."""
     trigger: Literal["drop", "nightly", "both"] = "drop"
     """What starts a run: an accepted drop, the schedule, or either."""
-    schedule: Annotated[str, AfterValidator(_check_schedule)] = "0 2 * * *"
+    schedule: Annotated[str, AfterValidator(check_schedule)] = "0 2 * * *"
     """Cron expression of the nightly run: minute, hour, day of month, month, and days of the week by name."""
     timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
     """IANA time zone of the schedule and, at the top level, of the digest, as Europe/Berlin."""

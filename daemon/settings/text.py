@@ -1,4 +1,4 @@
-"""Parse the text of settings files, variables, cron expressions and time zones; errors are messages."""
+"""Parse and check the text of settings files, variables, schedules, time zones, paths and commands."""
 
 import difflib
 import json
@@ -106,4 +106,40 @@ def check_timezone(value: str) -> str:
         ZoneInfo(value)
     except (KeyError, ValueError, OSError) as error:  # "Europe" is a folder
         raise ValueError(f"no such time zone: {value!r}; use an IANA name such as Europe/Berlin") from error
+    return value
+
+
+def check_schedule(value: str) -> str:
+    """Return `value` unchanged if `cron_trigger` can read it, else raise `ValueError` with an example."""
+    try:
+        cron_trigger(value, "UTC")
+    except ValueError as error:
+        msg = f"not a cron expression: {value!r} ({error}); five fields, such as '0 2 * * *' for 02:00 each night"
+        raise ValueError(msg) from error
+    return value
+
+
+def check_path(value: str) -> str:
+    """Return a path unchanged. Raises `ValueError` if it has a NUL, or begins at a home folder that is not there."""
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home folder {value.partition('/')[0]}: write the whole path") from error
+    return value
+
+
+def check_folder(value: str) -> str:
+    """Return a path unchanged. Raises `ValueError` as `check_path`, and if it is blank."""
+    if not value.strip():
+        raise ValueError("must name a folder of its own; left out, it is inbox or .dropforge beside the settings file")
+    return check_path(value)
+
+
+def check_command(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments of a command unchanged. Raises `ValueError` if the first is blank or one has a NUL."""
+    if (value and not value[0].strip()) or any("\0" in word for word in value):
+        msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
+        raise ValueError(msg)
     return value
