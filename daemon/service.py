@@ -55,40 +55,22 @@ class Service:
     def __init__(self, settings: Settings, config: Path | None = None) -> None:
         """Take the state folder's lock and open the database. Raises `DropforgeError` if either cannot be used."""
         self._settings = settings
-        root = settings.state_folder
-        refuse_network(root)
-        self._folder = OwnFolder(root, "run")
-        work = settings.work_folder
-        OwnFolder(work, "run").close()
-        on_nodes = settings.executor.steps_on_nodes
-        instance = installation_id(settings) if on_nodes or settings.executor.shared else ""
-        require_share(settings, renew=True)
-        for folder in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = FileLock(root / LOCK_NAME)
-        if not self._lock.acquire():
-            message = f"another daemon (process {lock_holder(root / LOCK_NAME)}) works on {root}"
-            raise DropforgeError(
-                message, "see what it does: dropforge status; or give this one a state folder of its own"
-            )
-        refuse_half_restored(root)
-        with contextlib.suppress(OSError):  # of a daemon that is gone; `_tell` replaces the note
-            (root / TROUBLES_NOTE).unlink(missing_ok=True)
-            for path in (root, work):
-                durable.remove_leftovers(path)
+        root, work = settings.state_folder, settings.work_folder
+        self._folder, self._lock = _open_folders(settings)
         create(root / DATABASE_NAME)
         self._engine = open_engine(root / DATABASE_NAME, keep=True)
         weakref.finalize(self, self._engine.dispose)  # for one that never comes to its end
-        verify(settings.state_folder / DATABASE_NAME, at_start=True)
+        verify(root / DATABASE_NAME, at_start=True)
         self.stop = threading.Event()
         self.exit_code = 0
         self._wake = threading.Event()
         self._troubles = Troubles()
         self._spool = Spool(root, work)
+        on_nodes = settings.executor.steps_on_nodes
         refuse_moved(self._spool, on_nodes)
         self._slurm: SlurmExecutor | None = None
         if on_nodes:
-            self._slurm = SlurmExecutor(instance, work, settings.executor, self._troubles)
+            self._slurm = SlurmExecutor(installation_id(settings), work, settings.executor, self._troubles)
         nodes = dict.fromkeys(on_nodes, self._slurm) if self._slurm else {}
         local = LocalExecutor(self._spool)
         self._dispatcher = Dispatcher(self._engine, settings, local, self._troubles, nodes)
@@ -279,6 +261,29 @@ class Service:
         if self._settings.worker == "child":
             self._worker.kill()
             end_steps_now(self._spool)
+
+
+def _open_folders(settings: Settings) -> tuple[OwnFolder, FileLock]:
+    """Make state and work folder, and return the former with its lock. Raises `DropforgeError` if one is unusable."""
+    root, work = settings.state_folder, settings.work_folder
+    refuse_network(root)
+    folder = OwnFolder(root, "run")
+    OwnFolder(work, "run").close()
+    if settings.executor.steps_on_nodes or settings.executor.shared:
+        installation_id(settings)
+    require_share(settings, renew=True)
+    for path in (work / "drops", work / "runs", work / "models", work / "tracks", work / TRASH_NAME):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FileLock(root / LOCK_NAME)
+    if not lock.acquire():
+        message = f"another daemon (process {lock_holder(root / LOCK_NAME)}) works on {root}"
+        raise DropforgeError(message, "see what it does: dropforge status; or give this one a state folder of its own")
+    refuse_half_restored(root)
+    with contextlib.suppress(OSError):  # of a daemon that is gone; `_tell` replaces the note
+        (root / TROUBLES_NOTE).unlink(missing_ok=True)
+        for used in (root, work):
+            durable.remove_leftovers(used)
+    return folder, lock
 
 
 def run(settings: Settings, config: Path | None = None) -> int:
