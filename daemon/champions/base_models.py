@@ -8,12 +8,12 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Engine
 
-from daemon.champions.promotion import change_to, end_waiting, sync_link
+from daemon.champions.promotion import change_champion, change_to, sync_link
 from daemon.queue.states import ensure_track
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.states import HookState, PromotionKind
+from daemon.state.states import PromotionKind
 from daemon.state.troubles import concerns_all, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
@@ -135,13 +135,8 @@ def ensure_base(engine: Engine, work_folder: WorkFolder, track_name: str, base: 
             record_event(session, kind, now, track=track_name, model_id=identity, path=path)
         if generation is None or track.champion_model_id == known[1] != identity:
             model = ModelRef(model_id=identity, path=path, generation=0 if generation is None else generation + 1)
-            change = change_to(model, PromotionKind.BASE, track_name, None, Word("", now))
-            change.previous_model_id, change.previous_path = track.champion_model_id, track.champion_path
-            change.hook_state = None if generation is None else HookState.PENDING
-            session.add(change)
-            track.champion_generation, track.champion_model_id = model.generation, identity
-            end_waiting(session, track_name, None, now)
-        if track.champion_model_id == identity:
+            change_champion(session, work_folder, change_to(model, PromotionKind.BASE, track_name, None, Word("", now)))
+        elif track.champion_model_id == identity:
             track.champion_path = path
+            sync_link(session, work_folder, track_name)
         session.add(track)
-        sync_link(session, work_folder, track_name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from daemon.state import run_files
+from daemon.state.questions import CHOICES
 from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, RECORDS_NAME, Evaluation, Frozen
@@ -237,9 +238,6 @@ def _review(session: "Session", work_folder: WorkFolder, run: "Run") -> Review:
 
 
 def _chosen(session: "Session", run_id: int) -> list[Mapping[str, Any]]:
-    from sqlmodel import col, select  # noqa: PLC0415 - as above
+    from daemon.state.tables import Event, rows_of  # noqa: PLC0415 - as above
 
-    from daemon.state.tables import Event  # noqa: PLC0415
-
-    asked = select(Event.detail).where(Event.run_id == run_id, Event.kind == CHOSEN).order_by(col(Event.id))
-    return list(session.exec(asked).all())
+    return [row.detail for row in rows_of(session, Event, CHOICES, run=run_id)]

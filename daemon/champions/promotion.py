@@ -33,7 +33,7 @@ from pipeline.models.manifest import model_id, verify_manifest
 #: Lets the model in a folder answer; raises `DropforgeError` if it does not.
 TryOut = Callable[[Path], object]
 #: `Event.kind` of a change, by its kind.
-_EVENTS = {
+_EVENTS: dict[str, str] = {
     PromotionKind.PROMOTION: "promoted",
     PromotionKind.FORCED: "forced",
     PromotionKind.ROLLBACK: "rolled_back",
@@ -179,32 +179,26 @@ def change_champion(session: Session, work_folder: WorkFolder, change: Promotion
     """
     Make the model of `change` its track's champion, row and links; return `change`. Call it last in `session`.
 
-    The row's hooks are marked as pending (`health` not for a rollback), an event is recorded, and no win of the track
-    waits for approval any more. Raises `ChampionMoved` if today's champion is not of the generation before.
+    The row's hooks are marked as pending (`health` only for a new model, none for generation 0), an event is recorded
+    (of a base model by the caller), and no win of the track waits for approval any more. Raises `ChampionMoved` if
+    today's champion is not of the generation before.
     """
-    require_generation(session, change.track, change.generation - 1)
+    if change.generation:
+        require_generation(session, change.track, change.generation - 1)
     track = session.get_one(Track, change.track)
     change.previous_model_id, change.previous_path = track.champion_model_id, track.champion_path
     if change.run_id is not None and change.kind != PromotionKind.ROLLBACK:
         # On the row, since a run that did not end well may be retried with fewer drops.
         change.drops = session.get_one(Run, change.run_id).snapshot
-    change.hook_state = HookState.PENDING
+    change.hook_state = HookState.PENDING if change.generation else None
     # A former champion is known to work, and a way back from a way back would have no end.
-    change.health_state = None if change.kind == PromotionKind.ROLLBACK else HookState.PENDING
+    change.health_state = HookState.PENDING if change.kind in {PromotionKind.PROMOTION, PromotionKind.FORCED} else None
     track.champion_generation, track.champion_model_id = change.generation, change.model_id
     track.champion_path = change.model_path
     session.add_all([change, track])
-    record_event(
-        session,
-        _EVENTS[PromotionKind(change.kind)],
-        change.created_at,
-        track=change.track,
-        run_id=change.run_id,
-        model_id=change.model_id,
-        generation=change.generation,
-        reason=change.reason,
-        by=change.approved_by,
-    )
+    if change.kind in _EVENTS:
+        about = change.model_dump(include={"track", "run_id", "model_id", "generation", "reason"})
+        record_event(session, _EVENTS[change.kind], change.created_at, **about, by=change.approved_by)
     end_waiting(session, change.track, change.run_id, change.created_at)
     sync_link(session, work_folder, change.track)
     return change

@@ -23,6 +23,9 @@ IS_DUE = f"(not_before <= :now OR created_at > :now + 60000) AND {MAY_BEGIN}"
 #: A row if a run of the track compared its candidate with the champion.
 HAS_VERDICT = "SELECT 1 AS one FROM run WHERE track = :track AND outcome <> 'insufficient_evidence' LIMIT 1"
 
+#: The choices of a run's blind review, oldest first: `daemon.champions.blind_review`.
+CHOICES = "SELECT * FROM event WHERE run_id = :run AND kind = 'answer_chosen' ORDER BY id"
+
 #: Hashes of a track's newest accepted drops of a role.
 NEWEST_FILES = """
 SELECT sha256 FROM "drop" WHERE track = :track AND role = :role AND state = 'accepted' ORDER BY id DESC LIMIT 20

@@ -5,10 +5,10 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
-from daemon.champions.blind_review import CHOSEN, Review, review_of
+from daemon.champions.blind_review import Review, review_of
 from daemon.champions.history import blocker
 from daemon.state.clauses import verdict_clauses
-from daemon.state.questions import AWAITS_APPROVAL, SNAPSHOT
+from daemon.state.questions import AWAITS_APPROVAL, CHOICES, SNAPSHOT
 from daemon.state.run_files import (
     attempt_folder,
     load_curve,
@@ -188,8 +188,7 @@ class Runs(Reader):
     def review(self, run_id: int) -> Review:
         """Return a run's blind review so far. Raises `NotThere` without the run, `DropforgeError` without answers."""
         config = self.ask_of_run(run_id, lambda _, row: row.config)
-        rows = self.rows("SELECT detail FROM event WHERE run_id = ? AND kind = ? ORDER BY id", run_id, CHOSEN)
-        return review_of(self.folder, run_id, config, [row.detail for row in rows])
+        return review_of(self.folder, run_id, config, [row.detail for row in self.rows(CHOICES, run=run_id)])
 
     def logs(self, run_id: int) -> list[Path]:
         """Return the log files of a run's attempts, oldest first. Raises `NotThere` if there is no run or no log."""

@@ -122,7 +122,7 @@ class Hooks:
         if row.health_state in OPEN and row.health_error is not None:
             if row.hook_state in OPEN:
                 # A person asked for it while the health was asked for: nobody is told of an unhealthy model again.
-                self._set(row.id, "hook", HookState.SKIPPED, now)
+                self._write(row.id, now, hook_state=HookState.SKIPPED)
             # Also where a daemon died between the answer and what follows from it. In a thread: the former champion's
             # files are hashed and it is loaded first.
             thread = threading.Thread(target=self._roll_back, args=(row, row.health_error, now), name="rollback")
@@ -133,50 +133,43 @@ class Hooks:
             return
         if row.health_state not in OPEN:
             return
-        if self._settings_of(row.track).health and not self._serves(row):
-            self._set(row.id, "health", HookState.SKIPPED, now)
+        if _hooks_of(self._settings, row.track).health and not self._serves(row):
+            self._write(row.id, now, health_state=HookState.SKIPPED)
         else:
             self._begins(row, "health", now)
 
     def _begins(self, row: Promotion, which: Which, now: int) -> bool:
         """Start a command and return `True`; record that the settings have none and return `False`."""
-        own = self._settings_of(row.track)
-        argv = own.after_promotion if which == "hook" else own.health
-        self._set(row.id, which, HookState.RUNNING if argv else None, now)
+        hooks = _hooks_of(self._settings, row.track)
+        argv = hooks.after_promotion if which == "hook" else hooks.health
+        state, kind = (HookState.RUNNING, f"{which}_started") if argv else (None, None)
+        self._write(row.id, now, kind, **{f"{which}_state": state})
         if argv:
             log.info("hook_started", track=row.track, generation=row.generation, command=_name(which))
-            command = self._begin(argv, self._environment(row), own.timeout_seconds)
+            command = self._begin(argv, self._environment(row), hooks.timeout_seconds)
             self._running[row.track] = (row.id or 0, which, command)
         return bool(argv)
 
     def _note(self, row_id: int, which: Which, ended: Ended, now: int) -> None:
         """Record how a command ended; a failed health command keeps its state until `_roll_back` has acted."""
-        with transaction(self._engine) as session:
-            row = session.get_one(Promotion, row_id)
-            setattr(row, f"{which}_output", ended.output or None)
-            setattr(row, f"{which}_error", ended.error)
-            if ended.error is None or which == "hook":
-                setattr(row, f"{which}_state", HookState.OK if ended.error is None else HookState.FAILED)
-            session.add(row)
-            kind = f"{which}_{'succeeded' if ended.error is None else 'failed'}"
-            record_event(session, kind, now, track=row.track, run_id=row.run_id, error=ended.error)
+        values: dict[str, object] = {f"{which}_output": ended.output or None, f"{which}_error": ended.error}
+        if ended.error is None or which == "hook":
+            values[f"{which}_state"] = HookState.OK if ended.error is None else HookState.FAILED
+        kind = f"{which}_{'succeeded' if ended.error is None else 'failed'}"
+        row = self._write(row_id, now, kind, ended.error, **values)
         words = {"track": row.track, "generation": row.generation, "command": _name(which)}
         if ended.error is None:
             log.info("hook_ended", **words)
         else:
-            said, hint = last_line(ended.output), f"dropforge history --track {row.track}"
-            log.warning("hook_failed", **words, error=ended.error, said=said, hint=hint)
+            line, hint = last_line(ended.output), f"dropforge history --track {row.track}"
+            log.warning("hook_failed", **words, error=ended.error, said=line, hint=hint)
 
     def _roll_back(self, row: Promotion, error: str, now: int) -> None:
         """Roll back if the model still serves; record the result or a refusal; after other errors it is tried again."""
         try:
             refused = self._change_back(row, error, now)
-            with transaction(self._engine) as session:
-                written = session.get_one(Promotion, row.id)
-                written.health_state, written.health_error = HookState.FAILED, refused or error
-                session.add(written)
-                if refused is not None:
-                    record_event(session, "rollback_failed", now, track=row.track, run_id=row.run_id, error=refused)
+            kind = None if refused is None else "rollback_failed"
+            self._write(row.id, now, kind, refused, health_state=HookState.FAILED, health_error=refused or error)
         except Stopped:
             return
         except Exception:  # a full disk or a locked database passes
@@ -199,24 +192,23 @@ class Hooks:
         log.warning("rolled_back", track=row.track, generation=row.generation, reason=reason)
         return None
 
-    def _set(self, row_id: int | None, which: Which, state: HookState | None, now: int) -> None:
+    def _write(
+        self, row_id: int | None, now: int, kind: str | None = None, error: str | None = None, **values: object
+    ) -> Promotion:
+        """Change columns of a row, with an event of this `kind` if it is given; return the row."""
         with transaction(self._engine) as session:
             row = session.get_one(Promotion, row_id)
-            setattr(row, f"{which}_state", state)
-            session.add(row)
-            if state == HookState.RUNNING:
-                record_event(session, f"{which}_started", now, track=row.track, run_id=row.run_id)
+            session.add(row.sqlmodel_update(values))
+            if kind is not None:
+                record_event(session, kind, now, track=row.track, run_id=row.run_id, error=error)
+        return row
 
     def _serves(self, row: Promotion) -> bool:
         with transaction(self._engine) as session:
             return session.get_one(Track, row.track).champion_generation == row.generation
 
-    def _settings_of(self, track: str) -> HookSettings:
-        declared = track in self._settings.track_names
-        return (self._settings.track(track) if declared else self._settings).hooks
-
     def _environment(self, row: Promotion) -> dict[str, str]:
-        """Return the environment of a command: the daemon's own and PROMOTION_*. Writes the smoke prompts."""
+        """Return the environment of a command: that of the daemon and PROMOTION_*. Writes the smoke prompts."""
         run = row.run_id
         # A damaged verdict must not keep the server from being told.
         decided = {} if run is None else read_object(run_files.run_folder(self._root, run) / "decide.json")
@@ -246,13 +238,12 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
     Its former result is deleted, and an event with the user `by` recorded. Raises `DropforgeError` if the settings name
     no command, if it is pending or running already, or if the track has no champion.
     """
-    own = (settings.track(track) if track in settings.track_names else settings).hooks
-    if not own.after_promotion:
+    if not _hooks_of(settings, track).after_promotion:
         message = f"track {track} has no command to run after a change of champion"
         raise DropforgeError(message, "set hooks.after_promotion in dropforge.toml")
     with transaction(engine) as session:
         generation = promotion.champion(session, track).generation
-        row = next(one for one in promotion.champions_of(session, track) if one.generation == generation)
+        row = promotion.champions_of(session, track)[-1]
         if row.hook_state in OPEN:
             message = f"hooks.after_promotion of track {track} is {row.hook_state} already"
             raise DropforgeError(message, "see what comes of it: dropforge status; the daemon runs it: dropforge run")
@@ -260,6 +251,11 @@ def ask_again(engine: Engine, settings: Settings, track: str, now: int, by: str)
         session.add(row)
         record_event(session, "hook_asked_again", now, track=track, run_id=row.run_id, generation=generation, by=by)
     return row
+
+
+def _hooks_of(settings: Settings, track: str) -> HookSettings:
+    """Return a track's hooks; those of the top level if the track is no longer declared."""
+    return (settings.track(track) if track in settings.track_names else settings).hooks
 
 
 def _name(which: Which) -> str:
