@@ -87,11 +87,11 @@ def review_of(
     wanted = _wanted(config)
     asked = {pair.id: pair for pair in pairs[: wanted or ASKED]}
     made: dict[str, Mapping[str, Any]] = {}
-    for one in chosen:
-        if one["key"] == UNDO:
-            made.pop(one["pair"], None)
-        elif one["pair"] in asked:
-            made[one["pair"]] = one
+    for choice in chosen:
+        if choice["key"] == UNDO:
+            made.pop(choice["pair"], None)
+        elif choice["pair"] in asked:
+            made[choice["pair"]] = choice
     left = tuple(pair for name, pair in asked.items() if name not in made)
     return Review(
         run=run_id,
@@ -126,31 +126,31 @@ def choose(engine: "Engine", work_folder: WorkFolder, run_id: int, choice: Choic
         if run.ended_at is None:
             message = f"run {run_id} has not ended, and may still make other answers"
             raise DropforgeError(message, f"see how far it is: dropforge show {run_id}")
-        found = _review(session, work_folder, run)
-        is_left = choice.pair in {pair.id for pair in found.left}
-        if not is_left and choice.pair not in {one["pair"] for one in _chosen(session, run_id)}:
+        review = _review(session, work_folder, run)
+        is_left = choice.pair in {pair.id for pair in review.left}
+        if not is_left and choice.pair not in {made["pair"] for made in _chosen(session, run_id)}:
             message = f"run {run_id} asks about no pair {choice.pair}"
             raise DropforgeError(message, f"see which pairs are left: dropforge review {run_id} --json")
-        if undo and found.result is not None:
+        if undo and review.result is not None:
             message = f"the review of run {run_id} has told whose answers were whose: what was chosen stands"
             raise DropforgeError(message, f"see what came of it: dropforge review {run_id}")
         if is_left != undo:  # else it is sent a second time
             first = first_side(choice.pair, str((run.config or {})["salt"]))
             about: dict[str, Any] = {"pair": choice.pair, "first": first, "key": choice.key, "by": choice.by}
             record_event(session, CHOSEN, choice.at, track=run.track, run_id=run_id, **about)
-            found = _review(session, work_folder, run)
-    if found.result is not None:
-        put_on_card(work_folder, run_id, found.result)
-    return found
+            review = _review(session, work_folder, run)
+    if review.result is not None:
+        put_on_card(work_folder, run_id, review.result)
+    return review
 
 
 def require_reviewed(session: "Session", work_folder: WorkFolder, run: "Run") -> None:
     """Raise `DropforgeError` if `run` has `gate.review` set and its blind review is incomplete or cannot be read."""
     if not _wanted(run.config):
         return
-    found = _review(session, work_folder, run)
-    if found.left:
-        message = f"run {run.id} waits for its blind review: {found.judged} of {found.asked} pairs are judged"
+    review = _review(session, work_folder, run)
+    if review.left:
+        message = f"run {run.id} waits for its blind review: {review.judged} of {review.asked} pairs are judged"
         raise DropforgeError(message, f"judge the others: dropforge review {run.id}")
 
 
@@ -181,13 +181,13 @@ def read_pairs(work_folder: WorkFolder, run_id: int, salt: str) -> list[Pair]:
     Order and sides follow from hashes, the sides also from the track's `salt`: they are the same every time. Raises
     `DropforgeError` if the run's scored records are missing or damaged.
     """
-    found = run_files.load_evaluation(work_folder, run_id)
-    path = None if found is None else work_folder / found.folder / RECORDS_NAME
-    if found is None or path is None or not path.is_file():
-        message = f"run {run_id} has no scored records" + ("" if found is None else " any more")
+    scores = run_files.load_evaluation(work_folder, run_id)
+    path = None if scores is None else work_folder / scores.folder / RECORDS_NAME
+    if scores is None or path is None or not path.is_file():
+        message = f"run {run_id} has no scored records" + ("" if scores is None else " any more")
         raise DropforgeError(message, f"see how far it is, and how it ended: dropforge show {run_id}")
     try:
-        pairs = [pair for line in durable.read_jsonl(path) if (pair := _pair(found, line, salt)).first != pair.second]
+        pairs = [pair for line in durable.read_jsonl(path) if (pair := _pair(scores, line, salt)).first != pair.second]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         message = f"the scored records of run {run_id} are damaged: {path}"
         raise DropforgeError(message, f"bring {path.relative_to(work_folder)} back from a backup") from error
@@ -199,9 +199,9 @@ def first_side(pair_id: str, salt: str) -> Side:
     return "candidate" if _hash("side", pair_id, salt)[0] in "02468ace" else "champion"
 
 
-def _pair(found: Evaluation, line: Mapping[str, Any], salt: str) -> Pair:
+def _pair(scores: Evaluation, line: Mapping[str, Any], salt: str) -> Pair:
     answers: dict[Side, str] = {"candidate": line["candidate"]["text"], "champion": line["champion"]["text"]}
-    about = (found.candidate.model_id, found.champion.model_id, line["id"], *answers.values())
+    about = (scores.candidate.model_id, scores.champion.model_id, line["id"], *answers.values())
     name = _hash("pair", *about)[:_ID_CHARACTERS]
     first: Side = first_side(name, salt)
     second: Side = "champion" if first == "candidate" else "candidate"
@@ -214,8 +214,8 @@ def _hash(*parts: str) -> str:
 
 
 def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
-    decided = [one for one in chosen if one["key"] != "0"]
-    wins = sum((one["key"] == "1") == (one["first"] == "candidate") for one in decided)
+    decided = [choice for choice in chosen if choice["key"] != "0"]
+    wins = sum((choice["key"] == "1") == (choice["first"] == "candidate") for choice in decided)
     losses = len(decided) - wins
     return BlindReview(
         differing=differing,
@@ -223,7 +223,7 @@ def _result(chosen: list[Mapping[str, Any]], differing: int) -> BlindReview:
         champion=losses,
         equal=len(chosen) - len(decided),
         p_value=sign_test(wins, losses),
-        judged_by=tuple(sorted({str(one["by"]) for one in chosen})),
+        judged_by=tuple(sorted({str(choice["by"]) for choice in chosen})),
     )
 
 

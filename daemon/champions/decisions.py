@@ -99,9 +99,9 @@ def rollback(  # noqa: PLR0913 - the last three go by name
         if over is not None:
             promotion.require_generation(session, track, over)
         row, past = session.get_one(Track, track), promotion.champions_of(session, track)
-    for one in past:
-        if one.model_id == row.base_model_id and row.base_path is not None:
-            one.model_path = row.base_path
+    for former in past:
+        if former.model_id == row.base_model_id and row.base_path is not None:
+            former.model_path = row.base_path
     target = _target(past, serving, to, work_folder)
     model = ModelRef(model_id=target.model_id, path=target.model_path, generation=serving.generation + 1)
     change = change_to(model, PromotionKind.ROLLBACK, track, target.run_id, word)
@@ -132,12 +132,12 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, work_f
     track = past[0].track
     hint = f"see the generations: dropforge history --track {track}"
     if to is not None:
-        found = next((row for row in past if row.generation == to), None)
-        if found is None:
+        target = next((row for row in past if row.generation == to), None)
+        if target is None:
             raise DropforgeError(f"track {track} has had no champion of generation {to}", hint)
-        if found.model_id == serving.model_id:
+        if target.model_id == serving.model_id:
             raise DropforgeError(f"the model of generation {to} is the champion of track {track} already", hint)
-        return found
+        return target
     # A run can make the very model that serves, and promote it again.
     others = [row for row in past if row.model_id != serving.model_id]
     if not others:

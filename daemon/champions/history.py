@@ -28,24 +28,18 @@ def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder,
     Left out are today's champion, models in `blocked` or `unhealthy_models`, generations that a rollback skipped, and
     models whose folder is gone. A model is listed once; base models are included.
     """
-    shut, over = blocked(past) | unhealthy_models(past) | {track.champion_model_id}, _skipped(past)
+    shut = blocked(past) | unhealthy_models(past) | {track.champion_model_id}
+    # Later than the generation that a rollback restored, earlier than the rollback itself.
+    spans = [range(row.restored + 1, row.generation) for row in past if row.restored is not None]
     models: list[ModelRef] = []
     for row in reversed(past):
         path = (track.base_path if row.model_id == track.base_model_id else None) or row.model_path  # it may have moved
-        if row.generation not in over and row.model_id not in shut and (work_folder / path).is_dir():
+        is_skipped = any(row.generation in span for span in spans)
+        if not is_skipped and row.model_id not in shut and (work_folder / path).is_dir():
             drops = None if row.drops is None else tuple(row.drops)
             models.append(ModelRef(model_id=row.model_id, path=path, generation=row.generation, drops=drops))
             shut.add(row.model_id)
     return models[:most]
-
-
-def _skipped(past: "Sequence[Promotion]") -> set[int]:
-    """Return the generations skipped by rollbacks: later than the restored one, earlier than the rollback itself."""
-    over: set[int] = set()
-    for row in past:
-        if row.restored is not None:
-            over.update(one.generation for one in past if row.restored < one.generation < row.generation)
-    return over
 
 
 def blocked(past: "Sequence[Promotion]") -> set[str]:

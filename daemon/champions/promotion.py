@@ -151,10 +151,10 @@ def check_files(work_folder: WorkFolder, path: str, identity: str, what: str, tr
     require_there(folder, what, track)
     try:
         # A base model is the user's own folder, without a manifest of ours.
-        found = model_id(folder) if Path(path).is_absolute() else verify_manifest(folder)
+        there = model_id(folder) if Path(path).is_absolute() else verify_manifest(folder)
     except DropforgeError as error:
         raise DropforgeError(f"{what} is not what it was: {error.message}", other_ways(track)) from error
-    if found != identity:
+    if there != identity:
         raise DropforgeError(f"{what} is not what it was: {folder} holds another model", other_ways(track))
 
 
@@ -228,7 +228,7 @@ def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, Exception |
     reader = open_reader(engine.get_execution_options()["path"])
     with transaction(reader) as session:
         names = session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
-    found: dict[str, Exception | None] = dict.fromkeys(names)
+    errors: dict[str, Exception | None] = dict.fromkeys(names)
     for name in names:
         try:
             # A shared file system may hang: the write lock is taken only if there is something to do.
@@ -240,8 +240,8 @@ def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, Exception |
         except Exception as error:  # one track's row must not stop every other track
             if concerns_all(error):
                 raise
-            found[name] = error
-    return found
+            errors[name] = error
+    return errors
 
 
 def sync_link(session: Session, work_folder: WorkFolder, track: str) -> None:
@@ -266,7 +266,7 @@ def _links(session: Session, work_folder: WorkFolder, row: Track) -> dict[Path, 
         previous = row.base_path
     folder = work_folder / "tracks" / row.name
     named = {"champion": Path(path), "previous": Path(previous)}
-    return {folder / name: one if one.is_absolute() else Path("..", "..", one) for name, one in named.items()}
+    return {folder / name: path if path.is_absolute() else Path("..", "..", path) for name, path in named.items()}
 
 
 def _is_set(link: Path, target: Path) -> bool:

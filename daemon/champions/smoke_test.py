@@ -42,12 +42,12 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
         log.warning("model_not_tried", folder=str(folder), reason="the training stack is not installed here")
         return
     with _started("cpu", subprocess.DEVNULL, "pipeline.models.ask", "--check", str(folder.absolute())) as process:
-        said = _answer(process, seconds, stop or threading.Event())
-    if said is None:
+        output = _answer(process, seconds, stop or threading.Event())
+    if output is None:
         message = f"the model in {folder} gave no answer within {seconds:g} s"
         raise DropforgeError(message, "free memory and cores on this machine, then try again")
     if process.returncode != 0:
-        message, hint = _words(said, process.returncode)
+        message, hint = _words(output, process.returncode)
         raise DropforgeError(f"the model in {folder} does not answer: {message}", hint)
 
 
@@ -67,10 +67,10 @@ def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
         process.stdin.write(json.dumps(request).encode())
         process.stdin.close()
         for line in process.stdout:
-            said = json.loads(line)
-            if "error" in said:
-                raise DropforgeError(str(said["error"]), str(said["hint"]))
-            yield said
+            part = json.loads(line)
+            if "error" in part:
+                raise DropforgeError(str(part["error"]), str(part["hint"]))
+            yield part
     if process.returncode != 0:
         raise DropforgeError(*_words(b"", process.returncode))
 
@@ -82,12 +82,12 @@ def try_gpu() -> dict[str, Any]:
     Raises `DropforgeError` if no training can use the GPU, and after 15 minutes without an answer.
     """
     with _started("cuda", subprocess.DEVNULL, "pipeline.models.gpu_check") as process:
-        said = _answer(process, _SECONDS, threading.Event())
-    if said is None:
+        output = _answer(process, _SECONDS, threading.Event())
+    if output is None:
         raise DropforgeError("the GPU gave no answer", "see the kernel's log: dmesg | grep NVRM")
     if process.returncode != 0:
-        raise DropforgeError(*_words(said, process.returncode))
-    return dict(json.loads(said.splitlines()[-1]))
+        raise DropforgeError(*_words(output, process.returncode))
+    return dict(json.loads(output.splitlines()[-1]))
 
 
 @contextlib.contextmanager
@@ -121,10 +121,10 @@ def _answer(process: subprocess.Popen[bytes], seconds: float, stop: threading.Ev
     return None
 
 
-def _words(said: bytes, code: int) -> tuple[str, str]:
+def _words(output: bytes, code: int) -> tuple[str, str]:
     """Return message and hint of a failed check: from its last line if that is JSON, else from its exit code."""
     try:
-        told = json.loads(said.splitlines()[-1])
-        return str(told["error"]), str(told["hint"])
+        answer = json.loads(output.splitlines()[-1])
+        return str(answer["error"]), str(answer["hint"])
     except (IndexError, ValueError, KeyError, TypeError):
         return f"its process ended with {code}", "memory may have run out; see the kernel's log, then try again"

@@ -18,7 +18,7 @@ from daemon.settings.model import (
     TrackSettings,
 )
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
-from daemon.system.programs import owner_of
+from daemon.system.programs import name_of
 from pipeline.search_settings import first_problem
 
 
@@ -45,7 +45,8 @@ def load(path: Path | None = None, environment: Mapping[str, str] | None = None)
             settings.track(name)
         except ValidationError as error:
             raise _worded(error, str(chosen), environment, ("tracks", name)) from error
-    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner_of(chosen)})
+    owner = (name_of(chosen.stat().st_uid),) if chosen.exists() else ()
+    gate = settings.gate.model_copy(update={"pinned_by": settings.gate.pinned_by or owner})
     resolved = settings.model_copy(update={**_absolute_paths(settings, chosen.absolute().parent), "gate": gate})
     variable = f"{ENV_PREFIX}INBOX"
     _refuse_overlap(resolved, chosen, settings.inbox, variable if variable in environment else str(chosen))

@@ -50,9 +50,7 @@ class MessageSettings(Frozen):
     @field_validator("digest")
     @classmethod
     def _is_a_time_of_day(cls, value: str) -> str:
-        hour, colon, minute = value.partition(":")
-        digits = colon and hour.isdecimal() and minute.isdecimal() and len(minute) == len("00")
-        if value and not (digits and value.isascii() and int(hour) < 24 and int(minute) < 60):  # noqa: PLR2004 - a clock
+        if not re.fullmatch(r"(?:([01]?[0-9]|2[0-3]):[0-5][0-9])?", value):
             raise ValueError('must be a time of day, such as "08:00", or "" for no digest')
         return value
 

@@ -23,7 +23,7 @@ import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,17 +261,18 @@ def named_files(root: Path, database: Path, *, with_models: bool = False) -> Ite
 
 
 def unreadable_verdicts(root: Path, database: Path) -> Iterator[str]:
-    """Yield the paths, relative to `root`, of a database's succeeded runs' verdicts that exist but are damaged."""
+    """
+    Yield the paths, relative to `root`, of a database's succeeded runs' verdicts that exist but are damaged.
+
+    A sound one is not empty and names its report and candidate by relative paths, if at all.
+    """
     for run in succeeded(database):
         name = f"runs/{run}/decide.json"
-        if (root / name).exists() and not _is_sound(read_object(root / name)):
+        verdict = read_object(root / name)
+        named = [verdict.get(key) for key in ("report", "candidate_model_id")]
+        is_sound = verdict and all(path is None or (isinstance(path, str) and _is_below(path)) for path in named)
+        if (root / name).exists() and not is_sound:
             yield name
-
-
-def _is_sound(verdict: Mapping[str, object]) -> bool:
-    """Return whether a verdict is not empty and names its report and candidate by relative paths, if at all."""
-    named = [verdict.get(name) for name in ("report", "candidate_model_id")]
-    return bool(verdict) and all(name is None or (isinstance(name, str) and _is_below(name)) for name in named)
 
 
 def succeeded(database: Path) -> list[int]:

@@ -32,11 +32,6 @@ def name_of(uid: int) -> str:
         return str(uid)
 
 
-def owner_of(path: Path) -> tuple[str, ...]:
-    """Return the name of the file's owner, in a tuple; an empty tuple if the file does not exist."""
-    return (name_of(path.stat().st_uid),) if path.exists() else ()
-
-
 def act_as_owner(state_folder: Path) -> None:
     """
     Drop root's privileges for those of the state folder's owner, permanently, if root runs this process.
@@ -60,8 +55,8 @@ def act_as_owner(state_folder: Path) -> None:
 
 def find_program(name: str) -> str:
     """Return the path of the program `name`, found on PATH unless it is a path. Raises `DropforgeError` without it."""
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         message = f"there is no program {name} that user {user()} may execute"
         raise DropforgeError(message, "install it, or name it by its whole path: the daemon's PATH may be another one")
-    return found
+    return path

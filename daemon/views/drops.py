@@ -128,13 +128,9 @@ class Drops(Reader):
 def _view(row: Any, tried: str | None, replacement: str | None) -> DropView:
     why = drop_clauses(row)
     fields = {"reason": next(iter(why), None), "evidence": why[1:], "on_trial": tried, "replaced": replacement}
-    return DropView.model_validate({**vars(row), **fields, "worth": _worth(row)}, extra="ignore")
-
-
-def _worth(row: Any) -> str | None:
-    if None in (row.worth_run, row.worth_points, row.worth_half_width):
-        return None
-    return f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
+    if None not in (row.worth_run, row.worth_points, row.worth_half_width):
+        fields["worth"] = f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
+    return DropView.model_validate({**vars(row), **fields}, extra="ignore")
 
 
 def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:

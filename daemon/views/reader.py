@@ -20,7 +20,6 @@ from pydantic import BeforeValidator
 from daemon.settings.model import HookSettings, Settings
 from daemon.state.database_file import DatabaseUnusable, in_words
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.questions import CHAMPIONS
 from daemon.system import clock
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.errors import DropforgeError
@@ -102,11 +101,6 @@ def reading(path: Path) -> Iterator[Connection]:
         connection.row_factory = _row
         connection.execute("BEGIN")
         yield connection
-
-
-def champions_of(reader: Connection, track: str) -> list[Any]:
-    """Return the promotion rows of a track's champions, oldest first; the last is the present one. Empty if none."""
-    return reader.execute(CHAMPIONS, {"track": track}).fetchall()
 
 
 def newest_rows(

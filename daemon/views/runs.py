@@ -8,7 +8,7 @@ from typing import Any
 from daemon.champions.blind_review import Review, review_of
 from daemon.champions.history import blocker
 from daemon.state.clauses import verdict_clauses
-from daemon.state.questions import AWAITS_APPROVAL, CHOICES, SNAPSHOT
+from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS, CHOICES, SNAPSHOT
 from daemon.state.run_files import (
     attempt_folder,
     load_curve,
@@ -19,7 +19,7 @@ from daemon.state.run_files import (
 )
 from daemon.state.states import AWAITING, OPEN_STATES, Purpose, RunState, queue_order
 from daemon.views.champion_history import TrainedOn, trained_on
-from daemon.views.reader import NotThere, Reader, T, Time, champions_of, newest_rows
+from daemon.views.reader import NotThere, Reader, T, Time, newest_rows
 from pipeline.artifacts import Frozen, Verdict
 from pipeline.contract import LOG_NAME, Curve, Progress
 from pipeline.data_words import left_out_words, start_words, warning_words
@@ -217,7 +217,9 @@ class Runs(Reader):
 
     def _run_fields(self, reader: Connection, row: Any) -> dict[str, Any]:
         """Return the fields of a run's view, and what else is in its row."""
-        against = blocker(row, champions_of(reader, row.track)) if row.outcome == AWAITING else None
+        against = None
+        if row.outcome == AWAITING:
+            against = blocker(row, reader.execute(CHAMPIONS, {"track": row.track}).fetchall())
         clauses = verdict_clauses(row, against)
         fields = {**vars(row), "clauses": clauses, "sentence": sentence(clauses) or None}
         fields["gain"] = (row.verdict or {}).get("gain")

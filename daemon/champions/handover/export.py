@@ -67,9 +67,9 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
 
 def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
     """Run the command that makes a GGUF file, and compare that with the champion; return both as a description."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
     try:
-        done = _run([*command, str(champion), "--outfile", str(file)], {**own, "HF_HUB_OFFLINE": "1"})
+        done = _run([*command, str(champion), "--outfile", str(file)], {**environment, "HF_HUB_OFFLINE": "1"})
     except OSError as error:
         message = f"export.gguf cannot be started: {command[0]}: {error.strerror}"
         raise DropforgeError(message, "name the program by its whole path: docs/serving.md") from error
@@ -93,9 +93,9 @@ def _compared(champion: Path, file: Path) -> str:
     if done.returncode:
         sys.stderr.write(done.stderr)
         raise DropforgeError(f"{file.name} could not be compared with the champion", "see above; nothing was kept")
-    found = json.loads(done.stdout.splitlines()[-1])
-    words = f"its logits {found['distance']:.2g} from the champion's, same token at {found['top1']:.0%} of the places"
-    if not (found["distance"] <= _MOST_DISTANCE and found["top1"] >= _LEAST_AGREEMENT):
+    apart = json.loads(done.stdout.splitlines()[-1])
+    words = f"its logits {apart['distance']:.2g} from the champion's, same token at {apart['top1']:.0%} of the places"
+    if not (apart["distance"] <= _MOST_DISTANCE and apart["top1"] >= _LEAST_AGREEMENT):
         message = f"{file.name} is not the champion: {words}"
         raise DropforgeError(message, f"the limits are {_MOST_DISTANCE:g} and {_LEAST_AGREEMENT:.0%}: use more bits")
     return words

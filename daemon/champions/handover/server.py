@@ -104,10 +104,10 @@ class Server:
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models in /v1/models, with `id` and, for adapters, `parent`. Raises `DropforgeError` if none."""
-        said = self._json("GET", "/v1/models")
-        found = said.get("data") if isinstance(said, dict) else None
-        models = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-        if not models or not all(isinstance(one.get("id"), str) for one in models):
+        answer = self._json("GET", "/v1/models")
+        listed = answer.get("data") if isinstance(answer, dict) else None
+        models = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+        if not models or not all(isinstance(model.get("id"), str) for model in models):
             raise DropforgeError(f"the server at {self._url} names no model", "look at it: curl …/v1/models")
         return models
 
@@ -121,11 +121,11 @@ class Server:
         }
         if asked.repetition_penalty != 1:
             body["repetition_penalty"] = asked.repetition_penalty
-        said = self._json("POST", "/v1/chat/completions", body)
+        answer = self._json("POST", "/v1/chat/completions", body)
         try:
-            return str(said["choices"][0]["message"]["content"] or "")
+            return str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
-            message = f"the server at {self._url} gave no answer: {str(said)[:_SHOWN]}"
+            message = f"the server at {self._url} gave no answer: {str(answer)[:_SHOWN]}"
             raise DropforgeError(message, "see its own log") from error
 
     def load_adapter(self, name: str, folder: str) -> None:
@@ -151,11 +151,11 @@ class Server:
 
     def _text(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
         try:
-            status, said = _request(self._at, method, path, body, _ANSWER_SECONDS)
+            status, content = _request(self._at, method, path, body, _ANSWER_SECONDS)
         except OSError as error:
             message = f"the server at {self._url} does not answer: {str(error) or type(error).__name__}"
             raise DropforgeError(message, "see whether it runs, and its own log") from error
-        text = said.decode("utf-8", "replace")
+        text = content.decode("utf-8", "replace")
         if status != _OK:
             message = f"the server at {self._url} refused {path} with status {status}: {text[:_SHOWN]}"
             hint = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1" if "lora" in path else ""
@@ -203,12 +203,12 @@ def switch_adapter(server: Server, change: Change, name_file: Path, seconds: flo
     models = server.models()
     name = change.name
     if change.is_base:
-        name = next((str(one["id"]) for one in models if not one.get("parent")), "")
+        name = next((str(model["id"]) for model in models if not model.get("parent")), "")
         if not name:
             raise DropforgeError("the server lists adapters and no base model", "start it as docs/serving.md says")
     former = name_file.read_text(encoding="utf-8").strip() if name_file.exists() else ""
-    own = re.compile(re.escape(change.track) + rf"-[0-9a-f]{{{_ID_LETTERS}}}")
-    loaded = {str(one["id"]) for one in models if one.get("parent") and own.fullmatch(str(one["id"]))}
+    of_track = re.compile(re.escape(change.track) + rf"-[0-9a-f]{{{_ID_LETTERS}}}")
+    loaded = {str(model["id"]) for model in models if model.get("parent") and of_track.fullmatch(str(model["id"]))}
     for old in sorted(loaded - {name, former}):
         server.unload_adapter(old)
     is_new = not change.is_base and name not in loaded
@@ -236,7 +236,7 @@ def _ask(server: Server, change: Change, model: str) -> str:
     if change.asked is None or not change.asked.prompts:
         return f"{model} is served; no recorded answers tell the champion from another model, so it was asked nothing"
     prompts = change.asked.prompts
-    right = sum(one.is_champions(server.answer(model, one.content, change.asked)) for one in prompts)
+    right = sum(prompt.is_champions(server.answer(model, prompt.content, change.asked)) for prompt in prompts)
     words = f"{model} answered {right} of {count(len(prompts), 'smoke prompt')} as the champion did"
     # The other model would be right in none; of the champion's own engines round one or two apart.
     if 2 * right <= len(prompts):
@@ -273,14 +273,14 @@ def _request(
         with contextlib.closing(connection):
             connection.request(method, path, sent, {"Content-Type": "application/json"})
             reply = connection.getresponse()
-            status, said = reply.status, reply.read(_MOST_BYTES + 1)
+            status, content = reply.status, reply.read(_MOST_BYTES + 1)
     except http.client.HTTPException as error:
         raise ConnectionError(str(error) or type(error).__name__) from error
     finally:
         timer.cancel()
-    if over.is_set() or len(said) > _MOST_BYTES:
+    if over.is_set() or len(content) > _MOST_BYTES:
         raise ConnectionError(f"no whole answer of at most {_MOST_BYTES:,} bytes came within {seconds:g} s")
-    return status, said
+    return status, content
 
 
 class _UnixConnection(http.client.HTTPConnection):

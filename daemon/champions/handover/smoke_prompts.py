@@ -34,11 +34,11 @@ class SmokePrompt(Frozen):
     other: str
     """The answer of the model that the champion was compared with."""
 
-    def is_champions(self, said: str) -> bool:
-        """Return whether `said` is the champion's answer, or a beginning of it that is not a beginning of `other`."""
+    def is_champions(self, text: str) -> bool:
+        """Return whether `text` is the champion's answer, or a beginning of it that is not a beginning of `other`."""
         # A character that was cut in the middle of its bytes is none.
-        said, own, other = said.strip().rstrip("\ufffd"), self.answer.strip(), self.other.strip()
-        return said == own or (own.startswith(said) and not other.startswith(said))
+        text, answer, other = text.strip().rstrip("\ufffd"), self.answer.strip(), self.other.strip()
+        return text == answer or (answer.startswith(text) and not other.startswith(text))
 
 
 class SmokePrompts(Frozen):
@@ -61,10 +61,10 @@ def write_smoke_prompts(work_folder: WorkFolder, track: str, model_id: str, run_
     """
     path = work_folder / "tracks" / track / FILE_NAME
     path.unlink(missing_ok=True)
-    found = None if run_id is None else _of_run(work_folder, run_id, model_id)
-    if found is None:
+    prompts = None if run_id is None else _of_run(work_folder, run_id, model_id)
+    if prompts is None:
         return None
-    durable.write_json(path, found.model_dump())
+    durable.write_json(path, prompts.model_dump())
     return str(path.relative_to(work_folder))
 
 
@@ -110,13 +110,13 @@ def _of_run(work_folder: WorkFolder, run_id: int, model_id: str) -> SmokePrompts
 
 def _choose(records: Iterable[Mapping[str, Any]]) -> tuple[SmokePrompt, ...]:
     """Return up to `MOST` prompts that both models answered differently from the first words on, the shortest first."""
-    found = []
+    chosen = []
     for record in records:
         content = fold(record["instruction"], record["input"])
-        own = record["candidate"]
-        one = SmokePrompt(content=content, answer=own["text"], other=record["champion"]["text"])
-        said, others = one.answer.strip(), one.other.strip()
-        sound = said and not own["degenerate"] and len(content) <= _LONGEST_PROMPT
-        if sound and said[:_LONGEST_COMMON] != others[:_LONGEST_COMMON]:
-            found.append((len(content) + len(one.answer), str(record["id"]), one))
-    return tuple(one for *_, one in sorted(found, key=lambda each: each[:2])[:MOST])
+        candidate = record["candidate"]
+        prompt = SmokePrompt(content=content, answer=candidate["text"], other=record["champion"]["text"])
+        answer, others = prompt.answer.strip(), prompt.other.strip()
+        sound = answer and not candidate["degenerate"] and len(content) <= _LONGEST_PROMPT
+        if sound and answer[:_LONGEST_COMMON] != others[:_LONGEST_COMMON]:
+            chosen.append((len(content) + len(prompt.answer), str(record["id"]), prompt))
+    return tuple(prompt for *_, prompt in sorted(chosen, key=lambda each: each[:2])[:MOST])

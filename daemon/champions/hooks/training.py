@@ -42,7 +42,7 @@ class TrainingHooks:
     def __init__(self, engine: Engine, settings: Settings, troubles: Troubles) -> None:
         """Run the commands in `settings` when `free` and `tick` require it; their errors are noted in `troubles`."""
         self._engine = engine
-        self._own = settings.hooks
+        self._hooks = settings.hooks
         self._note = settings.state_folder / GPU_NOTE
         self._troubles = troubles
         self._running: tuple[str, Command] | None = None
@@ -56,7 +56,7 @@ class TrainingHooks:
         not started before the commands after a change of champion have run. Raises `DropforgeError` if it failed; the
         next call starts it again.
         """
-        if not (self._own.before_training or self._own.after_training) or self._is_free:
+        if not (self._hooks.before_training or self._hooks.after_training) or self._is_free:
             return True
         if self._running is not None:
             which, running = self._running
@@ -76,10 +76,10 @@ class TrainingHooks:
         if not self._note.exists() and self._is_server_to_be_told():
             return False
         durable.write_json(self._note, {"run": run.id, "track": run.track})
-        if not self._own.before_training:
+        if not self._hooks.before_training:
             self._is_free = True
             return True
-        self._start(_BEFORE, self._own.before_training)
+        self._start(_BEFORE, self._hooks.before_training)
         return False
 
     def keeps_server_waiting(self) -> bool:
@@ -116,8 +116,8 @@ class TrainingHooks:
 
     def _give_back(self) -> None:
         self._is_free = False
-        if self._own.after_training:
-            self._start(_AFTER, self._own.after_training)
+        if self._hooks.after_training:
+            self._start(_AFTER, self._hooks.after_training)
         else:
             self._note_given_back(Ended(None, ""))
 
@@ -132,13 +132,13 @@ class TrainingHooks:
 
     def _start(self, which: str, argv: tuple[str, ...]) -> None:
         noted = durable.read_object(self._note)
-        told = {f"TRAINING_{name.upper()}": str(noted.get(name, "")) for name in ("run", "track")}
+        variables = {f"TRAINING_{name.upper()}": str(noted.get(name, "")) for name in ("run", "track")}
         log.info("hook_started", command=which, **noted)
-        self._running = which, Command(argv, child_environment(told), self._own.timeout_seconds)
+        self._running = which, Command(argv, child_environment(variables), self._hooks.timeout_seconds)
 
     def _failure(self, which: str, ended: Ended) -> DropforgeError:
-        said = last_line(ended.output)
-        message = f"{which} failed: {ended.error}{f': {said}' if said else ''}"
+        line = last_line(ended.output)
+        message = f"{which} failed: {ended.error}{f': {line}' if line else ''}"
         return DropforgeError(message, "mend the command or what it acts on: it is run again by itself")
 
     def _is_server_to_be_told(self) -> bool:
