@@ -34,6 +34,12 @@ _COUNTS = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, s
 _ON_TRIAL = 'SELECT "drop".track, state FROM suspect JOIN "drop" ON "drop".id = drop_id WHERE ended IS NULL'
 #: The track of a drop that may be trained on.
 _TRACK_OF = "SELECT t.* FROM track t JOIN \"drop\" d ON d.track = t.name WHERE d.id = ? AND d.role = 'train'"
+#: The champions that were trained on a drop, the latest first.
+_TRAINED = """
+SELECT DISTINCT generation, generation = champion_generation AS serves
+FROM promotion JOIN track ON track.name = promotion.track, json_each(promotion.drops) AS held
+WHERE track.name = ? AND held.value = ? ORDER BY generation DESC LIMIT ?
+"""
 
 
 class DropView(Frozen):
@@ -203,23 +209,22 @@ class DropDetail(Frozen):
     """Generations of the track's champions that were trained on it, without rollbacks, the latest first; at most 20."""
     serving: bool
     """Whether the current champion was trained on it."""
-    uses: DropUses
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
     """Return all details of a drop except its rows. Raises `NotThere` if there is no such drop."""
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
-    uses = overview.uses(drop_id)
+    # Nothing is trained on other drops.
+    trained = overview.rows(_TRAINED, drop.track, drop_id, _MOST_CHAMPIONS) if drop.role == "train" else []
     return DropDetail(
         drop=drop,
         by=overview.rows('SELECT owner FROM "drop" WHERE id = ?', drop_id)[0].owner,
         findings=_findings(detail.get("kinds")),
         # Whether the track's rows are too few changes: pages say it as of now.
-        warnings=_findings(trained for trained in detail.get("warnings") or () if trained["kind"] != "too_few_rows"),
-        champions=_champions(overview, drop),
-        serving=uses.champion is not None,
-        uses=uses,
+        warnings=_findings(kind for kind in detail.get("warnings") or () if kind["kind"] != "too_few_rows"),
+        champions=tuple(row.generation for row in trained),
+        serving=any(row.serves for row in trained),
     )
 
 
@@ -270,13 +275,3 @@ def _row(row: records.Row) -> DropRow:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _champions(overview: Drops, drop: DropView) -> tuple[int, ...]:
-    if drop.role != "train":
-        return ()  # nothing is trained on it
-    with_it = (
-        "SELECT DISTINCT generation FROM promotion, json_each(promotion.drops) AS held WHERE track = ? "
-        "AND held.value = ? ORDER BY generation DESC LIMIT ?"
-    )
-    return tuple(row.generation for row in overview.rows(with_it, drop.track, drop.id, _MOST_CHAMPIONS))

@@ -106,7 +106,7 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
         "after": after,
         "next": following,
         "most_skipped": MOST_SKIPPED,
-        "uses": detail.uses,
+        "uses": site.overview.uses(drop_id),
         "lacks": site.overview.missing_rows(site.settings, detail.drop.track).values(),
     }
     return draw(request, "drop.html", context)
