@@ -7,7 +7,7 @@ def settle(hooks: Hooks, now: int) -> None:
     """Let the commands run until there is none to run any more."""
     for _ in range(20):
         hooks.tick(now)
-        if hooks.idle:
+        if not hooks._running and not hooks._rollbacks:
             return
         end_running(hooks)
     message = "the commands come to no end"

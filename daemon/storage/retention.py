@@ -140,7 +140,12 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
     kept.keep({_real(Path(base)) for base in bases if base})
     for track in session.exec(select(Track)).all():
         kept.keep(_places(root, track.base_path, track.champion_path))
-        _keep_champions(session, root, track, settings.gc.keep_champions, kept)
+        # Its champion, its predecessor and former ones.
+        past = select(Promotion).where(Promotion.track == track.name)
+        rows = session.exec(past.order_by(col(Promotion.generation).desc())).all()
+        paths = list(dict.fromkeys(row.model_path for row in rows))[: 2 + settings.gc.keep_champions]
+        kept.keep(_places(root, *paths, *(row.previous_path for row in rows[:1])))
+        kept.champion_runs |= {row.run_id for row in rows if row.run_id is not None and row.model_path in paths}
     kept.keep({_real(link) for link in root.glob("tracks/*/*") if link.is_symlink()})
     for run in session.exec(select(Run).where(col(Run.state).in_(OPEN_STATES))).all():
         kept.open_runs.add(run.id or 0)
@@ -177,18 +182,6 @@ def _require_readable(run_folder: Path) -> None:
         for entry in entries:
             if not os.access(entry.path, os.R_OK | (os.X_OK if entry.is_dir() else 0)):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.path)
-
-
-def _keep_champions(session: Session, root: Path, track: Track, former: int, kept: Kept) -> None:
-    """Add a track's champion, its predecessor and `former` earlier champions to `kept`."""
-    rows = session.exec(
-        select(Promotion)
-        .where(Promotion.track == track.name)
-        .order_by(col(Promotion.generation).desc(), col(Promotion.id).desc())
-    ).all()
-    paths = list(dict.fromkeys(row.model_path for row in rows))[: 2 + former]
-    kept.keep(_places(root, *paths, *(row.previous_path for row in rows[:1])))
-    kept.champion_runs |= {row.run_id for row in rows if row.run_id is not None and row.model_path in paths}
 
 
 def _keep_open(root: Path, run: Run, kept: Kept) -> None:

@@ -13,19 +13,17 @@ R = TypeVar("R")
 _SIGN_SECONDS = 2.0
 
 
-def notify(*assignments: str) -> bool:
-    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; return `False` if NOTIFY_SOCKET is unset or fails."""
+def notify(*assignments: str) -> None:
+    """Send `assignments` (`READY=1`, `STATUS=…`) in one datagram; do nothing if NOTIFY_SOCKET is unset or fails."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
-        return False
+        return
     if address.startswith("@"):
         address = "\0" + address[1:]
     # A service manager that is going away is no reason for the service to fail.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect(address)
         sender.sendall("\n".join(assignments).encode())
-        return True
-    return False
 
 
 def in_background(work: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> Future[R]:

@@ -25,16 +25,16 @@ _GOES_ON = frozenset({"", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "CO
 #: What the job runs, in the probe's folder; by a hard link, as results are written.
 _PROGRAM = """
 import importlib, json, os, time
-told = {"uid": os.getuid(), "token": open("token").read(), "missing": {}}
+answer = {"uid": os.getuid(), "token": open("token").read(), "missing": {}}
 for name in ("daemon", "torch"):
     try:
         module = importlib.import_module(name)
     except Exception as error:
-        told["missing"][name] = f"{type(error).__name__}: {error}"
-if "torch" not in told["missing"]:
-    told |= {"torch": module.__version__, "cards": module.cuda.device_count()}
-told["time"] = time.time()
-json.dump(told, open("answer.tmp", "w"))
+        answer["missing"][name] = f"{type(error).__name__}: {error}"
+if "torch" not in answer["missing"]:
+    answer |= {"torch": module.__version__, "cards": module.cuda.device_count()}
+answer["time"] = time.time()
+json.dump(answer, open("answer.tmp", "w"))
 os.link("answer.tmp", "answer.json")
 """
 

@@ -96,7 +96,10 @@ class Server:
     def wait(self, seconds: float) -> None:
         """Wait until the server's /health responds with 200. Raises `DropforgeError` after `seconds`."""
         end = time.monotonic() + seconds
-        while not self._is_up(min(_ANSWER_SECONDS, end - time.monotonic())):
+        while True:
+            with contextlib.suppress(OSError):
+                if _request(self._at, "GET", "/health", None, min(_ANSWER_SECONDS, end - time.monotonic()))[0] == _OK:
+                    return
             if time.monotonic() + _LOOK_SECONDS > end:
                 message = f"the server at {self._url} was not up within {seconds:g} s"
                 raise DropforgeError(message, "see why in its own log; --wait sets the time")
@@ -135,11 +138,6 @@ class Server:
     def unload_adapter(self, name: str) -> None:
         """Unload the adapter `name` from vLLM. Raises `DropforgeError` if that fails."""
         self._text("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-
-    def _is_up(self, seconds: float) -> bool:
-        with contextlib.suppress(OSError):
-            return _request(self._at, "GET", "/health", None, seconds)[0] == _OK
-        return False
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         text = self._text(method, path, body)

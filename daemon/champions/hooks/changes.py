@@ -63,11 +63,6 @@ class Hooks:
         self._look = True
         self._stop = threading.Event()
 
-    @property
-    def idle(self) -> bool:
-        """Whether no command and no rollback was running after the last `tick`."""
-        return not self._running and not self._rollbacks
-
     def tick(self, now: int) -> None:
         """
         Record the commands that have ended and start the next ones, without waiting; do nothing after `stop`.

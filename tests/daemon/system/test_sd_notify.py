@@ -14,15 +14,15 @@ def test_assignments_arrive_in_one_datagram(tmp_path: Path, monkeypatch: pytest.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name[1:] if abstract else name)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
-        assert notify("READY=1", "STATUS=run 1 train 3/9")
+        notify("READY=1", "STATUS=run 1 train 3/9")
         assert manager.recv(4096) == b"READY=1\nSTATUS=run 1 train 3/9"
 
 
 def test_without_a_service_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not notify("READY=1")
+    notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    assert not notify("READY=1")
+    notify("READY=1")
 
 
 def test_long_work_shows_that_the_service_lives_and_gives_its_result(
