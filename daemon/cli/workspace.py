@@ -148,7 +148,7 @@ RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the r
 
 
 def newest_only(rows: Sequence[object], *, whole: bool) -> list[str]:
-    """Return a line saying that only the newest 50 rows are listed; empty if `whole`, or `found` has fewer."""
+    """Return a line saying that only the newest 50 rows are listed; empty if `whole`, or `rows` has fewer."""
     return [f"the newest {MOST_LISTED}; all of them: --all"] if len(rows) == MOST_LISTED and not whole else []
 
 

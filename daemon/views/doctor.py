@@ -1,7 +1,6 @@
 """Checks of a machine and a workspace: each changes nothing, and each problem found comes with a remedy."""
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from daemon.state.database_file import SCHEMA, file_system, how_to_restore, in_w
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import ShareGone, require_share
 from daemon.storage.backup import named_files
+from daemon.storage.disk import Disk
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.processes import lock_holder
 from daemon.views.overview import Overview
@@ -106,10 +106,7 @@ def _file_systems(settings: Settings) -> Iterator[Finding]:
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
-    folder: Path = settings.work_folder
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = Disk(settings).free_bytes()
     needed = [0]
     for track in (settings.track(name) for name in settings.track_names):
         with suppress(CannotTell):  # `bases` says why a base model cannot be read
@@ -141,11 +138,8 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
 
 def _champions(settings: Settings) -> Iterator[Finding]:
     """Yield a finding per champion: whether its folder exists and its link leads there; contents are not checked."""
-    overview = Overview.of(settings)
-    for track in settings.track_names:
-        champion = overview.champion(track)
-        if champion is None:
-            continue
+    for champion in Overview.of(settings).champions(settings.track_names):
+        track = champion.track
         name, what = f"champion of {track}", f"generation {champion.generation}"
         link = settings.work_folder / "tracks" / track / "champion"
         if not Path(champion.path).is_dir():

@@ -2,7 +2,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -87,8 +86,7 @@ lost_drop = insert(
 
 
 def no_space(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr("daemon.storage.disk._free_bytes", lambda _path: 1000)
 
 
 def no_torch(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +141,8 @@ def test_each_trouble_is_seen_and_has_its_remedy(
 
 def test_a_run_needs_the_room_that_the_daemon_asks_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = sum(needed_bytes(settings.track("default")).values()) + settings.disk.low_water_bytes
-    usage = shutil.disk_usage("/")
     for free, level in ((needed, "ok"), (needed - 1, "bad")):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _path, free=free: usage._replace(free=free))
+        monkeypatch.setattr("daemon.storage.disk._free_bytes", lambda _path, free=free: free)
         found = lines(settings)["space"]
         assert (found.level, " free for the state folder; " in found.text) == (level, True)
     shared = settings.model_copy(update={"executor": ExecutorSettings(shared=str(settings.inbox_folder))})
