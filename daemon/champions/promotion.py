@@ -100,7 +100,7 @@ def promote(  # noqa: PLR0913 - the last goes by name
         run = session.get_one(Run, run_id)
         require_not_cancelled(run)
         if model.model_id in blocked(champions_of(session, run.track)):
-            message = f"model {model.model_id[:12]} was rolled back from and does not come back by itself"
+            message = f"model {model.model_id[:12]} was rolled back from and is promoted by a person only"
             see = f"see why: dropforge history --track {run.track}"
             raise Blocked(message, f"{see}; to bring it back: {forcing(run_id)}")
         require_there(work_folder / model.path, f"the model of run {run_id}", run.track)
@@ -153,9 +153,9 @@ def check_files(work_folder: WorkFolder, path: str, identity: str, what: str, tr
         # A base model is the user's own folder, without a manifest of ours.
         there = model_id(folder) if Path(path).is_absolute() else verify_manifest(folder)
     except DropforgeError as error:
-        raise DropforgeError(f"{what} is not what it was: {error.message}", other_ways(track)) from error
+        raise DropforgeError(f"{what} has changed: {error.message}", other_ways(track)) from error
     if there != identity:
-        raise DropforgeError(f"{what} is not what it was: {folder} holds another model", other_ways(track))
+        raise DropforgeError(f"{what} has changed: {folder} holds another model", other_ways(track))
 
 
 def require_there(folder: Path, what: str, track: str) -> None:

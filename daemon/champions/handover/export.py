@@ -47,7 +47,7 @@ def export(champion: Path, identity: str, target: Path, gguf: Sequence[str] = ()
         words = _make_gguf(champion, aside / f"{target.name}.gguf", gguf) if gguf else _copy(champion, identity, aside)
         durable.publish_folder(aside, target)
         if aside.exists():
-            raise DropforgeError(f"{target} came to be meanwhile", "name a folder that is not there yet")
+            raise DropforgeError(f"{target} was made meanwhile", "name a folder that is not there yet")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return f"{target}: {words}"
@@ -60,7 +60,7 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(champion / name, aside / name)
     if model_id(aside) != identity:
-        message = f"the champion in {champion} is not what it was"
+        message = f"the champion in {champion} has changed"
         raise DropforgeError(message, "see what is wrong: dropforge doctor; or serve another: dropforge rollback")
     return f"model {identity[:12]}, {count(len(names), 'file')}"
 

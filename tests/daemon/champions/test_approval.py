@@ -230,7 +230,7 @@ def test_a_model_whose_files_are_not_what_they_were_is_neither_approved_nor_forc
     (model,) = (house.root / "models").iterdir()
     (model / "model.safetensors").write_bytes(b"other")
     for act in (house.approve, house.force):
-        with pytest.raises(DropforgeError, match=f"the model of run {run} is not"):
+        with pytest.raises(DropforgeError, match=f"the model of run {run} has changed"):
             act(run)
     assert house.serves[0] == 0
 
