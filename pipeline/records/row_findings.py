@@ -113,6 +113,6 @@ def _type_finding(row: Row, field: str | None, message: str, remedy: str, value:
         case int() | float():
             kind, quoted = "a number", f": {str(value)[:_VALUE_WIDTH]}"
         case _:
-            kind, quoted = {dict: "an object", list: "a list"}.get(type(value), "null"), ""
+            kind, quoted = "an object" if isinstance(value, dict) else "a list" if value is not None else "null", ""
     finding = _finding(row, field, "type", message.format(kind + quoted), remedy)
     return finding.model_copy(update={"bare": message.format(kind)})
