@@ -15,6 +15,7 @@ import shlex
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 
 from setproctitle import setproctitle
 
@@ -25,12 +26,12 @@ from pipeline.models.loading import has_gpu, is_cuda_lost, quiet
 #: A process that nobody has asked for so many seconds ends: the run has ended, or waits.
 IDLE_SECONDS = 60.0
 _LONGEST_REQUEST = 1 << 16
-#: They ask CUDA for nothing.
+#: What `train` needs, then what the later steps need, which is imported while `train` runs. They ask CUDA for nothing.
 MODULES = (
-    *("transformers.modeling_utils", "transformers.masking_utils", "transformers.generation", "accelerate"),
-    *("pipeline.prepare.step", "pipeline.train.step", "pipeline.merge.step", "pipeline.evaluate.step"),
-    "pipeline.decide.step",
+    *("transformers.modeling_utils", "transformers.masking_utils", "transformers.generation", "accelerate", "datasets"),
+    "pipeline.train.step",
 )
+LATER_MODULES = ("pipeline.merge.step", "pipeline.evaluate.step", "pipeline.decide.step")
 #: It imports bitsandbytes, which asks CUDA for the GPU: a fork of a process that has done that cannot use it.
 _WITH_CUDA = "pipeline.train.trainer"
 
@@ -53,12 +54,21 @@ def serve(connection: socket.socket) -> None:
             os.close(file)
         with contextlib.suppress(BrokenPipeError):  # the worker has ended, and the step stops by itself
             connection.send(str(pid).encode())
+            preload(LATER_MODULES)
             _pid, status = os.waitpid(pid, 0)
             connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
+def preload(modules: Iterable[str]) -> None:
+    """Import `modules`, and keep all that is in memory from garbage collection: it would copy a fork's pages."""
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()
+
+
 def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
     """Become the step `argv` in `folder`, in a session of its own, and end with its exit code."""
+    gc.enable()
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for file, standard in ((nothing, 0), (log, 1), (log, 2)):
@@ -76,8 +86,7 @@ def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
 if __name__ == "__main__":
     # A signal of a service manager is for the steps: they unblock it, this process ends with the worker's end.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    gc.disable()  # collections are a sixth of the time of the imports
     quiet()
-    for _name in MODULES if has_gpu() else (*MODULES, _WITH_CUDA):
-        importlib.import_module(_name)
-    gc.freeze()  # a collection in a fork would copy the pages of all that was imported
+    preload(MODULES if has_gpu() else (*MODULES, _WITH_CUDA))
     serve(socket.socket(fileno=os.dup(0)))

@@ -24,8 +24,8 @@ _SCRIPT = str(Path(__file__).with_name("vllm_script.py"))
 _VERSION_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
 _REASON_LINES, _REASON_SIGNS = 4, 800
-#: Prefixes of variables that it does not inherit: Python's and keys.
-_NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_", "VLLM_API_KEY")
+#: Prefixes of variables that it does not inherit: Python's, keys, and what the steps set for their torch.
+_NOT_ITS_OWN = ("PYTHON", "VIRTUAL_ENV", "DROPFORGE_", "VLLM_API_KEY", "TORCHDYNAMO_")
 _REMEDY = 'see evaluate.vllm, or set evaluate.vllm = "" to let transformers answer'
 
 

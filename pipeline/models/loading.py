@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Nothing is compiled; bitsandbytes would import torch's compiler all the same, which takes most of a second.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Steps tokenise a few thousand rows in one process; the Rust threads would only slow torch's.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # On a CPU oneDNN and torch keep the code of 1024 products, about half a MB each. Nearly every micro-batch has new
@@ -39,10 +42,8 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "C
 
 def quiet() -> None:
     """Turn off the progress bars and warnings of transformers and the libraries around it, for the whole process."""
-    import datasets
     import transformers
 
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     for name in ("trl", "peft", "accelerate", "bitsandbytes"):

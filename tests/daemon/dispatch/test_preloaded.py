@@ -126,6 +126,8 @@ def test_a_fork_that_cannot_use_a_gpu_that_is_there_becomes_a_new_process(
     code = "import os, pathlib, torch\nfirst = os.getpid()\ntorch.cuda._is_in_bad_fork = lambda: os.getpid() != first\n"
     if has_gpu:
         code += "from pipeline.models import gpu_driver\ngpu_driver.NVIDIA = pathlib.Path(__file__)\n"
+    else:
+        code += "import atexit, gc, sys\natexit.register(lambda: print(gc.isenabled(), *sys.modules, flush=True))\n"
     (tmp_path / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
     run = Run(tmp_path)
@@ -134,6 +136,9 @@ def test_a_fork_that_cannot_use_a_gpu_that_is_there_becomes_a_new_process(
     wait_for(lambda: argv_of(pid) == (argv if has_gpu else [" ".join(argv)]))
     assert process.go(lambda: False).exit_code == 1
     assert run.result()["status"] == "failed"
+    if not has_gpu:
+        collects, *modules = (run.folder / LOG_NAME).read_text().splitlines()[-1].split()
+        assert (collects, "bitsandbytes" in modules, "torch._inductor.compile_fx" in modules) == ("True", True, False)
     run.preloaded.close()
 
 
@@ -147,12 +152,12 @@ def test_while_a_step_of_its_run_is_not_over_another_one_is_a_program(run: Run) 
 
 def test_what_is_imported_beside_a_gpu_asks_cuda_for_nothing() -> None:
     code = f"""
-import importlib, os, sys, torch
+import os, sys, torch
+from pipeline import preload
 asked = []
 for name in ("is_available", "device_count", "_lazy_init"):
     setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
-for name in {preload.MODULES}:
-    importlib.import_module(name)
+preload.preload({preload.MODULES + preload.LATER_MODULES})
 print(asked, "bitsandbytes" in sys.modules, flush=True)
 if not os.fork():
     print(torch.cuda._is_in_bad_fork(), flush=True)
