@@ -246,8 +246,19 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str:
         return f"cannot be read: {error.strerror}"
 
 
-def require_start(attempt: Attempt, start: ModelRef) -> Path:
-    """Return the folder of the champion `start`. Raises `CannotTrain` unless its files match manifest and model id."""
+def require_start(attempt: Attempt, start: ModelRef | None) -> Path:
+    """
+    Return the folder of the model that a training starts from: the champion `start`, or the base if that is `None`.
+
+    Raises `CannotTrain` unless the base is the one that the run began with, and the champion's files match its manifest
+    and model id.
+    """
+    base = Path(attempt.config.base_model)
+    if model_id(base) != attempt.config.base_model_id:
+        message = f"the base model {base} has changed since the run began"
+        raise CannotTrain(message, "restore its files, or train on the new one: dropforge retry RUN")
+    if start is None:
+        return base
     folder = attempt.path(start.path)
     try:
         problem = "" if verify_manifest(folder) == start.model_id else f"{folder} holds another model"
@@ -256,6 +267,6 @@ def require_start(attempt: Attempt, start: ModelRef) -> Path:
     if problem:
         raise CannotTrain(
             f"the training starts from the champion of generation {start.generation}, and {problem}",
-            f'restore it from a backup, or set train.start = "base"; then: dropforge retry {attempt.spec.run}',
+            'restore it from a backup, or set train.start = "base"; then: dropforge retry RUN',
         )
     return folder

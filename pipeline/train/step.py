@@ -17,7 +17,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, StepFailed
 from pipeline.models.generation import load_template
 from pipeline.models.loading import Device, OutOfMemory, chosen_device, free_memory
-from pipeline.models.manifest import check_base, model_id, require_start
+from pipeline.models.manifest import check_base, require_start
 from pipeline.models.memory_estimate import base_sizes
 from pipeline.models.placement import inference_quantization
 from pipeline.models.template import Format, Template, fold, single_turn
@@ -129,12 +129,7 @@ def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
     config = attempt.config
     base = Path(config.base_model)
     check_base(base)
-    if model_id(base) != config.base_model_id:
-        raise CannotTrain(
-            f"the base model {base} has changed since the run began",
-            "restore its files, or train on the new one: dropforge retry RUN",
-        )
-    start = base if dataset.start is None else require_start(attempt, dataset.start)
+    start = require_start(attempt, dataset.start)
     device = chosen_device()
     process_count(config.train, device)  # raises if there are not so many GPUs
     if inference_quantization(device, start) == "nf4" and config.evaluate.vllm:

@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.merge import step
-from pipeline.merge.step import NeedsWholeModel, merge_into
+from pipeline.merge import changes
+from pipeline.merge.changes import NeedsWholeModel
+from pipeline.merge.step import merge_into
 from pipeline.models.safetensors_files import read_header
 from tests.made_adapters import save_adapter
 from tests.made_adapters import save_base as save_small
@@ -123,7 +124,7 @@ def go(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise NeedsWholeModel("the test says so")
 
     if how == "whole":
-        monkeypatch.setattr(step, "_changes", not_this_one)
+        monkeypatch.setattr(changes, "_changes_by_name", not_this_one)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("lora", torch.float32), *((kind, torch.bfloat16) for kind in KINDS)])
@@ -316,7 +317,7 @@ def test_a_weight_that_has_no_place_in_the_bases_files_is_refused(tmp_path: Path
     del header["model.norm.weight"]
     with pytest.raises(CannotTrain, match=r"model\.norm\.weight under another name or shape"):
         # No model is known that transformers saves so.
-        step._changes_of_whole(base, adapter, header)
+        changes._changes_of_whole(base, adapter, header)
 
 
 def test_merging_the_whole_model_writes_the_same_files(

@@ -271,5 +271,5 @@ def test_a_base_that_was_replaced_since_the_training_is_not_merged_into(line: An
     attempt = line(base, tiny.rows(9, seed=5)).attempt()
     shutil.rmtree(base)
     tiny.make_model(base, seed=1)
-    with pytest.raises(CannotTrain, match="has changed since the training"):
+    with pytest.raises(CannotTrain, match="has changed since the run began"):
         merge(attempt)
