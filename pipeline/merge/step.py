@@ -55,10 +55,8 @@ def merge(attempt: Attempt) -> Model:
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
-    base, trained = Path(attempt.config.base_model), attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind]
-    target = attempt.folder / "model"
-    if not trained.is_file() or durable.sha256_file(trained) != adapter.adapter_sha256:
-        raise StepFailed(f"{trained} is missing or has changed since the training", TRAIN_AGAIN)
+    base, target = Path(attempt.config.base_model), attempt.folder / "model"
+    trained = _trained_file(attempt, adapter)
     start = require_start(attempt, adapter.start)
     lineage = None if adapter.start is None else read_lineage(start)
     template = load_template(base, adapter.format)
@@ -85,6 +83,14 @@ def merge(attempt: Attempt) -> Model:
         format=adapter.format,
         seconds=time.monotonic() - started,
     )
+
+
+def _trained_file(attempt: Attempt, adapter: Adapter) -> Path:
+    """Return the path of the file that the training saved. Raises `StepFailed` if it is missing or has changed."""
+    path = attempt.path(adapter.folder) / TRAINED_FILES[adapter.kind]
+    if not path.is_file() or durable.sha256_file(path) != adapter.adapter_sha256:
+        raise StepFailed(f"{path} is missing or has changed since the training", TRAIN_AGAIN)
+    return path
 
 
 def merge_into(base: Path, trained: Path, target: Path) -> str:

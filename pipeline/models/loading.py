@@ -180,9 +180,25 @@ def load_model(
     first GPU is placed on all. Raises `CannotTrain` if the folder holds no such model or lacks weights, `StepFailed` if
     memory does not suffice, `RuntimeError` for other problems of the device.
     """
+    quiet()
+    model, names = _read_weights(folder, device, quantization, dtype, spread=spread)
+    if names:
+        # Transformers initialises these at random.
+        message = f"the model in {folder} lacks {count(len(names), 'weight')} that its config.json requires: {names[0]}"
+        raise CannotTrain(message, "download the model again: its config.json and its weights do not belong together")
+    if "disk" in getattr(model, "hf_device_map", {}).values():
+        raise _no_memory(folder)
+    _keep_unpacked(model)
+    model.eval()
+    return model
+
+
+def _read_weights(
+    folder: Path, device: Device, quantization: Quantization, dtype: "torch.dtype | None", *, spread: bool
+) -> tuple[Any, list[str]]:
+    """Return the model, and the sorted names of weights that are not in its files. Raises as `load_model` does."""
     from transformers import AutoModelForCausalLM
 
-    quiet()
     spreads = spread and device == "cuda"
     try:
         model, loading_info = AutoModelForCausalLM.from_pretrained(
@@ -203,15 +219,7 @@ def load_model(
         message = f"the model in {folder} cannot be loaded: {type(error).__name__}: {error}"[:1000]
         hint = "use a causal language model in transformers' format, saved as safetensors"
         raise CannotTrain(message, hint) from error
-    if names := sorted(loading_info["missing_keys"]):
-        # Transformers initialises these at random.
-        message = f"the model in {folder} lacks {count(len(names), 'weight')} that its config.json requires: {names[0]}"
-        raise CannotTrain(message, "download the model again: its config.json and its weights do not belong together")
-    if device == "cuda" and "disk" in getattr(model, "hf_device_map", {}).values():
-        raise _no_memory(folder)
-    _keep_unpacked(model)
-    model.eval()
-    return model
+    return model, sorted(loading_info["missing_keys"])
 
 
 def _no_memory(folder: Path) -> StepFailed:

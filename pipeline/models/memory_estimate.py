@@ -163,28 +163,33 @@ def estimate(
     # Products with an NF4 matrix use a copy of it in the dtype of the arithmetic (computed, not measured).
     dequantised = base.largest * number if plan.quantization == "nf4" else 0
     rank = 0 if train.trains_full_weights else train.rank
-    layers, last = _kept_numbers(base, rank, number) * number, base.hidden * _WIDE
-    if plan.activations != "kept":
-        # The input of a recomputed layer is saved, and one layer at a time is recomputed.
-        half = -(-base.layers // 2)
-        whole, inputs = (1, base.layers) if plan.activations == "recomputed" else (half, half)
-        layers = layers // max(1, base.layers) * whole + inputs * base.hidden * number
-    activations = plan.batch_tokens * (layers + last)
+    activations = plan.batch_tokens * _activation_bytes(base, plan, rank, number)
     quantised = base.linear if plan.quantization == "nf4" else 0
     trained = trained_numbers(base, train)
-    own = trained if train.trains_full_weights else 0
+    unfrozen = trained if train.trains_full_weights else 0
     moments = wide = moment_numbers(base, train)
     if has_8_bit_moments(train, device):
         # Transformers lets bitsandbytes keep an embedding's moments in float32.
         wide = 2 * base.vocabulary * base.hidden if train.method == "full" else 0
     return {
-        "weights": int((base.weights - quantised - own) * width + quantised * _NF4_BYTES) + dequantised,
+        "weights": int((base.weights - quantised - unfrozen) * width + quantised * _NF4_BYTES) + dequantised,
         "trained": trained * _TRAINED_BYTES,
         "optimizer": wide * _WIDE + moments - wide,
         "activations": int(activations * OVERHEAD[device]),
         "logits": min(plan.batch_tokens * base.vocabulary * _WIDE, LOGITS_BYTES[device]) * _LOGITS_COPIES,
         "libraries": _LIBRARIES_BYTES[device],
     }
+
+
+def _activation_bytes(base: BaseSizes, plan: MemoryPlan, rank: int, number: int) -> int:
+    """Return the bytes of activations per token, in elements of `number` bytes: those saved, and those recomputed."""
+    layers = _kept_numbers(base, rank, number) * number
+    if plan.activations != "kept":
+        # The input of a recomputed layer is saved, and one layer at a time is recomputed.
+        half = -(-base.layers // 2)
+        whole, inputs = (1, base.layers) if plan.activations == "recomputed" else (half, half)
+        layers = layers // max(1, base.layers) * whole + inputs * base.hidden * number
+    return layers + base.hidden * _WIDE
 
 
 def _kept_numbers(base: BaseSizes, rank: int, number: int) -> int:
@@ -223,9 +228,10 @@ def available_memory() -> int:
 
 def free_on_gpus() -> list[int]:
     """
-    Return the free memory of each visible GPU in bytes, less the context of the short-lived process that reads it.
+    Return the free memory of each visible GPU in bytes, less the context of the process that reads it; [] without any.
 
-    A context in this process would stay until it ends. Raises `StepFailed` if the other process fails.
+    That process takes seconds to import torch; a context in this one would stay until it ends. Raises `StepFailed` if
+    it fails.
     """
     code = "import torch; print(*(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)  # noqa: S603

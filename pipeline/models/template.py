@@ -229,7 +229,7 @@ class _Veil:
         self._tokens = {mark: token for token, mark in self._marks.items()}
 
     def hide(self, text: str) -> str:
-        """Return `text` with each special token replaced by a private character."""
+        """Return `text`, the content of one of the turns, with each match of the pattern replaced by its character."""
         if not self._marks or self._pattern is None:
             return text
         return self._pattern.sub(lambda match: self._marks[match[0]], text)

@@ -110,7 +110,7 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_window(folder: Path) -> int:
-    """Return the context window of the model in `folder`, in tokens; `sys.maxsize` if config.json has none."""
+    """Return the model's context window in tokens; `sys.maxsize` if config.json names none or cannot be read."""
     part = text_part(try_read_object(folder / "config.json") or {})
     return next((part[name] for name in _WINDOWS if isinstance(part.get(name), int)), sys.maxsize)
 

@@ -63,11 +63,11 @@ def add_answer_loss(model: Any) -> None:
 
 def summed_loss(head: Any, hidden: Any, labels: Any, answers: Any) -> Any:
     """
-    Return the summed cross-entropy, in nats, of the labels behind the positions `answers`, each predicted there.
+    Return the summed cross-entropy, in nats, of the labels one position after each of `answers`, a scalar.
 
-    `hidden` is (rows, tokens, width), `labels` (rows, tokens), `answers` the 1-D positions in the flattened rows, the
-    result a scalar. Without a label it is 0, with a gradient of 0. The head is applied in chunks of at most
-    `LOGITS_BYTES` of float32 logits.
+    `hidden` is (rows, tokens, width), `labels` (rows, tokens), `answers` the 1-D positions in the flattened rows, none
+    the last of a row. Without any the result is 0, with a gradient of 0. The head is applied in chunks of at most the
+    device's `LOGITS_BYTES` of float32 logits.
     """
     size = max(1, LOGITS_BYTES[hidden.device.type] // (4 * head.out_features))
     states, targets = hidden.flatten(0, 1)[answers], labels.flatten()[answers + 1]

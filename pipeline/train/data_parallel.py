@@ -121,7 +121,11 @@ def end_nodes(others: Sequence[subprocess.Popen[bytes]], seconds: float) -> None
 
 
 def main(path: Path) -> None:
-    """Run this node's processes of the training in `path`; raise if one of them fails, which kills the others."""
+    """
+    Run the processes of a node after the first, by the pickle file `path` that `start_nodes` wrote; needs SLURM_PROCID.
+
+    Raises torch's `ProcessException` if one of them fails, which kills the others.
+    """
     run, job, *rest = pickle.loads(path.read_bytes())  # noqa: S301 - the first node's, in this user's own folder
     process = job.process
     first = (int(os.environ["SLURM_PROCID"]) + 1) * process.per_node
