@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.models.loading import load_model, quiet
+from pipeline.models.loading import load_config, load_model, quiet
 from pipeline.models.safetensors_files import Header, read_header
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ def _changes_by_name(base: Path, trained: Path, tensors: Header) -> dict[str, Ch
     when it loads them, or if a trained weight is not in the base's files under its name and shape; and as `_updates`.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     quiet()
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
 
-        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        config = load_config(base)
         with init_empty_weights():
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()

@@ -83,22 +83,6 @@ def check(folder: Path) -> None:
         raise StepFailed("its logits are not finite numbers", "the weights are damaged: use another model")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """
-    Check the model in the last of `arguments` or, without arguments, answer the `Ask` on standard input.
-
-    Return the exit code. An error is not raised, but printed as a line of JSON with `error` and `hint`.
-    """
-
-    def work() -> None:
-        if arguments:
-            check(Path(arguments[-1]))
-        else:
-            answer(Ask.model_validate_json(sys.stdin.buffer.read()))
-
-    return run(work, "see whether a server loads the folder")
-
-
 def run(work: Callable[[], None], hint: str) -> int:
     """Call `work`, print an error as a line of JSON with `hint` unless it has its own; return the exit code."""
     try:
@@ -117,5 +101,13 @@ def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
 
+def _work() -> None:
+    """Check the model that is named last on the command line or, if none is, answer the `Ask` on standard input."""
+    if sys.argv[1:]:
+        check(Path(sys.argv[-1]))
+    else:
+        answer(Ask.model_validate_json(sys.stdin.buffer.read()))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(_work, "see whether a server loads the folder"))

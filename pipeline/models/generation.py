@@ -20,6 +20,7 @@ from pipeline.models.loading import (
     OutOfMemory,
     arithmetic_dtype,
     is_out_of_memory,
+    load_config,
     load_model,
     load_tokenizer,
 )
@@ -77,14 +78,12 @@ class AskedModel:
 
 def named_ends(folder: Path) -> list[int]:
     """Return the ids of the end tokens in the generation config of the model in `folder`, else in its config.json."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError:
-        named = getattr(
-            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), "eos_token_id", None
-        )
+        named = getattr(load_config(folder), "eos_token_id", None)
     return [named] if isinstance(named, int) else list(named or ())
 
 
@@ -143,7 +142,7 @@ def arithmetic(folder: Path, device: Device, quantization: Quantization = "none"
     import torch
     import transformers
 
-    config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(folder)
     automatic: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = automatic.from_config(config)
@@ -176,10 +175,7 @@ def _stored_dtype(folder: Path) -> Any:
 
 def vocabulary(folder: Path) -> int:
     """Return the vocabulary size in the config.json of the model in `folder`."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return int(config.get_text_config().vocab_size)
+    return int(load_config(folder).get_text_config().vocab_size)
 
 
 def likelihood_batches(pairs: Sequence[tuple[Tokens, Tokens]], size: int, vocabulary: int) -> list[list[int]]:

@@ -130,6 +130,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def load_config(folder: Path) -> Any:
+    """Return transformers' configuration of the model in `folder`. Raises `OSError` or `ValueError` if it has none."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def arithmetic_dtype(device: Device) -> "torch.dtype | None":
     """
     Return float32 for a CPU without 16-bit arithmetic, otherwise `None`: compute in the model's dtype.

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Features, List, Value
-from transformers import AutoConfig, PrinterCallback
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import DEV_ROWS
 from pipeline.errors import CannotTrain
-from pipeline.models.loading import arithmetic_dtype, check_gpu, load_model
+from pipeline.models.loading import arithmetic_dtype, check_gpu, load_config, load_model
 from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.data_parallel import seed_step, summed
@@ -49,7 +49,7 @@ def prepare_model(job: Job) -> PreparedModel:
     config, rows, quantization = job.config, job.rows, job.plan.quantization
     # Mixed precision is bf16, which does not mix with float16; a float32 base would be slow on a GPU, where attention
     # has no kernel for it. The merge uses the base's own dtype.
-    saved: Any = AutoConfig.from_pretrained(job.base, local_files_only=True, trust_remote_code=False).dtype
+    saved = load_config(job.base).dtype
     single = arithmetic_dtype(job.device)
     dtype = single or (torch.bfloat16 if job.device == "cuda" or saved == torch.float16 else None)
     model: Any = load_model(job.base, job.device, quantization, dtype)
