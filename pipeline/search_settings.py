@@ -89,7 +89,7 @@ def first_problem(error: ValidationError) -> tuple[tuple[str, ...], str, Any]:
     A value that is neither "auto" nor a valid number has two errors: that of the number is returned.
     """
     errors = error.errors()
-    first = next((one for one in errors if one["type"] != "literal_error"), errors[0])
+    first = next((detail for detail in errors if detail["type"] != "literal_error"), errors[0])
     # The marks of a dictionary's key and of a union's members are no fields.
     place = [str(part) for part in first["loc"] if part not in {"[key]", "constrained-float", "constrained-int"}]
     return tuple(place), first["msg"].removeprefix("Value error, "), first["input"]

@@ -189,11 +189,11 @@ def _batches(order: Sequence[int], shapes: Sequence[tuple[int, int]], size: int,
     batches: list[list[int]] = []
     rows = widest = 0
     for index in order:
-        own, width = shapes[index]
-        rows, widest = rows + own, max(widest, width)
+        added, width = shapes[index]
+        rows, widest = rows + added, max(widest, width)
         if not batches or len(batches[-1]) == size or 4 * vocabulary * rows * widest > _LOGITS_BYTES:
             batches.append([])
-            rows, widest = own, width
+            rows, widest = added, width
         batches[-1].append(index)
     return batches
 
@@ -217,7 +217,7 @@ def likelihoods(asked: AskedModel, pairs: Sequence[tuple[Tokens, Tokens]]) -> li
         wanted = counted.bool()
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
         sums = [float(part.sum()) for part in torch.split(losses, sizes)]
-    return [Likelihood(*one) for one in zip(sums, sizes, strict=True)]
+    return [Likelihood(*pair) for pair in zip(sums, sizes, strict=True)]
 
 
 def choice_batches(questions: Sequence[Question], size: int, vocabulary: int) -> list[list[int]]:

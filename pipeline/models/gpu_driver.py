@@ -15,8 +15,8 @@ def nvidia_driver() -> str:
     """Return the version of NVIDIA's driver, "unknown" if its file has none; "" if the driver is not loaded."""
     if not NVIDIA.exists():
         return ""
-    found = re.search(r"\d{3,}\.[\d.]*\d", NVIDIA.read_text(encoding="utf-8"))
-    return found[0] if found else "unknown"
+    version = re.search(r"\d{3,}\.[\d.]*\d", NVIDIA.read_text(encoding="utf-8"))
+    return version[0] if version else "unknown"
 
 
 def closed_device() -> tuple[str, str] | None:

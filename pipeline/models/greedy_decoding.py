@@ -47,7 +47,7 @@ def answers(
     """
     import torch
 
-    found: list[list[int]] = [[] for _ in prompts]
+    generated: list[list[int]] = [[] for _ in prompts]
     waiting = deque(range(len(prompts)))
     with memory_errors(), torch.inference_mode():
         rows = _Rows(asked.model, decoding.repetition_penalty)
@@ -57,19 +57,19 @@ def answers(
                 some = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 rows.join(some, [prompts[index] for index in some])
             for index, token in zip(rows.indices, rows.choose(), strict=True):
-                found[index].append(token)
+                generated[index].append(token)
             rows.keep(
                 [
                     row
                     for row, index in enumerate(rows.indices)
-                    if not _is_over(asked, found[index], decoding.room(prompts[index]), may_loop=index in may_loop)
+                    if not _is_over(asked, generated[index], decoding.room(prompts[index]), may_loop=index in may_loop)
                 ]
             )
-            watch(len(prompts) - len(waiting) - len(rows.indices), found)
+            watch(len(prompts) - len(waiting) - len(rows.indices), generated)
             rows.read()
     return [
         Answer(asked.template.read(tokens), len(tokens), ended=bool(tokens) and tokens[-1] in asked.template.ends)
-        for tokens in found
+        for tokens in generated
     ]
 
 

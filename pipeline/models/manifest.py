@@ -76,8 +76,8 @@ def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
         for path in paths
     }
-    own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
-    identity = _identity({name: str(entry["sha256"]) for name, entry in files.items() if name in own})
+    covered = {path.relative_to(folder).as_posix() for path in model_files(folder)}
+    identity = _identity({name: str(entry["sha256"]) for name, entry in files.items() if name in covered})
     made_from = {} if lineage is None else {"lineage": lineage._asdict()}
     durable.write_json(folder / MANIFEST_NAME, {"version": 1, "model_id": identity, **made_from, "files": files})
     return identity
@@ -107,11 +107,11 @@ def verify_manifest(folder: Path) -> str:
         problem = _difference(folder / name, entry)
         if problem:
             raise DropforgeError(f"{folder / name} {problem}", hint)
-    own = {path.relative_to(folder).as_posix() for path in model_files(folder)}
-    unlisted = sorted(own - files.keys())
+    covered = {path.relative_to(folder).as_posix() for path in model_files(folder)}
+    unlisted = sorted(covered - files.keys())
     if unlisted:
         raise DropforgeError(f"{folder / unlisted[0]} is not in the model's manifest", hint)
-    identity = _identity({name: entry["sha256"] for name, entry in files.items() if name in own})
+    identity = _identity({name: entry["sha256"] for name, entry in files.items() if name in covered})
     if identity != value.get("model_id"):
         raise DropforgeError(f"{folder / MANIFEST_NAME} has a model id that does not match its files", hint)
     return identity
@@ -198,8 +198,8 @@ def _weights_problems(folder: Path) -> Iterator[tuple[str, str]]:
     weights = [path for path in sorted(folder.glob(_WEIGHTS)) if path.is_file()]
     if not weights:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        found = f", only pickled ones ({pickles[0]}), which can run code when loaded" if pickles else ""
-        yield f"has no safetensors weights{found}", "save it again with transformers' save_pretrained"
+        only = f", only pickled ones ({pickles[0]}), which can run code when loaded" if pickles else ""
+        yield f"has no safetensors weights{only}", "save it again with transformers' save_pretrained"
     if (folder / INDEX).exists():
         shards = (try_read_object(folder / INDEX) or {}).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):

@@ -62,18 +62,18 @@ def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...]
     """Return the special tokens in the tokenizer `files`, and why they cannot be used; empty if they can."""
     tokenizer, *configs = (Path(path) for path, *_ in files)
     try:
-        found = set(_special(_added_tokens(tokenizer)))
+        tokens = set(_special(_added_tokens(tokenizer)))
     except (ValueError, RecursionError):
         return (), f"has a {tokenizer.name} whose added tokens are no JSON of at most {_LISTED_BYTES:,} bytes"
     for path in configs:
-        found.update(_named(try_read_object(path) or {}))
-    found -= {""}
-    if any("\ud800" <= char <= "\udfff" for token in found for char in token):
+        tokens.update(_named(try_read_object(path) or {}))
+    tokens -= {""}
+    if any("\ud800" <= char <= "\udfff" for token in tokens for char in token):
         return (), "has a special token with half a surrogate pair, which is no character"
-    if len(found) > _MOST_TOKENS or sum(map(len, found)) > _MOST_CHARACTERS:
+    if len(tokens) > _MOST_TOKENS or sum(map(len, tokens)) > _MOST_CHARACTERS:
         most = f"{_MOST_TOKENS:,} of {_MOST_CHARACTERS:,} characters together are the most"
-        return (), f"has {len(found):,} special tokens of {sum(map(len, found)):,} characters, and {most}"
-    return tuple(sorted(found)), ""
+        return (), f"has {len(tokens):,} special tokens of {sum(map(len, tokens)):,} characters, and {most}"
+    return tuple(sorted(tokens)), ""
 
 
 def _added_tokens(path: Path) -> Any:

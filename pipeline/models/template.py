@@ -86,10 +86,10 @@ class Template:
         self.tokenizer, self.format = tokenizer, fmt
         self.ends = tuple(sorted({tokenizer.eos_token_id, *ends}))
         with self._foreign("the chat template", "cannot be chosen", "chat_template.jinja"):
-            own = str(tokenizer.get_chat_template()) if fmt == "chat" else _alpaca_template(tokenizer)
-        self._pattern = _control_pattern(tokenizer, own)
-        self._text = self._with_defaults(own) if fmt == "chat" else own
-        self.served = None if fmt == "chat" and self._text == own else self._text
+            source = str(tokenizer.get_chat_template()) if fmt == "chat" else _alpaca_template(tokenizer)
+        self._pattern = _control_pattern(tokenizer, source)
+        self._text = self._with_defaults(source) if fmt == "chat" else source
+        self.served = None if fmt == "chat" and self._text == source else self._text
         """The merged model's chat template; `None` if it is the tokenizer's own, unchanged."""
         self.opening = self._check()
         """Tokens that the template writes between prompt and answer, as those of `<|channel|>final<|message|>`."""
@@ -128,15 +128,15 @@ class Template:
         begin = next((start + size for start in starts if given[start : start + size] == self.opening), 0)
         return str(self.tokenizer.decode(given[begin:], skip_special_tokens=True))
 
-    def _with_defaults(self, own: str) -> str:
-        """Return the template `own` with thinking off by default and a fixed date."""
-        self._text, plain = own, _Veil(None, ())
-        dated = "strftime_now" in own and _FIXED_DATE not in own
+    def _with_defaults(self, source: str) -> str:
+        """Return the template `source` with thinking off by default and a fixed date."""
+        self._text, plain = source, _Veil(None, ())
+        dated = "strftime_now" in source and _FIXED_DATE not in source
         before = self._render(plain, single_turn(_REQUEST))
-        self._text = _NO_THINKING + own
+        self._text = _NO_THINKING + source
         thinks = self._render(plain, single_turn(_REQUEST)) != before
         line = _NO_THINKING * thinks + _FIXED_DATE * dated
-        return f"{line}\n{own}" if line else own
+        return f"{line}\n{source}" if line else source
 
     def _check(self) -> tuple[int, ...]:
         """Return the tokens between prompt and answer. Raises `CannotTrain` if the template cannot be trained with."""
@@ -218,10 +218,10 @@ class _Veil:
         """
         self._pattern = pattern
         texts = [turn["content"] for turn in turns]
-        found = sorted({token for text in texts for token in pattern.findall(text)}) if pattern is not None else []
-        free = (chr(code) for code in range(0xE000, 0xF8FE) if found and not any(chr(code) in text for text in texts))
-        self._marks = dict(zip(found, free, strict=False))
-        if len(self._marks) < len(found):
+        tokens = sorted({token for text in texts for token in pattern.findall(text)}) if pattern is not None else []
+        free = (chr(code) for code in range(0xE000, 0xF8FE) if tokens and not any(chr(code) in text for text in texts))
+        self._marks = dict(zip(tokens, free, strict=False))
+        if len(self._marks) < len(tokens):
             message = (
                 "a record contains special tokens and so many private characters (U+E000 to U+F8FE) that none is left"
             )

@@ -42,9 +42,9 @@ def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> P
     durable.fsync_folder(folder)
     durable.write_json(target / COMPLETE, {"files_sha256": durable.sha256_file(target / LISTING)})
     # A training resumes from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
-    own = [path for path in _by_step(folder) if _place(path)[1] <= attempt]
-    valid = [path for path in own if step_of(path) <= step and not _problem(path, mark, by_files=False)]
-    for path in own:
+    removable = [path for path in _by_step(folder) if _place(path)[1] <= attempt]
+    valid = [path for path in removable if step_of(path) <= step and not _problem(path, mark, by_files=False)]
+    for path in removable:
         if path not in valid[:KEPT]:
             _remove(path)
     return target

@@ -58,9 +58,9 @@ class Sizes:
         """Return the estimated memory of a training under `plan`, in bytes by purpose."""
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
-        found = estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
-        found["libraries"] += _CUDA_BUILD_BYTES if self.device == "cpu" and torch.version.cuda else 0
-        return found
+        needs = estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
+        needs["libraries"] += _CUDA_BUILD_BYTES if self.device == "cpu" and torch.version.cuda else 0
+        return needs
 
     def fits(self, plan: MemoryPlan) -> bool:
         """Return whether the estimate for `plan` is at most the share `MARGIN` of the free memory."""

@@ -61,7 +61,8 @@ def train_model(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     try:
         trainer = Trainer(job, tokenizer)
         before = _norms(trainer.model)
-        trainer.add_callback(Watcher(attempt, job))
+        watcher = Watcher(attempt, job)
+        trainer.add_callback(watcher)
         trainer.add_callback(Keeper(attempt, job))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -82,12 +83,11 @@ def train_model(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     _require_change(before, _norms(trainer.model))
     if not job.process.rank:
         save_trained(trainer.model, job.adapter)
-    return _outcome(job, trainer, step_of(checkpoint) if checkpoint else 0)
+    return _outcome(job, trainer, watcher, step_of(checkpoint) if checkpoint else 0)
 
 
-def _outcome(job: Job, trainer: Any, resumed_from: int) -> Trained:
+def _outcome(job: Job, trainer: Any, watcher: Any, resumed_from: int) -> Trained:
     """Return what came of a finished training, which began at the optimizer step `resumed_from`."""
-    log = trainer.state.log_history
     return Trained(
         **job.plan.model_dump(),
         learning_rate=trainer.args.learning_rate,
@@ -95,8 +95,8 @@ def _outcome(job: Job, trainer: Any, resumed_from: int) -> Trained:
         optimizer_steps=trainer.state.global_step,
         resumed_from_step=resumed_from,
         trained_tokens=int(trainer.state.num_input_tokens_seen),
-        loss_curve=thinned([(entry["step"], entry["loss"]) for entry in log if "loss" in entry]),
-        dev_curve=tuple(CurvePoint(step=one["step"], loss=one["eval_loss"]) for one in log if "eval_loss" in one),
+        loss_curve=thinned(watcher.losses),
+        dev_curve=tuple(CurvePoint(step=step, loss=loss) for step, loss in watcher.dev),
         trainable_parameters=sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
         estimated_memory=job.estimated_memory,
         peak_memory_bytes=torch.cuda.max_memory_reserved() if job.device == "cuda" else peak_resident(),
@@ -152,7 +152,7 @@ def train_in_processes(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     others = start_nodes((run_process, *work), job.process.nodes - 1, job.scratch)
     processes = start(run_process, work, job.process.per_node, join=False).processes
     try:
-        while None in (codes := [*(one.exitcode for one in processes), *(one.poll() for one in others)]):
+        while None in (codes := [*(process.exitcode for process in processes), *(srun.poll() for srun in others)]):
             if any(codes):
                 break
             time.sleep(_POLL_SECONDS)
