@@ -96,9 +96,7 @@ def child(way: str, base: Path, adapter: Path, target: Path) -> int:
     from transformers import LlamaForCausalLM  # noqa: PLC0415
 
     from pipeline.merge.step import copy_texts, merge_into  # noqa: PLC0415
-    from pipeline.models.loading import quiet  # noqa: PLC0415
 
-    quiet()
     if way == "make":
         make(base, adapter, layers=int(os.environ["LAYERS"]), dora=os.environ["DORA"] == "1")
         return 0

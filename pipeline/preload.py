@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 
 from pipeline.__main__ import STOPPING, main
 from pipeline.contract import LIFELINE
-from pipeline.models.loading import has_gpu, is_cuda_lost, quiet
+from pipeline.models.loading import has_gpu, is_cuda_lost
 
 #: A process that nobody has asked for so many seconds ends: the run has ended, or waits.
 IDLE_SECONDS = 60.0
@@ -87,6 +87,5 @@ if __name__ == "__main__":
     # A signal of a service manager is for the steps: they unblock it, this process ends with the worker's end.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     gc.disable()  # collections are a sixth of the time of the imports
-    quiet()
     preload(MODULES if has_gpu() else (*MODULES, _WITH_CUDA))
     serve(socket.socket(fileno=os.dup(0)))

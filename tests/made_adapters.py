@@ -12,7 +12,7 @@ from trl import SFTTrainer
 
 from pipeline.artifacts import MemoryPlan
 from pipeline.config import TrainConfig
-from pipeline.models.loading import load_tokenizer, quiet
+from pipeline.models.loading import load_tokenizer
 from pipeline.train.job import Job, TokenRow, with_numbers
 from pipeline.train.trainer import Trainer
 
@@ -83,7 +83,6 @@ def trls_loss(trainer: Any, model: Any, inputs: Mapping[str, Any], **options: An
 
 def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
     """Save such an adapter on the linear layers of a Llama, which moves the base's logits."""
-    quiet()
     options = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options}
     model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**options))
     torch.manual_seed(1)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.errors import CannotTrain, StepFailed
-from pipeline.models.loading import load_config, load_model, quiet
+from pipeline.models.loading import load_config, load_model
 from pipeline.models.safetensors_files import Header, read_header
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def _changes_by_name(base: Path, trained: Path, tensors: Header) -> dict[str, Ch
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    quiet()
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import durable
 from pipeline.errors import EXIT_OK, CannotTrain, DropforgeError
-from pipeline.models.loading import load_model, load_tokenizer, quiet
+from pipeline.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,6 @@ def _read(source: Path, what: Literal["model", "tokenizer"]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    quiet()
     if not source.is_file():
         raise CannotTrain(f"there is no file {source}", "name a .gguf file")
     how: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}

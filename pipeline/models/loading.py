@@ -17,20 +17,30 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# The libraries read these when functions import them, which is later: no network, no progress bars.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
-# Nothing is compiled; bitsandbytes would import torch's compiler all the same, which takes most of a second.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-# Steps tokenise a few thousand rows in one process; the Rust threads would only slow torch's.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# On a CPU oneDNN and torch keep the code of 1024 products, about half a MB each. Nearly every micro-batch has new
-# shapes, so that the training of a small model grows by 0.5 GB; it has some twenty, and compiles them in 6 ms.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "128")
+# The libraries read these when functions import them, which is later.
+_ENVIRONMENT = {
+    # No network, no progress bars, no warnings.
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    # Nothing is compiled; bitsandbytes would import torch's compiler all the same, which takes most of a second.
+    "TORCHDYNAMO_DISABLE": "1",
+    # Steps tokenise a few thousand rows in one process; the Rust threads would only slow torch's.
+    "TOKENIZERS_PARALLELISM": "false",
+    # On a CPU oneDNN and torch keep the code of 1024 products, about half a MB each. Nearly every micro-batch has new
+    # shapes, so that the training of a small model grows by 0.5 GB; it has some twenty, and compiles them in 6 ms.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+for _name in ("trl", "peft", "accelerate", "bitsandbytes"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+# The libraries cause it in each other.
+warnings.filterwarnings("ignore", ".?is_gradient_checkpointing.? is deprecated", FutureWarning)
 
 Device = Literal["cpu", "cuda"]
 
@@ -38,18 +48,6 @@ Device = Literal["cpu", "cuda"]
 _OTHER_SIZES = "ignore_mismatched_sizes"
 #: Messages of torch and the libraries below it for a lack of memory without an error class of its own.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def quiet() -> None:
-    """Turn off the progress bars and warnings of transformers and the libraries around it, for the whole process."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    for name in ("trl", "peft", "accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # The libraries cause it in each other.
-    warnings.filterwarnings("ignore", ".?is_gradient_checkpointing.? is deprecated", FutureWarning)
 
 
 def has_gpu() -> bool:
@@ -120,7 +118,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Return the tokenizer in `folder`. Raises `CannotTrain` if it cannot be loaded or has no EOS token."""
     from transformers import AutoTokenizer
 
-    quiet()
     hint = "save the tokenizer into the folder again, with its save_pretrained"
     with foreign_code(f"the tokenizer in {folder} cannot be loaded", hint):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -187,7 +184,6 @@ def load_model(
     first GPU is placed on all. Raises `CannotTrain` if the folder holds no such model or lacks weights, `StepFailed` if
     memory does not suffice, `RuntimeError` for other problems of the device.
     """
-    quiet()
     model, names = _read_weights(folder, device, quantization, dtype, spread=spread)
     if names:
         # Transformers initialises these at random.
