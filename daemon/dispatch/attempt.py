@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import structlog
@@ -149,18 +150,17 @@ def _begin(
     spec: StepSpec, folder: Path, command: StepCommand, variables: Mapping[str, str], fork: ForkStep
 ) -> StepProcess | None:
     """Claim an attempt, start its process and write that down; return `None` if it was claimed or has ended."""
-    if _ENDED & listed(folder) or not claim(folder):
+    if _ENDED & listed(folder) or not claim(folder, variables):
         return None
+    process = None
     try:
         process = StepProcess(spec, folder, command(spec, folder / SPEC_NAME), variables, fork)
-        try:
-            identity = process.identity
-            noted = {**_claimant(), "process": asdict(identity) if identity else None}
-            durable.write_json(folder / CLAIM_NAME, noted)
-        except BaseException:
-            process.kill()  # it has done nothing yet
-            raise
+        identity = process.identity
+        noted = {**_claimant(variables), "process": asdict(identity) if identity else None}
+        durable.write_json(folder / CLAIM_NAME, noted)
     except BaseException:
+        if process is not None:
+            process.kill()  # it has done nothing yet
         (folder / CLAIM_NAME).unlink()
         raise
     return process
@@ -197,7 +197,7 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
         spec = read_spec(root, key, fence)
         with tempfile.TemporaryDirectory(prefix="dropforge-", ignore_cleanup_errors=True) as scratch:
             # Slurm's own variables: a training on several nodes asks for the others by them.
-            slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+            slurm = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SLURMD_"))}
             variables = {**slurm, "TMPDIR": scratch, "TRITON_CACHE_DIR": f"{scratch}/triton"}
             work_on(spec, command, stop, on_node=variables)
     except OSError as error:
@@ -216,33 +216,23 @@ def listed(folder: Path) -> set[str]:
         return set()
 
 
-def claim(folder: Path) -> bool:
-    """Create the attempt's claim with this job's number, node and time limit; return whether nobody had."""
-    try:
-        fd = os.open(folder / CLAIM_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return False
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(durable.json_bytes(_claimant()))
-            file.flush()
-            os.fsync(file.fileno())
-        durable.fsync_folder(folder)
-    except OSError:  # as on a full disk
-        (folder / CLAIM_NAME).unlink()
-        raise
-    return True
+def claim(folder: Path, on_node: Mapping[str, str] = MappingProxyType({})) -> bool:
+    """
+    Create the claim of the attempt in `folder`; return `False` if somebody had claimed it.
+
+    `on_node` are the variables of Slurm that say the job's number, node and time limit; none for this machine.
+    """
+    return durable.write_json(folder / CLAIM_NAME, _claimant(on_node), first=True)
 
 
-def _claimant() -> dict[str, Any]:
-    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    until = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
-    return {"job": os.environ.get("SLURM_JOB_ID"), "node": node, "until": until}
+def _claimant(on_node: Mapping[str, str]) -> dict[str, Any]:
+    node, until = on_node.get("SLURMD_NODENAME", socket.gethostname()), int(on_node.get("SLURM_JOB_END_TIME", "0"))
+    return {"job": on_node.get("SLURM_JOB_ID"), "node": node, "until": until}
 
 
 def process_of(folder: Path) -> Identity | None:
-    """Return the process of an attempt's step, perhaps dead; `None` if it was not started, or its claim is damaged."""
+    """Return an attempt's process, perhaps dead; `None` if it had not started, or its claim cannot be read now."""
     try:
         return _Claim.model_validate(durable.read_object(folder / CLAIM_NAME)).process
-    except (OSError, ValueError):
+    except ValueError:
         return None

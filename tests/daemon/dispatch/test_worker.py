@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.dispatch.attempt import process_of
+from daemon.dispatch.attempt import process_of, work_on, write_spec
 from daemon.dispatch.spool import JobState, LocalExecutor, refuse_moved
 from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
@@ -119,6 +119,23 @@ def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(
         assert executor.poll(again) is JobState.QUEUED, "run 1 has a running step"
         assert executor.poll(held[0]) is JobState.RUNNING
     assert [result_of(spec).status for spec in held] == ["interrupted", "interrupted"], "each was told to stop"
+
+
+@pytest.mark.parametrize("on_node", [None, {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "9", "SLURMD_NODENAME": "n2"}])
+def test_only_an_attempt_on_a_node_is_claimed_by_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_node: dict[str, str] | None
+) -> None:
+    """A daemon may be started inside an allocation."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")
+    spec = spec_of(tmp_path, GOOD)
+    folder = tmp_path / spec.folder
+    spool_of(tmp_path)
+    assert write_spec(spec)
+    work_on(spec, as_scripted, threading.Event(), on_node=on_node)
+    claimed = durable.read_object(folder / CLAIM_NAME)
+    own = (None, 0) if on_node is None else ("7", 9)
+    assert (claimed["job"], claimed["until"], claimed["node"] == "n2") == (*own, on_node is not None)
 
 
 def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) -> None:
@@ -353,14 +370,14 @@ def test_a_second_worker_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading.Event:
-    """Let no file called `name` be written, for the reason `number`; tell when it was tried."""
+    """Let no file called `name` be written, for the reason `number`, but a claim without a process; tell when."""
     tried, real = threading.Event(), durable.write_json
 
-    def write(path: Path, value: Any, **named: Any) -> None:
-        if name in path.name:
+    def write(path: Path, value: Any, **named: Any) -> bool:
+        if name in path.name and (name != CLAIM_NAME or "process" in value):
             tried.set()
             raise OSError(number, os.strerror(number))
-        real(path, value, **named)
+        return real(path, value, **named)
 
     monkeypatch.setattr(durable, "write_json", write)
     return tried
