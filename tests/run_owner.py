@@ -54,7 +54,7 @@ def claim(engine: Engine, now: int, configure: Callable[[Session, Track], RunCon
                     if not run_queue.begin(session, run, config, now):
                         continue
             except DropforgeError as error:
-                run_queue.put_off(session, run, error, now)
+                run_queue.postpone(session, run, error, now)
             else:
                 return run_queue.claim(session, run, now)
     return None
@@ -63,7 +63,7 @@ def claim(engine: Engine, now: int, configure: Callable[[Session, Track], RunCon
 def leave(engine: Engine, held: Claim, now: int, then: Then, **why: Any) -> RunState:
     """Release a claimed run, as the dispatcher does after `error`; it is given up at `limit`."""
     error = DropforgeError(why["error"], why.get("hint", ""), why.get("exit_code")) if "error" in why else None
-    return run_queue.leave(engine, held, Leave(then, error), now, RetrySettings(limit=why.get("limit", 3)))
+    return run_queue.leave(engine, held, Leave(then, error), now, RetrySettings(limit=why.get("limit", 3))).to
 
 
 def retry(engine: Engine, run_id: int, now: int) -> RunState:

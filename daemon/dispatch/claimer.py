@@ -97,7 +97,7 @@ class Claimer:
                     if concerns_all(error):
                         raise
                     why = error if isinstance(error, DropforgeError) else unusable(self._settings, run.id or 0, error)
-                    run_queue.put_off(session, run, why, now)
+                    run_queue.postpone(session, run, why, now)
                 else:
                     require_share(self._settings)
                     return run_queue.claim(session, run, now)

@@ -279,9 +279,9 @@ class Dispatcher:
 
     def _leave(self, claim: states.Claim, leave: Leave, now: int) -> None:
         """Release the run."""
-        state = run_queue.leave(self._engine, claim, leave, now, self._settings.retry)
+        move = run_queue.leave(self._engine, claim, leave, now, self._settings.retry)
         why = {} if leave.error is None else {"error": leave.error.message, "hint": leave.error.hint}
-        (log.warning if why else log.info)(str(leave.then), run=claim.run_id, state=str(state), **why)
+        (log.warning if why else log.info)(move.kind, run=claim.run_id, state=str(move.to), **why)
         self._forget(claim)
 
     def _fail(self, claim: states.Claim, error: DropforgeError, now: int) -> None:

@@ -12,6 +12,7 @@ from daemon.dispatch.spool import Executor, JobState
 from daemon.dispatch.stale_steps import first_stale, is_useless
 from daemon.dispatch.step_specs import key_of
 from daemon.queue import states
+from daemon.queue.attempt_ends import MOST_INTERRUPTED
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.layout import SHARE_GONE_NOTE
@@ -24,9 +25,6 @@ from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
 from pipeline.steps import next_step
-
-#: Interrupted attempts in a row, without a checkpoint, after which a person has to look: every node may be preempted.
-_MOST_INTERRUPTED = 10
 
 
 class FactReader:
@@ -93,7 +91,7 @@ class FactReader:
             publishing=publishing,
             published=self._publisher.take(spec.run) if publishing else None,
             stopped=self._how_stopped(run, attempt, spec) if is_interrupted else None,
-            progress=run_files.made_checkpoint(self._root, spec.run, attempt.started_at),
+            progress=self._made_progress(attempt),
             share_gone=self.share_gone(run),
         )
 
@@ -104,14 +102,18 @@ class FactReader:
 
     def _why_not_again(self, attempt: Attempt, spec: StepSpec) -> str:
         """Return the hint if the end of an attempt by Slurm counts as a failure, else an empty string."""
-        root, run = self._root, attempt.run_id
-        last = states.last_attempts(self._engine, run, spec.step, _MOST_INTERRUPTED)
-        if run_files.made_checkpoint(root, run, attempt.started_at):
+        if self._made_progress(attempt):
             return ""
         if run_files.was_out_of_time(spec):
             return f"its time limit came before a checkpoint: raise executor.slurm.{spec.step}.time"
-        if len(last) < _MOST_INTERRUPTED or {one.state for one in last[1:]} != {AttemptState.INTERRUPTED}:
+        last = states.last_attempts(self._engine, spec.run, spec.step, MOST_INTERRUPTED)
+        is_interrupted = [earlier.state == AttemptState.INTERRUPTED for earlier in last[1:]]
+        if len(last) < MOST_INTERRUPTED or not all(is_interrupted) or any(map(self._made_progress, last[1:])):
             return ""
-        if run_files.made_checkpoint(root, run, last[-1].started_at):
-            return ""
-        return f"{_MOST_INTERRUPTED} attempts in a row left no checkpoint; see why: dropforge show {run}"
+        return f"{MOST_INTERRUPTED} attempts in a row left no checkpoint; see why: dropforge show {spec.run}"
+
+    def _made_progress(self, attempt: Attempt) -> bool:
+        """Return whether an attempt left more than it began with: a checkpoint or, of `evaluate`, predictions."""
+        if attempt.step == "evaluate":
+            return run_files.made_predictions(self._root, attempt.run_id, attempt.number)
+        return run_files.made_checkpoint(self._root, attempt.run_id, attempt.started_at)

@@ -1,10 +1,20 @@
-"""How an attempt at a step ends, and what follows for its run: the one table of both."""
+"""How an attempt at a step ends, and what follows for its run: the one table of both, with all pauses and limits."""
 
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from daemon.state.states import AttemptState
+from daemon.queue.states import Move
+from daemon.settings.model import RetrySettings
+from daemon.state.states import AttemptState, RunState
+from daemon.state.tables import Run
 from pipeline.errors import DropforgeError
+
+#: A postponed run waits as long again as since its first claim, but so long at least and at most.
+POSTPONED_MS, _LONGEST_POSTPONED_MS = 30_000, 600_000
+#: The pause after a failure doubles each time, up to this.
+_LONGEST_BACKOFF_MS = 3_600_000
+#: So many attempts in a row that Slurm stopped, all without progress, are a failure: every node may be preempted.
+MOST_INTERRUPTED = 10
 
 
 class Then(StrEnum):
@@ -57,8 +67,42 @@ class End(Enum):
 
 
 class Leave(NamedTuple):
-    """What follows for a run, why, and whether its last attempt wrote a checkpoint."""
+    """What follows for a run, why, and whether its last attempt made progress (`run_files.made_progress`)."""
 
     then: Then
     error: DropforgeError | None = None
     progress: bool = False
+
+    def move(self, run: Run, now: int, retry: RetrySettings) -> Move:
+        """
+        Return the change of a claimed run: its new state, error and counters, and until when it waits.
+
+        After a failure it waits for `retry.backoff_seconds`, doubled each time, or fails at `retry.limit`. Deaths are
+        counted in a row, up to `retry.limit`; with progress the count restarts at 1: three reboots in a week must not
+        end a training that takes longer than a week.
+        """
+        to, error = RunState.WAITING, self.error
+        values: dict[str, Any] = {} if error is None else {"error": error.message, "hint": error.hint or None}
+        detail: dict[str, Any] = {} if error is None else {"error": error.message, "exit_code": error.exit_code}
+        match self.then:
+            case Then.RETRY | Then.FAIL:
+                values["failures"] = failures = run.failures + 1
+                if self.then is Then.FAIL or failures >= retry.limit:
+                    to = RunState.FAILED
+                else:
+                    wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), _LONGEST_BACKOFF_MS)
+                    values["not_before"], detail["wait_ms"] = now + wait, wait
+            case Then.DIE:
+                values["deaths"] = deaths = 1 if self.progress else run.deaths + 1
+                values["hint"] = None
+                if deaths >= retry.limit:
+                    to = RunState.CRASHED
+                    values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
+            case Then.POSTPONE:
+                waited = now - (run.started_at or now)
+                values["not_before"] = now + min(max(waited, POSTPONED_MS), _LONGEST_POSTPONED_MS)
+            case Then.CANCEL:
+                to = RunState.CANCELLED
+            # An interrupted run's `not_before` stays as it was at the claim: to be later, by a clock that is ahead,
+            # would make it wait.
+        return Move(to, str(self.then) if to is RunState.WAITING else f"run_{to}", values, detail)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine, bindparam
 from sqlmodel import Session, col, select
 
-from daemon.queue.attempt_ends import Leave, Then
+from daemon.queue.attempt_ends import POSTPONED_MS, Leave
 from daemon.queue.snapshots import free_drops, records_came, take_snapshot
 from daemon.queue.states import (
     FINAL,
@@ -36,10 +36,8 @@ from pipeline.decide.explain import brief
 from pipeline.errors import DropforgeError
 from pipeline.search_settings import SearchConfig
 
-CONFIGURE_AGAIN_MS = 30_000
-_LONGEST_POSTPONED_MS = 600_000
-_LONGEST_BACKOFF_MS = 3_600_000
-_LONGEST_PUT_OFF_MS = 3_600_000
+#: Drops that keep coming postpone a run for so long at most.
+_LONGEST_QUIET_MS = 3_600_000
 
 # Built once, like the statements of `states`.
 _OPENED = select(Run).where(col(Run.track) == bindparam("of_track"), Run.state == RunState.QUEUED)
@@ -90,7 +88,7 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
     opened = _opened(session, name)
     since = now if opened is None else opened.created_at
     quiet = round(track.run_after_quiet_seconds * 1000)
-    not_before = min(now + quiet, since + max(quiet, _LONGEST_PUT_OFF_MS))
+    not_before = min(now + quiet, since + max(quiet, _LONGEST_QUIET_MS))
     return enqueue(session, name, "drop", now, not_before)
 
 
@@ -141,11 +139,11 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     return True
 
 
-def put_off(session: Session, run: Run, error: DropforgeError, now: int) -> None:
+def postpone(session: Session, run: Run, error: DropforgeError, now: int) -> None:
     """Store in a due run the error that keeps it from being claimed, with an event if new; postpone the run by 30 s."""
     if (run.error, run.hint) != (error.message, error.hint):
         record_event(session, "run_blocked", now, track=run.track, run_id=run.id, error=error.message)
-    run.error, run.hint, run.not_before = error.message, error.hint, now + CONFIGURE_AGAIN_MS
+    run.error, run.hint, run.not_before = error.message, error.hint, now + POSTPONED_MS
     session.add(run)
 
 
@@ -180,49 +178,21 @@ def finish(session: Session, claim: Claim, outcome: str, verdict: Verdict, now: 
     return run
 
 
-def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySettings) -> RunState:
+def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySettings) -> Move:
     """
-    Release the claimed run as `leave` says, and return its new state.
+    Release the claimed run as `leave` says, and return the change (`Leave.move`).
 
-    After a failure it waits for `retry.backoff_seconds`, doubled each time up to an hour, or ends as failed at
-    `retry.limit`. A postponed run waits as long again as since its first claim: from half a minute to ten minutes.
-    Deaths are counted in a row, up to `retry.limit`; with progress the count restarts at 1: three reboots in a week
-    must not end a training that takes longer than a week.
-
-    In each case the run is cancelled instead if that was requested, unless its model was promoted. Raises `LostClaim`
-    if the claim is not valid any more.
+    The run is cancelled instead if that was requested, unless its model was promoted. Raises `LostClaim` if the claim
+    is not valid any more.
     """
-    then, error, progress = leave
     with transaction(engine) as session:
         run = held_run(session, claim)
-        to, kind = RunState.WAITING, str(then)
-        values: dict[str, Any] = {} if error is None else {"error": error.message, "hint": error.hint or None}
-        detail: dict[str, Any] = {} if error is None else {"error": error.message, "exit_code": error.exit_code}
-        match then:
-            case Then.RETRY | Then.FAIL:
-                values["failures"] = failures = run.failures + 1
-                if then is Then.FAIL or failures >= retry.limit:
-                    to, kind = RunState.FAILED, "run_failed"
-                else:
-                    wait = min(int(retry.backoff_seconds * 1000) << min(failures - 1, 32), _LONGEST_BACKOFF_MS)
-                    values["not_before"], detail["wait_ms"] = now + wait, wait
-            case Then.DIE:
-                values["deaths"] = deaths = 1 if progress else run.deaths + 1
-                values["hint"] = None
-                if deaths >= retry.limit:
-                    to, kind = RunState.CRASHED, "run_crashed"
-                    values["hint"] = f"free memory or lower train.batch_tokens, then: dropforge retry {run.id}"
-            case Then.POSTPONE:
-                waited = now - (run.started_at or now)
-                values["not_before"] = now + min(max(waited, CONFIGURE_AGAIN_MS), _LONGEST_POSTPONED_MS)
-            case Then.CANCEL:
-                to = RunState.CANCELLED
-            # An interrupted run's `not_before` stays as it was at the claim: to be later, by a clock that is ahead,
-            # would make it wait.
+        move = leave.move(run, now, retry)
         if run.cancel_requested and promotion_of(session, claim.run_id) is None:
-            to, kind = RunState.CANCELLED, "run_cancelled"
-            values |= {"error": run.error, "hint": run.hint}
-        return change(session, run, Move(to, kind, values, detail), now)
+            values = {**move.values, "error": run.error, "hint": run.hint}
+            move = Move(RunState.CANCELLED, "run_cancelled", values, move.detail)
+        change(session, run, move, now)
+        return move
 
 
 def rescue(engine: Engine, now: int) -> list[Claim]:

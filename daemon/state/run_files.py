@@ -165,6 +165,18 @@ def made_checkpoint(work_folder: WorkFolder, run_id: int, since: int) -> bool:
     return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
 
 
+def made_predictions(work_folder: WorkFolder, run_id: int, number: int) -> bool:
+    """Return whether attempt `number` at `evaluate` computed predictions; it copies those of the attempt before."""
+
+    def files_of(attempt: int) -> dict[str, Path]:
+        folder = work_folder / attempt_folder(run_id, "evaluate", attempt)
+        return {path.name: path for path in folder.glob("predictions/*.jsonl") if path.stat().st_size}
+
+    copied = {name for earlier in range(1, number) for name in files_of(earlier)}
+    # All that an attempt copies is one line (`pipeline.evaluate.prediction_cache`).
+    return any(path.read_bytes().count(b"\n") > (name in copied) for name, path in files_of(number).items())
+
+
 def remove_leftovers(work_folder: WorkFolder, run_id: int) -> None:
     """Delete temporary files of a killed daemon in a run's folder; not those of its steps, which may be running."""
     folder = run_folder(work_folder, run_id)

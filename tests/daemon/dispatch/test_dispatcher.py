@@ -540,6 +540,30 @@ def test_the_time_limit_is_a_failure_without_a_new_checkpoint(box: Box, failures
     assert ("raise executor.slurm.train.time" in (run.hint or "")) is (not checkpoint)
 
 
+def evaluated(lines: int) -> Callable[[StepSpec], StepResult]:
+    """Let an evaluation be out of time with so many lines of predictions; if any were made before, one is a copy."""
+
+    def stop(spec: StepSpec) -> StepResult:
+        folder = Path(spec.root) / spec.folder / "predictions"
+        folder.mkdir()
+        (folder / "key.jsonl").write_text("{}\n" * lines)
+        return stopped_by_slurm(spec, until=1)
+
+    return stop
+
+
+@pytest.mark.parametrize(("lines", "failures"), [((1, 2, 2), 0), ((1, 1), 1), ((0,), 1)])
+def test_the_time_limit_of_an_evaluation_is_a_failure_without_new_predictions(
+    box: Box, lines: tuple[int, ...], failures: int
+) -> None:
+    box.executor.script["evaluate"] = list(map(evaluated, lines))
+    box.drop("a")
+    box.ticks(60)
+    box.ticks(60, NOW + 3_600_000)
+    assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, failures)
+    assert box.executor.steps.count("evaluate") == len(lines) + 1
+
+
 @pytest.mark.parametrize(
     ("revoked", "words"),
     [
@@ -751,43 +775,6 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
     trained = ["train"] if kept == "adapter" else ["train", "train"]
     assert box.executor.steps == ["prepare", *trained, "merge", "evaluate", "decide"]
     assert box.run(2).outcome == "promoted"
-
-
-def of_before(config: Any) -> dict[str, object]:
-    """Return a run's settings with some that an earlier version had."""
-    return {**config, "train": {**config["train"], "neftune": 5.0}, "former": {"setting": 1}}
-
-
-def test_a_run_that_an_earlier_version_began_goes_on_after_an_upgrade(box: Box) -> None:
-    box.drop("a")
-    box.ticks(5)
-    begun = box.executor.steps
-    assert "train" in begun
-    for path in (box.settings.state_folder / "runs/1").rglob("*.json"):
-        content = durable.read_json(path)
-        if path.name == "spec.json":
-            content = {**content, "argv": ["python"], "config": of_before(content["config"])}
-        elif path.name == "result.json":
-            content = {**content, "energy_joules": 1.0, "artifact": {**content["artifact"], "former": 1}}
-        elif path.name in {"prepare.json", "train.json", "merge.json"}:
-            content["former"] = 1
-            if path.name == "train.json":
-                trial = {"number": 1, "settings": {}, "outcome": "finished", "seconds": 1.0, "dev_score": 0.5}
-                content["candidates"] = [trial]
-        durable.write_json(path, content)
-    with transaction(box.engine) as session:
-        run = session.get_one(Run, 1)
-        assert run.config is not None
-        run.config = of_before(run.config)
-        session.add(run)
-    upgraded = box.new_dispatcher()
-    upgraded.recover(NOW + 20)
-    ticks(upgraded, now=NOW + 21)
-    assert box.executor.steps == ["prepare", "train", "merge", "evaluate", "decide"]
-    assert box.run().outcome == "promoted"
-    adapter = run_files.load_adapter(box.settings.work_folder, 1)
-    assert adapter is not None
-    assert [trial.number for trial in adapter.candidates] == [1]
 
 
 @pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])

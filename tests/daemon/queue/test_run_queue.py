@@ -6,7 +6,7 @@ from sqlmodel import Session, select
 
 from daemon.queue import run_queue, snapshots, states
 from daemon.queue import states as run_states
-from daemon.queue.attempt_ends import Leave, Then
+from daemon.queue.attempt_ends import POSTPONED_MS, Leave, Then
 from daemon.queue.states import Claim, LostClaim
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
@@ -317,7 +317,7 @@ def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(eng
 
     assert run_owner.claim(engine, 300, refuse) is None
     assert "the base model is gone" in (load(engine, claim.run_id).error or "")
-    again = run_owner.claim(engine, 300 + run_queue.CONFIGURE_AGAIN_MS, changed)
+    again = run_owner.claim(engine, 300 + POSTPONED_MS, changed)
     assert again is not None
     run = load(engine, again.run_id)
     assert (run.id, run.error) == (claim.run_id, None)
