@@ -19,9 +19,10 @@ from daemon.queue.states import Claim, held_run, require_not_cancelled
 from daemon.state.clauses import forcing
 from daemon.state.database import open_reader, transaction
 from daemon.state.events import Word, record_event
+from daemon.state.queries import promotion_of, rows_of, waits
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
-from daemon.state.tables import Promotion, Run, Track, promotion_of, rows_of, waits
+from daemon.state.tables import Promotion, Run, Track
 from daemon.state.troubles import concerns_all
 from daemon.system.folders import WorkFolder
 from pipeline.artifacts import ModelRef, Verdict

@@ -22,8 +22,9 @@ from daemon.queue import run_queue
 from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.queries import promotion_of
 from daemon.state.states import RunState
-from daemon.state.tables import Run, promotion_of
+from daemon.state.tables import Run
 from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import Dataset
@@ -76,7 +77,7 @@ def retry(engine: Engine, work_folder: WorkFolder, run_id: int, now: int, since:
 
 def invalidate(work_folder: WorkFolder, run_id: int, step: str) -> None:
     """Rename the artifacts of `step` and all later steps, so that they are done again; no step may be running."""
-    names = [one.name for one in STEPS]
+    names = [step.name for step in STEPS]
     later = names[names.index(step) :]
     # The last one first, so that after a crash the first of them is still found to be stale.
     for name in reversed(list(run_files.published(work_folder, run_id))):
@@ -92,7 +93,7 @@ class _Past:
         self._config = RunConfig.model_validate(run.config)
         self._drops = run.snapshot or []
         #: By step: the number of its last published attempt.
-        self._made = {one.step: one.number for one in published_attempts(engine, self._run)}
+        self._made = {attempt.step: attempt.number for attempt in published_attempts(engine, self._run)}
         with transaction(engine) as session:
             self._serving = champion(session, run.track)
             is_champion = promotion_of(session, self._run) is not None

@@ -154,7 +154,7 @@ def _environment(spec: StepSpec) -> dict[str, str]:
     names = [*ALLOWED_ENVIRONMENT]
     if spec.network:
         names += [*NETWORK_ENVIRONMENT, spec.config.judge.api_key_env]
-    seen = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, one) for one in names)}
+    seen = {name: value for name, value in os.environ.items() if any(fnmatch.fnmatchcase(name, form) for form in names)}
     if "PYTORCH_CUDA_ALLOC_CONF" not in seen:  # the older name
         # Micro-batches differ in length, which fragments fixed segments.
         seen.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

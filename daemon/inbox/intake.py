@@ -28,9 +28,10 @@ from daemon.queue import run_queue, states
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.queries import rows_of
 from daemon.state.questions import TAKEN_IN
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Track, rows_of
+from daemon.state.tables import Drop, Event, Track
 from daemon.storage.disk import Disk
 from daemon.system.programs import name_of
 from pipeline import durable

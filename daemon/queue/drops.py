@@ -14,8 +14,9 @@ from daemon.queue.snapshots import give_back, records_came, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
+from daemon.state.queries import promotion_of, waits
 from daemon.state.states import DropState, RunState
-from daemon.state.tables import Drop, Run, Suspect, promotion_of, waits
+from daemon.state.tables import Drop, Run, Suspect
 from pipeline.errors import DropforgeError
 
 

@@ -13,14 +13,15 @@ from contextlib import suppress
 from sqlalchemy import Engine, func, or_
 from sqlmodel import Session, col, select
 
-from daemon.queue import run_queue, suspects
+from daemon.queue import one_drop, run_queue
 from daemon.queue.snapshots import waiting_drops
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, waits
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 
@@ -77,8 +78,8 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
                 if name in searching:
                     continue
                 if _was_left_out(session, track):
-                    suspects.run_again(session, settings, name, now)
-                begun = suspects.trials(session, name, now, left_out=True)
+                    one_drop.run_again(session, settings, name, now)
+                begun = one_drop.trials(session, name, now, left_out=True)
                 going = select(Run.id).where(Run.track == name, or_(col(Run.state).in_(OPEN_STATES), waits()))
                 is_busy = track.paused or waiting_drops(session, name) or session.exec(going).first()
                 if begun < settings.track(name).gate.trials_per_week and not is_busy:
@@ -107,7 +108,7 @@ def _corrections(session: Session, settings: Settings, track: Track) -> set[int]
     data = None
     with suppress(run_files.ArtifactDamaged):
         data = run_files.load_dataset(settings.work_folder, session.exec(made).first() or 0)
-    return {one.new for one in data.replacements if one.heldout_rows} if data else set()
+    return {drops.new for drops in data.replacements if drops.heldout_rows} if data else set()
 
 
 def _queue(session: Session, settings: Settings, track: Track, now: int) -> None:
@@ -117,10 +118,10 @@ def _queue(session: Session, settings: Settings, track: Track, now: int) -> None
     A drop is not left out if a person restored it, or if it replaces held-out answers: without it the old ones judge.
     """
     tried = select(Run.about_drop).where(Run.track == track.name, Run.about_champion == track.champion_model_id)
-    drops = suspects.champion_drops(session, track.name)
-    untried = suspects.accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
+    drops = one_drop.whole_champion(session, track.name)
+    untried = one_drop.accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
     untried -= _corrections(session, settings, track)
     if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
         return
     champion = track.champion_model_id
-    suspects.queue(session, Purpose.LEFT_OUT, track.name, min(untried), now, about_champion=champion)
+    one_drop.queue_run(session, Purpose.LEFT_OUT, track.name, min(untried), now, about_champion=champion)

@@ -53,12 +53,12 @@ def move_first(engine: Engine, run_id: int, now: int, by: str) -> list[int]:
             message = f"run {run_id} {state_words(run.state)}: only a queued or waiting run can be moved"
             raise DropforgeError(message, "list them: dropforge runs --state queued")
         line = session.exec(_OPEN).all()
-        run.place = min(one.place for one in line) - 1
-        for one in line:
-            if one.state == RunState.RUNNING:
-                one.place = run.place - 1  # it goes on first if it is interrupted
+        run.place = min(other.place for other in line) - 1
+        for other in line:
+            if other.state == RunState.RUNNING:
+                other.place = run.place - 1  # it goes on first if it is interrupted
         record_event(session, "run_moved", now, track=run.track, run_id=run_id, by=by)
-        return [one.id or 0 for one in _in_order(line) if one.state != RunState.RUNNING]
+        return [other.id or 0 for other in _in_order(line) if other.state != RunState.RUNNING]
 
 
 def _in_order(runs: Sequence[Run]) -> list[Run]:

@@ -28,8 +28,9 @@ from daemon.queue.states import (
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.queries import promotion_of
 from daemon.state.states import AWAITING, Purpose, RunState, state_words
-from daemon.state.tables import Drop, Run, promotion_of
+from daemon.state.tables import Drop, Run
 from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.decide.explain import brief

@@ -7,8 +7,9 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.settings.model import Settings
+from daemon.state.queries import on_trial_beside
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Run, on_trial_beside
+from daemon.state.tables import Drop, Run
 
 #: Outcomes of runs whose candidate was compared with the champion.
 JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken")
@@ -91,5 +92,5 @@ def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[
     """Return how many other runs of the track, earlier or later, judged a candidate: in total, by held-out version."""
     count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
-    found = list(session.exec(others).all())
-    return sum(number for _, number in found), {version: number for version, number in found if version is not None}
+    numbers = list(session.exec(others).all())
+    return sum(number for _, number in numbers), {version: number for version, number in numbers if version is not None}

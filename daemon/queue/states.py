@@ -217,9 +217,9 @@ def published_attempts(engine: Engine, run_id: int) -> list[Attempt]:
 
 def last_attempts(engine: Engine, run_id: int, step: str, count: int) -> list[Attempt]:
     """Return the newest `count` attempts of a run at `step`, the newest first."""
-    found = select(Attempt).where(Attempt.run_id == run_id, Attempt.step == step)
+    of_step = select(Attempt).where(Attempt.run_id == run_id, Attempt.step == step)
     with transaction(engine) as session:
-        return list(session.exec(found.order_by(col(Attempt.id).desc()).limit(count)).all())
+        return list(session.exec(of_step.order_by(col(Attempt.id).desc()).limit(count)).all())
 
 
 def _open(session: Session, run_id: int) -> Attempt | None:

@@ -10,13 +10,13 @@ states of their runs are the whole state: after a crash a search continues from 
 """
 
 from collections.abc import Iterable
-from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, func, update
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.queue import run_queue
+from daemon.queue.one_drop import accepted, champion_drops, of_training, queue_run, run_again, snapshot_of, trials
 from daemon.queue.snapshots import JUDGED
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
@@ -24,15 +24,15 @@ from daemon.state import run_files
 from daemon.state.clauses import Suspension
 from daemon.state.database import transaction
 from daemon.state.events import record_event
+from daemon.state.queries import promotion_of
 from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState, SuspectEnd
-from daemon.state.tables import Drop, Promotion, Run, Suspect, Track, on_trial_beside, promotion_of
+from daemon.state.tables import Drop, Run, Suspect
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 from pipeline.decide import policy
 
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
-_WEEK_MS = 7 * 86_400_000
 
 
 def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
@@ -100,37 +100,6 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
             _take_back(session, suspect, now)
 
 
-def champion_drops(session: Session, track: str) -> set[int]:
-    """Return the ids of the training drops behind the champion; empty if one of them is not accepted."""
-    known = _known(session, track)
-    return known if known == accepted(session, known) else set()
-
-
-def queue(  # noqa: PLR0913 - the last two go by name
-    session: Session, purpose: Purpose, track: str, drop: int, now: int, *, tested: Iterable[int] = (), **about: Any
-) -> Run:
-    """
-    Queue and return a run about a drop, on the champion's drops without it and those to be tested.
-
-    It begins when nothing else is due. `about` are further columns of `Run`.
-    """
-    facts = {"purpose": purpose, "about_drop": drop, "created_at": now, "not_before": now, **about}
-    run = Run(track=track, trigger="idle", state=RunState.WAITING, **facts)
-    run.snapshot = _snapshot(session, run, tested)
-    session.add(run)
-    session.flush()
-    record_event(session, f"{purpose}_queued", now, track=track, run_id=run.id, drop_id=drop)
-    return run
-
-
-def _snapshot(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
-    """Return the champion's accepted drops without the one that `run` is about, `tested`, and all held-out drops."""
-    drops = select(Drop.id).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED)
-    trained = accepted(session, _known(session, run.track)) - {run.about_drop} | {*tested}
-    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
-    return [number for number in session.exec(drops.where(wanted).order_by(col(Drop.id))) if number]
-
-
 # --- a search for the drop that made a run worse: open, continue, end
 
 
@@ -144,7 +113,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
-    new = accepted(session, {*(run.snapshot or ())} - _known(session, run.track), ~col(Drop.restored))
+    new = accepted(session, {*(run.snapshot or ())} - champion_drops(session, run.track), ~col(Drop.restored))
     pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
     for drop in pending[: policy.MOST_SUSPECTS]:
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
@@ -172,11 +141,11 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
     last = _tried(session, track)
     if last is not None and _is_tried(session, settings, last, now):
         return
-    known, budget = _known(session, track), _budget(settings, track)
+    known, budget = champion_drops(session, track), _budget(settings, track)
     for suspect in session.exec(_open().where(Suspect.track == track).order_by(col(Suspect.id))).all():
         if suspect.drop_id not in known and accepted(session, known) and trials(session, track, now) < budget:
-            tested = _tested(session, suspect, known)
-            suspect.trial_run = queue(session, Purpose.TRIAL, track, suspect.drop_id, now, tested=tested).id
+            tested = _tested(session, suspect)
+            suspect.trial_run = queue_run(session, Purpose.TRIAL, track, suspect.drop_id, now, tested=tested).id
             return
         _end(session, settings, suspect, now)
 
@@ -190,11 +159,11 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
             _take_back(session, suspect, now)
             return False
         control, about = select(Run).where(Run.control_of == trial.id), (suspect.track, suspect.drop_id, now)
-        run = session.exec(control).first() or queue(session, Purpose.CONTROL, *about, control_of=trial.id)
+        run = session.exec(control).first() or queue_run(session, Purpose.CONTROL, *about, control_of=trial.id)
     elif trial.config is None and trial.state not in FINAL:
         # It has not begun, and another champion may have come since it was queued.
-        tested = _tested(session, suspect, _known(session, suspect.track))
-        trial.snapshot = _snapshot(session, trial, tested)
+        tested = _tested(session, suspect)
+        trial.snapshot = snapshot_of(session, trial, tested)
     if run.state not in FINAL:
         return True
     if run is not trial:
@@ -205,9 +174,9 @@ def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) 
 
 def _is_valid(session: Session, suspect: Suspect) -> bool:
     """Return whether the suspect's trial has the drops that it would be made of now."""
-    own = _of_training(session, _used(session, suspect.trial_run))
-    known = _known(session, suspect.track)
-    return own - known == _tested(session, suspect, known) and not accepted(session, known - own)
+    used = of_training(session, _used(session, suspect.trial_run))
+    known = champion_drops(session, suspect.track)
+    return used - known == _tested(session, suspect) and not accepted(session, known - used)
 
 
 def _take_back(session: Session, suspect: Suspect, now: int) -> None:
@@ -233,7 +202,7 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
         suspension = Suspension(
             blamed_run=suspect.blamed_run,
             trial=trial or 0,
-            tested=tuple(sorted(_tested(session, suspect, _known(session, suspect.track)))),
+            tested=tuple(sorted(_tested(session, suspect))),
             control=control.id or 0,
             scores=scores,
         )
@@ -266,15 +235,6 @@ def _end(session: Session, settings: Settings, suspect: Suspect, now: int) -> No
         run_again(session, settings, suspect.track, now)
 
 
-def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
-    """Mark the drops that the champion was not trained on as unused, and queue a run for them as for a new drop."""
-    all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
-    ids = accepted(session, {drop for drop in all_drops if drop} - _known(session, track))
-    session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
-    if ids:
-        run_queue.enqueue_when_quiet(session, settings, track, now)
-
-
 # --- queries
 
 
@@ -290,53 +250,24 @@ def _tried(session: Session, track: str) -> Suspect | None:
 
 def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
     """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
-    known, own = _known(session, run.track), _of_training(session, run.snapshot or ())
-    comparable = run.about_drop is not None or known <= own
+    known, used = champion_drops(session, run.track), of_training(session, run.snapshot or ())
+    comparable = run.about_drop is not None or known <= used
     return verdict.blames_new_drops and bool(known) and comparable and _budget(settings, run.track) > 0
 
 
-def _known(session: Session, track: str) -> set[int]:
-    """Return the ids of the training drops behind the champion; empty if it is a base model."""
-    serving = col(Track.champion_generation) == Promotion.generation
-    made = select(Promotion.drops).join(Track, (col(Track.name) == Promotion.track) & serving)
-    return _of_training(session, session.exec(made.where(Track.name == track)).first() or ())
-
-
-def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]) -> set[int]:
-    """Return the ids among `drops` that are accepted training drops, not on trial, and as the conditions `which`."""
-    free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
-    free = free.where(*which)
-    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
-
-
-def _tested(session: Session, suspect: Suspect, known: set[int]) -> set[int]:
+def _tested(session: Session, suspect: Suspect) -> set[int]:
     """Return the drops that a trial adds to the champion's: the suspect, and those that its search has cleared."""
     cleared = select(Suspect.drop_id).join(Run, col(Run.id) == Suspect.trial_run).where(Run.state == RunState.SUCCEEDED)
     cleared = cleared.where(Suspect.blamed_run == suspect.blamed_run, Suspect.ended == SuspectEnd.CLEARED)
-    return {suspect.drop_id, *(accepted(session, session.exec(cleared).all()) - known)}
+    return {suspect.drop_id} | accepted(session, session.exec(cleared).all()) - champion_drops(session, suspect.track)
 
 
 def _budget(settings: Settings, track: str) -> int:
     """Return how many trials a track may begin in seven days (`gate.trials_per_week`)."""
-    own = settings.track(track) if track in settings.track_names else settings
-    return own.gate.trials_per_week
-
-
-def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
-    """Return how many trials of a track have begun in the last seven days; with `left_out` also of `leave_one_out`."""
-    begun = select(func.count()).select_from(Run).where(Run.track == track, col(Run.about_drop).is_not(None))
-    if not left_out:
-        begun = begun.where(Run.purpose != Purpose.LEFT_OUT)
-    # A start in the future was recorded before the clock was set back.
-    return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
+    declared = settings.track(track) if track in settings.track_names else settings
+    return declared.gate.trials_per_week
 
 
 def _used(session: Session, run_id: int | None) -> set[int]:
     """Return the ids of the drops in the snapshot of a run."""
     return {*(session.get_one(Run, run_id).snapshot or ())}
-
-
-def _of_training(session: Session, drops: Iterable[int]) -> set[int]:
-    """Return the ids among `drops` that are training drops."""
-    asked = select(Drop.id).where(col(Drop.id).in_(drops), Drop.role == "train")
-    return {number for number in session.exec(asked).all() if number}

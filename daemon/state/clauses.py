@@ -40,19 +40,19 @@ def drop_clauses(drop: Any) -> list[str]:
     """
     if drop.suspension is None:
         return [drop.reason] if drop.reason else []
-    found = _read(Suspension, drop.suspension)
-    if found is None:
+    suspension = _read(Suspension, drop.suspension)
+    if suspension is None:
         return ["what its trial found cannot be read"]
-    scores, alone = found.scores, len(found.tested) == 1
-    tried = "it alone" if alone else f"drops {listed(list(map(str, found.tested)))} together"
+    scores, alone = suspension.scores, len(suspension.tested) == 1
+    tried = "it alone" if alone else f"drops {listed(list(map(str, suspension.tested)))} together"
     return [
-        f"run {found.blamed_run} was worse with it, and so was run {found.trial}, which tried {tried}",
+        f"run {suspension.blamed_run} was worse with it, and so was run {suspension.trial}, which tried {tried}",
         *([] if alone else [f"without drop {drop.id} no harm was found"]),
         (
-            f"the control, run {found.control}, was better on {scores.losses:,} and worse on {scores.wins:,} of "
-            f"{count(scores.groups, 'group of records', 'groups of records')}: dropforge report {found.trial}"
+            f"the control, run {suspension.control}, was better on {scores.losses:,} and worse on {scores.wins:,} of "
+            f"{count(scores.groups, 'group of records', 'groups of records')}: dropforge report {suspension.trial}"
         ),
-        *(one.line for one in ways_out(drop.id, scores.lost_drops, drop.track)),
+        *(way.line for way in ways_out(drop.id, scores.lost_drops, drop.track)),
     ]
 
 
@@ -91,8 +91,8 @@ def change_clauses(change: Any) -> list[str]:
 
 
 def _words_of(verdict: object) -> list[str]:
-    found = _read(Verdict, verdict)
-    return ["its verdict cannot be read"] if found is None else clauses(found)
+    known = _read(Verdict, verdict)
+    return ["its verdict cannot be read"] if known is None else clauses(known)
 
 
 def _read(kind: type[_Fact], value: object) -> _Fact | None:

@@ -98,13 +98,13 @@ def create(path: Path) -> None:
     engine = _engine(path, partial(_connect, path, "journal_mode=WAL"), "BEGIN IMMEDIATE")
     try:
         with engine.begin() as connection:
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            schema = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
             if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one() == 0:
                 SQLModel.metadata.create_all(connection, checkfirst=False)
                 connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
                 connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
-            elif found != SCHEMA:
-                message = f"the database {path} has schema {found}, and this version of dropforge has {SCHEMA}"
+            elif schema != SCHEMA:
+                message = f"the database {path} has schema {schema}, and this version of dropforge has {SCHEMA}"
                 raise DatabaseUnusable(message, f"install the version that made it; or {how_to_restore(path)}")
     except DatabaseError as error:
         raise in_words(error, path) or error from error

@@ -45,14 +45,14 @@ def file_system(path: Path, mounts: Path = _MOUNTS) -> str:
     place = path.absolute()
     while not place.exists():
         place = place.parent
-    longest, found = -1, "unknown"
+    longest, kind = -1, "unknown"
     for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         point = before.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
         # A later mount on the same folder hides an earlier one.
         if len(point) >= longest and place.resolve().is_relative_to(point):
-            longest, found = len(point), after.split(" ", 1)[0]
-    return found
+            longest, kind = len(point), after.split(" ", 1)[0]
+    return kind
 
 
 def is_network(kind: str) -> bool:
@@ -71,9 +71,8 @@ def refuse_network(folder: Path, mounts: Path = _MOUNTS) -> None:
 def how_to_restore(path: Path) -> str:
     """Return a hint for users: the command that restores the newest backup next to `path`, or "BACKUP" without any."""
     backups = path.parent / BACKUPS
-    found = sorted(backups.glob("[!.]*/"), key=lambda one: one.stat().st_mtime) if backups.is_dir() else []
-    kept = [one for one in found if not one.name.startswith("replaced-")]
-    newest = str(kept[-1]) if kept else "BACKUP"
+    kept = [folder for folder in backups.glob("[!.]*/") if not folder.name.startswith("replaced-")]
+    newest = max(kept, key=lambda folder: folder.stat().st_mtime, default="BACKUP")
     return f"stop the daemon, then put a backup in its place: dropforge restore {newest}"
 
 
@@ -89,7 +88,7 @@ def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
     try:
         with closing(open_file(path, "rw" if at_start else "ro")) as connection:
             look = "quick_check" if at_start else "integrity_check"
-            found = [row[0] for row in connection.execute(f"PRAGMA {look}")]
+            faults = [row[0] for row in connection.execute(f"PRAGMA {look}")]
             orphans = connection.execute("PRAGMA foreign_key_check").fetchall()
             (owner,) = connection.execute("PRAGMA application_id").fetchone()
             tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -99,8 +98,8 @@ def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
             }
     except sqlite3.DatabaseError as error:
         raise DatabaseUnusable(f"{path} cannot be read as a database: {error}", how_to_restore(path)) from error
-    if found != ["ok"] or orphans:
-        what = found[0] if found != ["ok"] else f"a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
+    if faults != ["ok"] or orphans:
+        what = faults[0] if faults != ["ok"] else f"a row of {orphans[0][0]} refers to a missing one of {orphans[0][2]}"
         raise DatabaseUnusable(f"the database {path} is damaged: {what}", how_to_restore(path))
     if owner not in {0, APPLICATION_ID}:
         message = f"the database {path} belongs to another program (application id {owner:#x})"

@@ -161,8 +161,8 @@ def load_curve(work_folder: WorkFolder, run_id: int) -> Curve | None:
 def made_checkpoint(work_folder: WorkFolder, run_id: int, since: int) -> bool:
     """Return whether the run's training wrote a checkpoint, or ended a trial, since `since`, in ms since the epoch."""
     folder = run_folder(work_folder, run_id) / "checkpoints"
-    found = (path for pattern in _FURTHER for path in folder.glob(pattern))
-    return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in found)
+    left = (path for pattern in _FURTHER for path in folder.glob(pattern))
+    return any(path.stat().st_mtime_ns // 1_000_000 >= since for path in left)
 
 
 def made_predictions(work_folder: WorkFolder, run_id: int, number: int) -> bool:
@@ -197,8 +197,8 @@ def read_result(spec: StepSpec) -> StepResult | None:
 
 def open_jobs(work_folder: Path) -> list[Path]:
     """Return the `job.json` of each attempt that a cluster may still run: it has no result and is not revoked."""
-    found = work_folder.glob(f"runs/*/attempts/*/{JOB_NAME}")
-    return [path for path in found if not any((path.parent / name).exists() for name in (RESULT_NAME, REVOKED_NAME))]
+    jobs = work_folder.glob(f"runs/*/attempts/*/{JOB_NAME}")
+    return [path for path in jobs if not any((path.parent / name).exists() for name in (RESULT_NAME, REVOKED_NAME))]
 
 
 def publish(

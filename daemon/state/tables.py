@@ -8,62 +8,19 @@ whole milliseconds since the epoch, UTC. Every change of a state but a message's
 transaction.
 
 A new database is made from these tables (`daemon.state.database.create`); each change here raises
-`daemon.state.database_file.SCHEMA`. SQLite refuses values of other types than the columns' (`_require_types`), whoever
-writes them: one bad row must not keep others from being read.
+`daemon.state.database_file.SCHEMA`. SQLite refuses values of other types than the columns' (`column_rules`), whoever
+writes them: one bad row must not keep others from being read. `message_tables` has the two of the outbox.
 """
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from sqlalchemy import (
-    Boolean,
-    CheckConstraint,
-    Float,
-    Index,
-    Integer,
-    LargeBinary,
-    ScalarResult,
-    TextClause,
-    text,
-)
-from sqlmodel import JSON, Column, Field, Session, SQLModel, col, select
+from sqlalchemy import CheckConstraint, Index, LargeBinary, text
+from sqlmodel import JSON, Column, Field, SQLModel
 
-from daemon.state.questions import AWAITS_APPROVAL, IS_DISMISSAL
-from daemon.state.states import (
-    AttemptState,
-    DropState,
-    HookState,
-    MessageState,
-    PromotionKind,
-    Purpose,
-    RunState,
-    SuspectEnd,
-)
-
-if TYPE_CHECKING:
-    from sqlmodel.sql.expression import SelectOfScalar
-
-T = TypeVar("T")
-#: The times, in ms since the epoch, that a `datetime` holds: the years 1 to 9999.
-_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
-_NAME = "{0} <> '' AND {0} NOT GLOB '*[^A-Za-z0-9_-]*'"
-#: An absolute path without . and .. in it.
-_ABSOLUTE = "{0} GLOB '/*' AND " + " AND ".join(f"{{0}} || '/' NOT GLOB '*{part}*'" for part in ("//", "/./", "/../"))
-_MODEL = f"{{0}} GLOB 'models/[0-9a-f]*' AND ltrim(substr({{0}}, 8), '0123456789abcdef') = '' OR {_ABSOLUTE}"
-#: The columns that become parts of paths, by table, with what a restore allows in them.
-IN_PATHS = {
-    **dict.fromkeys(("track.name", "drop.track", "run.track", "promotion.track"), _NAME),
-    "drop.sha256": "{0} NOT GLOB '*[^0-9a-f]*'",
-    "drop.owner": "{0} NOT GLOB '*/*'",
-    "attempt.step": "{0} <> '' AND {0} NOT GLOB '*[^a-z]*'",
-    "track.base_path": _ABSOLUTE,
-    **dict.fromkeys(("track.champion_path", "promotion.model_path", "promotion.previous_path"), _MODEL),
-}
-
-
-def _one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
-    names = ", ".join(f"'{state.value}'" for state in states)
-    return CheckConstraint(f"{column} IN ({names})", name=f"{column}_known")
+from daemon.state.column_rules import one_of, require_types
+from daemon.state.message_tables import Message, Outbox
+from daemon.state.questions import IS_DISMISSAL
+from daemon.state.states import AttemptState, DropState, HookState, PromotionKind, Purpose, RunState, SuspectEnd
 
 
 class Track(SQLModel, table=True):
@@ -105,7 +62,7 @@ class Drop(SQLModel, table=True):
     """One dropped file that was taken in, with its state (`DropState`)."""
 
     __table_args__ = (
-        _one_of("state", DropState),
+        one_of("state", DropState),
         CheckConstraint("role IN ('train', 'heldout')", name="role_known"),
         Index("one_accepted_drop", "track", "role", "sha256", unique=True, sqlite_where=text("state = 'accepted'")),
         # To count by state for `status`, find a file that was taken already, and find drops that wait for a run.
@@ -154,8 +111,8 @@ class Run(SQLModel, table=True):
     """One run of the pipeline for one track."""
 
     __table_args__ = (
-        _one_of("state", RunState),
-        _one_of("purpose", Purpose),
+        one_of("state", RunState),
+        one_of("purpose", Purpose),
         CheckConstraint("(purpose IN ('candidate', 'search')) = (about_drop IS NULL)", name="purpose_whole"),
         CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
         CheckConstraint(
@@ -212,7 +169,7 @@ class Suspect(SQLModel, table=True):
     """A drop that may have made a run worse: until `ended` is set, no run but its trial uses it."""
 
     __table_args__ = (
-        _one_of("ended", SuspectEnd),
+        one_of("ended", SuspectEnd),
         Index("one_open_suspect", "drop_id", unique=True, sqlite_where=text("ended IS NULL")),
         Index("one_trial", "track", unique=True, sqlite_where=text("ended IS NULL AND trial_run IS NOT NULL")),
     )
@@ -233,7 +190,7 @@ class Attempt(SQLModel, table=True):
     """One attempt at one step."""
 
     __table_args__ = (
-        _one_of("state", AttemptState),
+        one_of("state", AttemptState),
         Index("one_attempt_number", "run_id", "step", "number", unique=True),
         Index("one_open_attempt", "run_id", unique=True, sqlite_where=text("state = 'submitted'")),
     )
@@ -253,9 +210,9 @@ class Promotion(SQLModel, table=True):
     """One change of a track's champion; append-only except the state of its hook and health command."""
 
     __table_args__ = (
-        _one_of("kind", PromotionKind),
-        _one_of("hook_state", HookState),
-        _one_of("health_state", HookState),
+        one_of("kind", PromotionKind),
+        one_of("hook_state", HookState),
+        one_of("health_state", HookState),
         Index(
             "one_promotion_a_run",
             "run_id",
@@ -328,96 +285,6 @@ class Event(SQLModel, table=True):
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON))
 
 
-class Message(SQLModel, table=True):
-    """One message to one address, made from an event or for a day's digest."""
-
-    __table_args__ = (
-        _one_of("state", MessageState),
-        CheckConstraint("(state = 'pending') = (ended_at IS NULL)", name="ended_has_time"),
-        Index("one_message_an_event", "event_id", "address", unique=True),
-        Index("message_pending", "address", sqlite_where=text("state = 'pending'")),
-        Index("message_kinds", "kind", "created_at"),
-    )
-
-    #: Messages to one address are sent in the order of their ids.
-    id: int | None = Field(default=None, primary_key=True)
-    #: `None` for a digest.
-    event_id: int | None = Field(default=None, foreign_key="event.id")
-    #: The first digits of the hash of its URL, which itself is a secret of the settings.
-    address: str
-    #: That of its event, or `digest`.
-    kind: str
-    #: Severity as Apprise names it: info, success, warning, failure.
-    level: str
-    title: str
-    body: str
-    state: str = MessageState.PENDING
-    created_at: int
-    #: Counted before each try.
-    tries: int = 0
-    #: Not tried before: the end of a back-off.
-    not_before: int
-    ended_at: int | None = None
-    #: The error of the last try; `None` if it did not fail.
-    error: str | None = None
-
-
-class Outbox(SQLModel, table=True):
-    """The cursor of the events turned into messages: one row, while addresses are set."""
-
-    id: int | None = Field(default=None, primary_key=True)
-    #: Ids of the last event handled, and of the last event before the latest digest.
-    event_id: int
-    digest_event_id: int
-    #: The time of day, in ms since the epoch, of the latest digest.
-    digest_at: int
-
-
-EVERY = tuple(SQLModel.__subclasses__())
-
-
-def _require_types() -> None:
-    """Let SQLite refuse values of another type than their column's, NUL in paths, and numbers beyond every date."""
-    for kind in EVERY:
-        table = SQLModel.metadata.tables[str(kind.__tablename__)]
-        for column in table.columns:
-            field, name = kind.model_fields[column.name], f'"{column.name}"'
-            if isinstance(column.type, JSON):
-                begins = "[" if "list" in str(field.annotation) else "{"
-                rule = f"json_valid({name}) AND typeof({name}) = 'text' AND substr({name}, 1, 1) = '{begins}'"
-            elif isinstance(column.type, (Boolean, Integer, Float)):
-                number = "real" if isinstance(column.type, Float) else "integer"
-                least, most = (0, 1) if isinstance(column.type, Boolean) else (_FIRST_MS, _LAST_MS)
-                rule = f"typeof({name}) = '{number}' AND {name} BETWEEN {least} AND {most}"
-            elif isinstance(column.type, LargeBinary):
-                rule = f"typeof({name}) = 'blob'"
-            else:
-                rule = f"typeof({name}) = 'text'"
-                if f"{table.name}.{column.name}" in IN_PATHS:
-                    rule += f" AND instr({name}, char(0)) = 0"
-            table.append_constraint(CheckConstraint(f"{name} IS NULL OR ({rule})", name=f"{column.name}_typed"))
-
-
-_require_types()
-
-
-def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:
-    """Return an iterator over the rows of `table` that `question`, SQL with `values` as its parameters, selects."""
-    return session.scalars(select(table).from_statement(text(question)), values)
-
-
-def waits() -> TextClause:
-    """Return the SQL condition, for a query of `Run`, that selects runs whose win waits for approval."""
-    return text(AWAITS_APPROVAL)
-
-
-def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
-    """Return a query for the ids of all drops under suspicion, except the drop that the trial run `run_id` tries."""
-    other_run = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
-    return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), other_run)
-
-
-def promotion_of(session: Session, run_id: int) -> Promotion | None:
-    """Return the promotion that a run's candidate won; `None` if it was not promoted, or only forced."""
-    won = select(Promotion).where(Promotion.run_id == run_id, Promotion.kind == PromotionKind.PROMOTION)
-    return session.exec(won).first()
+EVERY: tuple[type[SQLModel], ...] = (Track, Drop, Run, Suspect, Attempt, Promotion, Slot, Event, Message, Outbox)
+for _kind in EVERY:
+    require_types(_kind)

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from daemon.state.column_rules import IN_PATHS
 from daemon.state.database import create
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.tables import EVERY, IN_PATHS
+from daemon.state.tables import EVERY
 from daemon.storage.backup import named_files, refusal
 from daemon.storage.disk import is_full
 from pipeline import durable

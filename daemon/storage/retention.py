@@ -19,8 +19,9 @@ from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
+from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, RunState
-from daemon.state.tables import Promotion, Run, Track, waits
+from daemon.state.tables import Promotion, Run, Track
 from daemon.state.troubles import in_words
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object

@@ -23,10 +23,11 @@ from daemon.inbox.folders import InboxFolders, read_own, writing
 from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.database import transaction
+from daemon.state.queries import rows_of
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
-from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track, rows_of
+from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.data_words import left_out_words, warning_words
 from pipeline.decide.explain import sentence
