@@ -11,29 +11,26 @@ A thread calls the commands, as one may take minutes while the controller is dea
 """
 
 import contextlib
-import shlex
-import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal
 
 import structlog
 
 from daemon.dispatch.attempt import claim, end_revoked, folder_of, listed, write_spec
+from daemon.dispatch.slurm_jobs import NEVER, RUNNING, WAITING, WORKER, Job, SlurmJobs, note_state, release
 from daemon.dispatch.spool import JobState
 from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
-from daemon.system.slurm_commands import CannotAsk, ask, is_number, job_number
+from daemon.system.slurm_commands import CannotAsk
 from pipeline import durable
 from pipeline.contract import (
     CLAIM_NAME,
     JOB_NAME,
-    JOB_STATE_NAME,
-    LOG_NAME,
     PROGRESS_NAME,
     RESULT_NAME,
     REVOKED_NAME,
@@ -44,37 +41,15 @@ from pipeline.contract import (
 )
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, DropforgeError
 
-_PROGRAM = (sys.executable, "-P", "-m", "daemon", "worker")
 #: An attempt without a result is given up once Slurm has not known its job, or called it ended, for so many seconds: a
 #: controller may be starting, and a file system shows a new name late.
 GIVE_UP_SECONDS = 120.0
 _AGAIN_SECONDS = 30.0
 #: A command that fails after so many seconds has waited for the controller in vain.
 _NO_ANSWER_SECONDS = 5.0
-_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
-_RUNNING = frozenset(
-    {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
-)
-#: Reasons of a waiting job that do not pass by themselves.
-_NEVER = (
-    *("BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "InvalidAccount", "InvalidQOS", "JobHeldAdmin"),
-    *("launch failed", "job requeued in held"),
-)
-_KILLED = 137
-#: Number, name, comment, state, reason and nodes of a job.
-_FORMAT = "%A|%j|%k|%T|%r|%N"
+#: The exit codes for the states of a job that count as failures of its step.
+_EXIT_CODES = {"FAILED": EXIT_FAILED, "OUT_OF_MEMORY": 137}
 log = structlog.get_logger()
-
-
-class Job(NamedTuple):
-    """A job as squeue shows it."""
-
-    number: int
-    name: str
-    fence: str
-    state: str
-    reason: str
-    nodes: str
 
 
 @dataclass
@@ -101,15 +76,15 @@ class SlurmExecutor:
         work_folder: WorkFolder,
         settings: ExecutorSettings,
         troubles: Troubles,
-        program: Sequence[str] = _PROGRAM,
+        program: Sequence[str] = WORKER,
     ) -> None:
         """
         Use the runs in `work_folder`, which the nodes see under the same path; problems go to `troubles`.
 
-        `instance` is the installation's id. A job runs `program --one KEY FENCE --state ROOT`.
+        `instance` and `program` are those of `SlurmJobs`.
         """
-        self._root, self._settings, self._troubles, self._program = work_folder, settings, troubles, program
-        self._name = f"dropforge-{instance}."
+        self._root, self._troubles, self._poll_seconds = work_folder, troubles, settings.poll_seconds
+        self._jobs = SlurmJobs(instance, settings, program)
         #: The attempts that were submitted or polled and have no result yet, by key.
         self._known: dict[str, _Known] = {}
         #: The keys of cancelled attempts: a job of theirs is cancelled once nobody polls the attempt.
@@ -137,7 +112,7 @@ class SlurmExecutor:
         names = listed(Path(spec.root) / spec.folder)
         # A shared file system may list a name before it can be opened.
         if RESULT_NAME in names and (Path(spec.root) / spec.folder / RESULT_NAME).exists():
-            self._forget(spec.key)
+            self._known.pop(spec.key, None)
             return JobState.ENDED
         self._watch(spec)
         return JobState.RUNNING if CLAIM_NAME in names else JobState.QUEUED
@@ -162,7 +137,7 @@ class SlurmExecutor:
                 end_revoked(spec)
             self._watch(spec)
         except (OSError, ValueError):
-            self._forget(key)  # its job is cancelled all the same
+            self._known.pop(key, None)  # its job is cancelled all the same
             raise
 
     def stop(self) -> None:
@@ -176,14 +151,11 @@ class SlurmExecutor:
             self._known[spec.key] = _Known(spec)
             self._wake.set()
 
-    def _forget(self, key: str) -> None:
-        self._known.pop(key, None)
-
     # --- the thread
 
     def _serve(self) -> None:
         while not self._over.is_set():
-            self._wake.wait(self._settings.poll_seconds)
+            self._wake.wait(self._poll_seconds)
             self._wake.clear()
             try:
                 self._turn()
@@ -196,7 +168,7 @@ class SlurmExecutor:
         """Look at all jobs once, advance each open attempt's job, and note what is wrong as troubles."""
         problems: dict[str, Exception] = {}
         try:
-            jobs = self._look()
+            jobs = self._jobs.listed()
             self._silent_since = ""
             watched = tuple(self._known.values())
             for known in watched:
@@ -205,7 +177,7 @@ class SlurmExecutor:
                 problem = self._problem_of(known, jobs)
                 if problem is not None and known.spec.key in self._known:
                     problems[f"run {known.spec.run}"] = problem
-            self._sweep(jobs, {self._name + known.spec.key for known in watched})
+            self._sweep(jobs, {known.spec.key for known in watched})
         except CannotAsk as error:
             for known in tuple(self._known.values()):
                 known.missing_since = None  # it may be there again when Slurm answers
@@ -214,19 +186,16 @@ class SlurmExecutor:
             self._silent_since = self._silent_since or time.strftime("%H:%M")
             words = f"Slurm has not answered since {self._silent_since}, jobs go on: {error.message}"
             problems["Slurm"] = DropforgeError(f"{words}; see whether it runs: scontrol ping")
-        over, self._noted = self._noted - problems.keys(), set(problems)
-        for whose in over:
-            self._troubles.clear(whose)
-        for whose, problem in problems.items():
-            self._troubles.note(whose, problem, message=True)
+        noted, self._noted = self._noted, set(problems)
+        for whose in noted | self._noted:
+            self._troubles.note(whose, problems.get(whose), message=True)
 
     def _problem_of(self, known: _Known, jobs: Sequence[Job]) -> Exception | None:
         """Advance an attempt's job and return what keeps it. Raises `CannotAsk` if Slurm does not answer any more."""
-        spec = known.spec
-        own_jobs = {job.number: job for job in jobs if (job.name, job.fence) == (self._name + spec.key, spec.fence)}
+        of_attempt = {job.number: job for job in jobs if (job.key, job.fence) == (known.spec.key, known.spec.fence)}
         began = time.monotonic()
         try:
-            problem: Exception | None = self._advance(known, own_jobs)
+            problem: Exception | None = self._advance(known, of_attempt)
         except Exception as error:  # an attempt's trouble must not stop the others
             if isinstance(error, CannotAsk) and time.monotonic() - began > _NO_ANSWER_SECONDS:
                 raise
@@ -234,80 +203,84 @@ class SlurmExecutor:
         hint = problem.hint if isinstance(problem, DropforgeError) else ""
         return DropforgeError(f"{in_words(problem)}; {hint}") if problem is not None and hint else problem
 
-    def _sweep(self, jobs: Sequence[Job], open_names: Collection[str]) -> None:
+    def _sweep(self, jobs: Sequence[Job], watched: Collection[str]) -> None:
         """Cancel the jobs of cancelled attempts, and the waiting ones of others that have ended: nobody polls them."""
         for job in jobs:
-            key = job.name.removeprefix(self._name)
-            if job.name not in open_names and (key in self._given_up or job.state in _WAITING):
+            is_given_up = job.key in self._given_up
+            if job.key not in watched and (is_given_up or job.state in WAITING):
                 with contextlib.suppress(OSError, ValueError, CannotAsk):
-                    if key in self._given_up or {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(key)):
-                        self._scancel(job)
+                    if is_given_up or {RESULT_NAME, REVOKED_NAME} & listed(self._root / folder_of(job.key)):
+                        self._jobs.cancel(job)
 
-    def _advance(self, known: _Known, own_jobs: Mapping[int, Job]) -> DropforgeError | None:
+    def _advance(self, known: _Known, jobs: Mapping[int, Job]) -> DropforgeError | None:
         """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
         spec = known.spec
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
-        if SPEC_NAME not in names or self._end_revoked(known, names, own_jobs):
+        if SPEC_NAME not in names or self._end_revoked(known, names, jobs):
             return None
         note = durable.read_json(folder / JOB_NAME) if JOB_NAME in names else None
-        for job in own_jobs.values():
+        for job in jobs.values():
             if note is not None and job.number != note["job"]:
-                self._scancel(job)  # a second one, of an answer that was lost
+                self._jobs.cancel(job)  # a second one, of an answer that was lost
         if RESULT_NAME in names:
-            if REVOKED_NAME in names:
-                self._forget(spec.key)  # perhaps nobody polls it any more
+            self._known.pop(spec.key, None)  # perhaps nobody polls it any more
             return None
         if note is not None and note["released"]:
-            return self._look_after(known, note, names, own_jobs.get(note["job"]))
+            gone = Job(note["job"], spec.key, spec.fence, "GONE", "", "")
+            return self._look_after(known, names, jobs.get(note["job"], gone))
         if note is None:
-            if not own_jobs and time.monotonic() < known.retry_at:
+            if not jobs and time.monotonic() < known.retry_at:
                 return known.refusal
-            note = {"job": min(own_jobs) if own_jobs else self._sbatch(known), "released": False}
+            note = {"job": min(jobs) if jobs else self._submit_job(known), "released": False}
             durable.write_json(folder / JOB_NAME, note)
         # Written first: from here on the job may run, and if it is gone it is lost, not to be submitted again.
         durable.write_json(folder / JOB_NAME, {**note, "released": True})
-        ask("scontrol", "release", str(note["job"]))
+        release(note["job"])
         return None
 
-    def _look_after(
-        self, known: _Known, note: dict[str, Any], names: set[str], job: Job | None
-    ) -> DropforgeError | None:
+    def _submit_job(self, known: _Known) -> int:
+        try:
+            return self._jobs.submit(known.spec)
+        except CannotAsk as error:
+            known.retry_at, known.refusal = time.monotonic() + _AGAIN_SECONDS, error
+            raise
+
+    def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
         """Revoke a released attempt whose job has ended without a result, or is gone; return why it never begins."""
-        spec, state = known.spec, "GONE" if job is None else job.state
-        if state in _WAITING and CLAIM_NAME in names:
+        spec, state = known.spec, job.state
+        note_state(spec, job)
+        if state in WAITING and CLAIM_NAME in names:
             state = "PUT BACK"  # the attempt is claimed, so the job would end at once
-        if job is not None and state in _WAITING | _RUNNING:
+        if state in WAITING | RUNNING:
             known.missing_since = None
-            self._note_state(spec, job)
-            if state in _WAITING and job.reason == "JobHeldUser":
-                ask("scontrol", "release", str(job.number))  # the first one was lost
-            if job.reason.startswith(_NEVER):
+            if state in WAITING and job.reason == "JobHeldUser":
+                release(job.number)  # the first one was lost
+            if job.reason.startswith(NEVER):
                 return DropforgeError(
                     f"job {job.number} of step {spec.step} does not begin: {job.reason}",
                     f"change executor.slurm, or end the run: dropforge cancel {spec.run}",
                 )
             return None
-        self._note_state(spec, job or Job(note["job"], "", "", state, "", ""))
         # Slurm may have launched the job twice: the copy that was refused has ended, the other one works.
-        progress = (
-            None if PROGRESS_NAME not in names else durable.read_regular(Path(spec.root) / spec.folder / PROGRESS_NAME)
-        )
+        folder = Path(spec.root) / spec.folder
+        progress = durable.read_regular(folder / PROGRESS_NAME) if PROGRESS_NAME in names else None
         if known.missing_since is None or progress != known.progress:
             known.missing_since, known.progress = time.monotonic(), progress
         if time.monotonic() - known.missing_since >= GIVE_UP_SECONDS:
-            where = f" on {job.nodes}" if job is not None and job.nodes else ""
-            words = f"Slurm ended job {note['job']} of step {spec.step}{where}: {state}"
+            where = f" on {job.nodes}" if job.nodes else ""
+            words = f"Slurm ended job {job.number} of step {spec.step}{where}: {state}"
             hint = f"the whole story: dropforge logs {spec.run}"
-            status, code = "interrupted", EXIT_INTERRUPTED
-            if state == "FAILED":
-                status, code = "failed", EXIT_FAILED
-            elif state == "OUT_OF_MEMORY":
-                status, code, hint = "failed", _KILLED, f"raise executor.slurm.{spec.step}.memory"
-            _revoke(spec, status, code, StepError(message=words, hint=hint))
+            if state == "OUT_OF_MEMORY":
+                hint = f"raise executor.slurm.{spec.step}.memory"
+            code, error = _EXIT_CODES.get(state, EXIT_INTERRUPTED), StepError(message=words, hint=hint)
+            status: Literal["failed", "interrupted"] = "failed" if state in _EXIT_CODES else "interrupted"
+            result = StepResult(key=spec.key, fence=spec.fence, status=status, exit_code=code, error=error)
+            # Nobody is to work on it any more, and this is its result should it leave none.
+            durable.write_json(folder / REVOKED_NAME, result.model_dump(), first=True)
         return None
 
-    def _end_revoked(self, known: _Known, names: set[str], own_jobs: Mapping[int, Job]) -> bool:
+    def _end_revoked(self, known: _Known, names: set[str], jobs: Mapping[int, Job]) -> bool:
         """
         Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint.
 
@@ -321,62 +294,7 @@ class SlurmExecutor:
         # Claimed here, it can be begun by nobody any more.
         begun = CLAIM_NAME in names or not claim(folder)
         if not begun or time.monotonic() - known.revoked_at >= spec.grace_seconds + _AGAIN_SECONDS:
-            for job in own_jobs.values():
-                self._scancel(job)
+            for job in jobs.values():
+                self._jobs.cancel(job)
             end_revoked(spec)
         return True
-
-    def _note_state(self, spec: StepSpec, job: Job) -> None:
-        """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""
-        path = Path(spec.root) / spec.folder / JOB_STATE_NAME
-        fields = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
-        known = durable.read_object(path)
-        if {name: known.get(name) for name in fields} != fields:
-            since = known["since"] if known.get("state") == job.state else round(time.time() * 1000)
-            durable.write_hint(path, {**fields, "since": since})
-
-    # --- Slurm's commands
-
-    def _look(self) -> list[Job]:
-        """Return this installation's jobs. Raises `CannotAsk`."""
-        # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
-        lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
-        parts = [line.split("|") for line in lines]
-        rows = [(int(part[0]), *part[1:]) for part in parts if len(part) == len(Job._fields) and is_number(part[0])]
-        return [job for job in map(Job._make, rows) if job.name.startswith(self._name)]
-
-    def _sbatch(self, known: _Known) -> int:
-        """Submit the attempt's job, held, and return its number. Raises `CannotAsk`."""
-        spec = known.spec
-        folder = Path(spec.root) / spec.folder
-        argv = (*self._program, "--one", spec.key, spec.fence, "--state", spec.root)
-        setup = f". {shlex.quote(self._settings.setup)}\n" if self._settings.setup else ""
-        # Slurm lets its own variables through, a token to authenticate by among them.
-        script = f"#!/bin/sh\nunset SLURM_JWT\n{setup}exec {shlex.join(argv)}\n"
-        # Those of the settings first: of an option that is given twice the last one counts.
-        options = (
-            *self._settings.slurm.arguments(spec.step),
-            *("--parsable", "--hold", "--no-requeue", "--export=NIL", "--open-mode=append"),
-            *(f"--job-name={self._name}{spec.key}", f"--comment={spec.fence}", f"--chdir={folder}"),
-            *(f"--output={LOG_NAME}", f"--signal=B:TERM@{round(spec.grace_seconds)}"),
-        )
-        try:
-            number = job_number(ask("sbatch", *options, stdin=script))
-        except CannotAsk as error:
-            known.retry_at, known.refusal = time.monotonic() + _AGAIN_SECONDS, error
-            raise
-        log.info("job_submitted", key=spec.key, job=number)
-        return number
-
-    def _scancel(self, job: Job) -> None:
-        """Cancel a job that has not ended. Raises `CannotAsk`."""
-        if job.state in _WAITING | _RUNNING:
-            ask("scancel", "--me", f"--name={job.name}", str(job.number))
-
-
-def _revoke(spec: StepSpec, status: str, code: int, error: StepError) -> None:
-    """Write that nobody is to work on the attempt any more, and its result should it leave none."""
-    fields = {"key": spec.key, "fence": spec.fence, "status": status, "exit_code": code, "error": error}
-    durable.write_json(
-        Path(spec.root) / spec.folder / REVOKED_NAME, StepResult.model_validate(fields).model_dump(), first=True
-    )

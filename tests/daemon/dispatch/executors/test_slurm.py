@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daemon.dispatch import slurm
+from daemon.dispatch import slurm, slurm_jobs
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import JobState
 from daemon.settings.model import ExecutorSettings
@@ -160,12 +160,13 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
             died.append(point)
             raise Died
 
-    def write(path: Path, value: Any) -> None:
+    def write(path: Path, value: Any, **named: Any) -> bool:
         if path.name == JOB_NAME and point == "after sbatch":
             die()
-        real_write(path, value)
+        written = real_write(path, value, **named)
         if path.name == JOB_NAME and point == "after the note":
             die()
+        return written
 
     def ask(*command: str, stdin: str = "") -> str:
         if command[:2] == ("scontrol", "release") and point == "before the release":
@@ -173,7 +174,7 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
         return real_ask(*command, stdin=stdin)
 
     monkeypatch.setattr(durable, "write_json", write)
-    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.setattr(slurm_jobs, "ask", ask)
     monkeypatch.setattr("threading.excepthook", lambda _arguments: None)
     in_slurm.executor.submit(spec)
     wait_for(lambda: died and not thread_of(in_slurm)._thread.is_alive())
@@ -246,7 +247,7 @@ def test_a_job_waits_since_it_was_first_seen_to_wait_whatever_for(in_slurm: Hous
     state.parent.mkdir(parents=True)
 
     def since(told: str, reason: str, nodes: str = "") -> object:
-        thread_of(in_slurm)._note_state(spec, slurm.Job(7, "name", spec.fence, told, reason, nodes))
+        slurm_jobs.note_state(spec, slurm_jobs.Job(7, spec.key, spec.fence, told, reason, nodes))
         return durable.read_object(state)["since"]
 
     since("PENDING", "Resources")
@@ -458,7 +459,7 @@ def test_two_installations_of_one_user_leave_each_other_alone(
 
 def test_a_job_of_another_fence_is_not_taken_for_the_attempts(in_slurm: SlurmHouse, cluster: Cluster) -> None:
     spec = spec_of(in_slurm.root, MARKED)
-    name = f"--job-name={thread_of(in_slurm)._name}{spec.key}"
+    name = f"--job-name={thread_of(in_slurm)._jobs._name}{spec.key}"
     cluster.says("sbatch", "--hold", name, "--comment=another", "--wrap=true")
     in_slurm.executor.submit(spec)
     in_slurm.wait_until(spec, JobState.ENDED)
