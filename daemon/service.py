@@ -20,7 +20,7 @@ from daemon.champions.hooks.changes import Hooks
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import LocalExecutor, Spool, refuse_moved
-from daemon.dispatch.worker import end_steps_now
+from daemon.dispatch.worker import end_steps
 from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.outbox import Messenger
 from daemon.queue import states
@@ -260,7 +260,7 @@ class Service:
         """Kill the child worker and its step; do nothing if the worker is a unit of its own."""
         if self._settings.worker == "child":
             self._worker.kill()
-            end_steps_now(self._spool)
+            end_steps(self._spool, now=True)
 
 
 def _open_folders(settings: Settings) -> tuple[OwnFolder, FileLock]:

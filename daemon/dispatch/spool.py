@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
-from pydantic import BaseModel
 
 from daemon.dispatch.attempt import claim, end_revoked, folder_of, listed, process_of, read_spec, run_of, write_spec
-from daemon.dispatch.step_process import result_of_vanished
+from daemon.dispatch.step_process import result_of_dead
 from daemon.state import run_files
 from daemon.state.layout import WORKER_LOCK
 from daemon.system.folders import StateFolder, WorkFolder
@@ -44,12 +43,6 @@ class JobState(StrEnum):
     ENDED = "ended"
 
 
-class _Entry(BaseModel):
-    """Content of a spool entry: the attempt's fence."""
-
-    fence: str
-
-
 class Spool:
     """The spool's folder in a state folder, shared by executor and worker."""
 
@@ -70,7 +63,7 @@ class Spool:
             key = entry.name.removesuffix(".json")
             try:
                 if run_of(key) not in busy:
-                    yield read_spec(self.root, key, _Entry.model_validate_json(durable.read_regular(entry)).fence)
+                    yield read_spec(self.root, key, durable.read_object(entry).get("fence", ""))
             except (OSError, ValueError) as error:
                 # An order that was cancelled meanwhile is not there any more.
                 with contextlib.suppress(FileNotFoundError):
@@ -105,7 +98,7 @@ class Spool:
         if stopped or REVOKED_NAME in listed(folder):
             end_revoked(spec)
         else:
-            durable.write_json(folder / RESULT_NAME, result_of_vanished(spec).model_dump(), first=True)
+            durable.write_json(folder / RESULT_NAME, result_of_dead(spec, None).model_dump(), first=True)
         self.entry(spec.key).unlink(missing_ok=True)
 
 

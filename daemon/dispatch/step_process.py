@@ -161,13 +161,20 @@ def _environment(spec: StepSpec) -> dict[str, str]:
     return seen | {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
 
 
-def result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepResult:
-    """Return the result of a step that ended without writing one, with message and hint for its exit code."""
+def result_of_dead(spec: StepSpec, returncode: int | None, *, stopped: bool = False) -> StepResult:
+    """
+    Return the result of a step that ended without writing one, with message and hint for its exit code.
+
+    The code is `None` if nobody saw it end, as its worker, or the machine, was killed.
+    """
     # A cluster signals the whole job to stop, the step before it listens, too.
     if stopped or returncode in {EXIT_INTERRUPTED, -signal.SIGTERM}:
         words = StepError(message=f"step {spec.step} was stopped before it could leave a result")
         return StepResult(key=spec.key, fence=spec.fence, status="interrupted", exit_code=EXIT_INTERRUPTED, error=words)
-    if returncode == EXIT_DISK_FULL:
+    if returncode is None:
+        message = f"step {spec.step}: its process vanished without a result"
+        hint, code = "see the log of the system", 128 + signal.SIGKILL
+    elif returncode == EXIT_DISK_FULL:
         message = f"the disk of {spec.root} is full: step {spec.step} could not write its files"
         hint = "free some room there, the run then goes on by itself; dropforge gc --dry-run says what it can give back"
         code = returncode
@@ -186,11 +193,3 @@ def result_of_dead(spec: StepSpec, returncode: int, *, stopped: bool) -> StepRes
         hint, code = f"the whole story: dropforge logs {spec.run}", returncode or 1
     words = StepError(message=message, hint=hint)
     return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=code, error=words)
-
-
-def result_of_vanished(spec: StepSpec) -> StepResult:
-    """Return the result of a step that left none, as nobody saw it end: its worker, or the machine, was killed."""
-    words = StepError(
-        message=f"step {spec.step}: its process vanished without a result", hint="see the log of the system"
-    )
-    return StepResult(key=spec.key, fence=spec.fence, status="failed", exit_code=128 + signal.SIGKILL, error=words)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
 import structlog
@@ -27,7 +27,7 @@ from pipeline.contract import CLAIM_NAME, RESULT_NAME, StepSpec
 from pipeline.errors import EXIT_FAILED
 
 _POLL_SECONDS = 0.2
-_KILL_SECONDS = 10.0
+_KILL_SECONDS, _ORPHAN_SECONDS = 10.0, 60.0
 log = structlog.get_logger()
 
 
@@ -75,7 +75,7 @@ class Worker:
                 return
         self._owns_spool = True
         try:
-            self._clear_leftovers()
+            end_steps(self._spool)
             log.info("worker_started", pid=os.getpid())
             with ThreadPoolExecutor(self._parallel, "step") as steps:
                 try:
@@ -93,7 +93,7 @@ class Worker:
             self.exit_code = 128 + number
             try:
                 if self._owns_spool:
-                    end_steps_now(self._spool)
+                    end_steps(self._spool, now=True)
             finally:  # a full disk must not keep it from ending
                 os._exit(self.exit_code)
         self._is_interrupted = True
@@ -108,31 +108,14 @@ class Worker:
             for ended in [step for step in running if step.done()]:
                 del running[ended]
                 ended.result()
-            spec = self._next(running.values()) if len(running) < self._parallel else None
+            # The oldest order of a run without a running step.
+            spec = next(self._spool.orders(running.values()), None) if len(running) < self._parallel else None
             if spec is None:
                 wait(running, _POLL_SECONDS) if running else self.stop.wait(_POLL_SECONDS)
             else:
                 running[steps.submit(self._run, spec)] = spec.run
         for step in running:
             step.result()
-
-    def _next(self, busy: Collection[int]) -> StepSpec | None:
-        """Return the oldest order of a run not in `busy`; `None` if there is none."""
-        return next(self._spool.orders(busy), None)
-
-    def _clear_leftovers(self) -> None:
-        """Wait until the steps of a dead worker have stopped, kill those that have not, and end their attempts."""
-        for spec in self._spool.orders():
-            folder = self._spool.root / spec.folder
-            process = process_of(folder)
-            if process is not None and is_alive(process):
-                log.warning("orphan_found", key=spec.key, pid=process.pid)
-                if not wait_until_dead(process, spec.grace_seconds + 5):
-                    kill_group(process.pid, signal.SIGKILL)
-                while not wait_until_dead(process, 60):
-                    log.error("orphan_will_not_die", key=spec.key, pid=process.pid)
-            if CLAIM_NAME in listed(folder):
-                self._spool.end_dead(spec)
 
     def _run(self, spec: StepSpec) -> None:
         """Work on an attempt; one whose files cannot be used has failed, and the steps of other runs go on."""
@@ -152,20 +135,25 @@ class Worker:
                 self._spool.entry(spec.key).unlink(missing_ok=True)
 
 
-def end_steps_now(spool: Spool) -> None:
+def end_steps(spool: Spool, *, now: bool = False) -> None:
     """
-    Kill the running steps with all their processes, and write the result "interrupted" for each without one.
+    Wait until the steps that a dead worker has left have stopped, kill those that do not, and end their attempts.
 
-    Their spool entries are deleted, and no failure is counted for the runs. The caller is the worker or has ended it.
+    With `now` they are killed at once, with all their processes, and the result of each without one is "interrupted",
+    so that no failure is counted; the caller is the worker or has ended it.
     """
     for spec in spool.orders():
         folder = spool.root / spec.folder
         process = process_of(folder)
         if process is not None and is_alive(process):
-            kill_group(process.pid, signal.SIGKILL)
-            wait_until_dead(process, _KILL_SECONDS)
+            if not now:
+                log.warning("orphan_found", key=spec.key, pid=process.pid)
+            if now or not wait_until_dead(process, spec.grace_seconds + 5):
+                kill_group(process.pid, signal.SIGKILL)
+            while not wait_until_dead(process, _KILL_SECONDS if now else _ORPHAN_SECONDS) and not now:
+                log.error("orphan_will_not_die", key=spec.key, pid=process.pid)
         if CLAIM_NAME in listed(folder):
-            spool.end_dead(spec, stopped=True)
+            spool.end_dead(spec, stopped=now)
 
 
 def serve(

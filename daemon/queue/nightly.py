@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
 from apscheduler.triggers.cron import CronTrigger
@@ -149,12 +150,10 @@ def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | 
 
 def _since(row: Track, track: TrackSettings, now: int) -> int:
     """Return the time (ms) from which the track's nights count: `now` for a new schedule or a clock set back."""
-    seen = row.nightly or {}
-    since, looked_at = seen.get("since"), seen.get("looked_at")
-    if not isinstance(since, int) or not isinstance(looked_at, int):
+    seen: Any = row.nightly
+    if seen is None or seen["schedule"] != _words(track) or now < seen["looked_at"]:
         return now
-    other_schedule = seen.get("schedule") not in {None, _words(track)}
-    return now if other_schedule or now < looked_at else since
+    return int(seen["since"])
 
 
 def _words(track: TrackSettings) -> str:

@@ -18,7 +18,7 @@ from daemon.champions import decisions, history, promotion
 from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
-from daemon.dispatch.step_process import result_of_vanished
+from daemon.dispatch.step_process import result_of_dead
 from daemon.queue import run_queue, states
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
@@ -76,7 +76,7 @@ class ScriptedExecutor(LocalExecutor):
         special = self.script.get(spec.step, [])
         result = special.pop(0)(spec) if special else self.good(spec)
         if result is None:
-            result = result_of_vanished(spec)
+            result = result_of_dead(spec, None)
         durable.write_json(folder / RESULT_NAME, result.model_dump(mode="json"))
         return JobState.ENDED
 

@@ -348,7 +348,7 @@ def test_a_second_signal_ends_the_worker_though_the_disk_is_full(tmp_path: Path)
     spec = spec_of(tmp_path, script, grace=600)
     LocalExecutor(spool_of(tmp_path)).submit(spec)
     write = "os.write(os.open('/dev/full', os.O_WRONLY), b'x')"
-    full = f"import os, daemon.dispatch.worker as full; full.end_steps_now = lambda _: {write}; "
+    full = f"import os, daemon.dispatch.worker as full; full.end_steps = lambda _, now=False: now and {write}; "
     with start_worker(tmp_path, full) as worker:
         step = running_step(tmp_path, spec)
         worker.send_signal(signal.SIGTERM)
