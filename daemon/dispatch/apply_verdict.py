@@ -7,11 +7,13 @@ Each part is idempotent: repeated after a crash it has the same result.
 import shutil
 from typing import Any
 
+import structlog
 from sqlalchemy import Engine
 
 from daemon.champions import promotion
 from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of, require_generation
+from daemon.dispatch.stale_steps import invalidate
 from daemon.queue import leave_one_out, run_queue, states, suspects
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -26,6 +28,8 @@ from pipeline.config import RunConfig
 from pipeline.decide.explain import sentence
 from pipeline.errors import StepFailed
 from pipeline.models.manifest import verify_manifest
+
+log = structlog.get_logger()
 
 
 def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, run: Run, now: int) -> None:
@@ -60,17 +64,30 @@ def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, r
             record_event(session, "track_fixed", now, track=track.name, run_id=run.id, **new)
 
 
-def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str]:
+def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> bool:
     """
-    Apply the run's published verdict and end the run; return its outcome and the sentence for the user.
+    Apply the run's published verdict and end the run; return `False` if the run has to go on instead.
 
     A win is promoted, or gets the outcome `awaiting_approval` if approval is manual, its model was rolled back from, or
-    its new drops replace more than a tenth of the older held-out answers.
-    Drops may be put on trial, cleared or suspended; the run's checkpoints are deleted. Raises `ChampionMoved` if the
-    candidate, winner or loser, was compared with a champion that no longer serves, `LostClaim` if the claim is not
-    valid any more, `Cancelled` if a person cancelled the run or withdrew one of its drops, `DropforgeError` if the
-    candidate cannot be promoted.
+    its new drops replace more than a tenth of the older held-out answers. Drops may be put on trial, cleared or
+    suspended; the run's checkpoints are deleted. The run goes on if a person cancelled it or withdrew one of its drops,
+    or if the candidate, winner or loser, was compared with a champion that no longer serves: its evaluation is
+    unpublished. Raises `LostClaim` if the claim is not valid any more, `DropforgeError` if it cannot be promoted.
     """
+    try:
+        outcome, words = _apply(engine, settings, claim, run, now)
+    except states.Cancelled:
+        return False  # its next action ends it
+    except promotion.ChampionMoved:
+        log.info("champion_moved", run=claim.run_id)
+        invalidate(settings.work_folder, claim.run_id, "evaluate")
+        return False
+    log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
+    return True
+
+
+def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str]:
+    """Apply the verdict and end the run; return its outcome and the sentence for the user."""
     root = settings.work_folder
     folder = run_files.run_folder(root, claim.run_id)
     verdict = run_files.load_verdict(root, claim.run_id)

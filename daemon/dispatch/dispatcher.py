@@ -8,13 +8,13 @@ files of one run or track makes only that run or track wait. A full disk and a l
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from daemon.champions import promotion
 from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.claimer import Claimer, unusable
@@ -22,18 +22,16 @@ from daemon.dispatch.facts import FactReader
 from daemon.dispatch.next_action import Action, Do, Facts, next_action, without_share
 from daemon.dispatch.publication import Publisher
 from daemon.dispatch.spool import Executor, JobState, Spool
-from daemon.dispatch.stale_steps import invalidate
+from daemon.dispatch.stale_steps import redo
 from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.dispatch.upkeep import Upkeep
 from daemon.queue import run_queue, states
 from daemon.queue.attempt_ends import End, Leave, Then
 from daemon.settings.model import Settings
 from daemon.state import run_files
-from daemon.state.database import ChangeWatch, transaction
-from daemon.state.events import record_event
+from daemon.state.database import ChangeWatch
 from daemon.state.ownership import ShareGone, require_share
 from daemon.state.states import AttemptState
-from daemon.state.tables import Run
 from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.storage.disk import is_full
@@ -41,7 +39,7 @@ from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.contract import Step, StepSpec
 from pipeline.errors import EXIT_UNFORESEEN, DropforgeError
-from pipeline.steps import BY_NAME, STEPS
+from pipeline.steps import BY_NAME
 
 log = structlog.get_logger()
 
@@ -79,6 +77,7 @@ class Dispatcher:
         self._gpu = TrainingHooks(engine, settings, self._troubles)
         self.upkeep = Upkeep(engine, settings, self._troubles)
         self._reader = FactReader(engine, settings, self._executors, self._publisher, self.upkeep.disk)
+        self._needs_gpu = partial(self._reader.needs_gpu, self._claims, self._spool)
         self._claimer = Claimer(engine, settings, self._troubles, self.upkeep, self._gpu)
         self.draining = False
 
@@ -169,14 +168,11 @@ class Dispatcher:
 
     def describe(self) -> str:
         """Return one line for people: the claimed runs and their progress, the lack of disk space, or "idle"."""
-        words = [self._describe(run_id, self._at_work.get(run_id)) for run_id in self._claims]
-        return "; ".join(words) or self.upkeep.disk.shortage() or "idle"
-
-    def _describe(self, run_id: int, spec: StepSpec | None) -> str:
-        if spec is None:
-            return f"run {run_id}"
-        progress = run_files.load_progress(self._root, run_id, spec.step, spec.attempt)
-        return f"run {run_id} {spec.step if progress is None else progress.words}"
+        words = {run_id: f"run {run_id}" for run_id in self._claims}
+        for run_id, spec in self._at_work.items():
+            progress = run_files.load_progress(self._root, run_id, spec.step, spec.attempt)
+            words[run_id] += f" {spec.step if progress is None else progress.words}"
+        return "; ".join(words.values()) or self.upkeep.disk.shortage() or "idle"
 
     def abandon(self, now: int) -> None:
         """
@@ -206,9 +202,10 @@ class Dispatcher:
             case Do.PUBLISH if facts.spec is not None and facts.result is not None:
                 self._publisher.begin(facts.spec, facts.result)
             case Do.REDO if facts.stale is not None:
-                self._redo(facts.run, *facts.stale, now)
+                redo(self._engine, self._root, facts.run, facts.stale, now)
             case Do.CONCLUDE:
-                self._conclude(claim, facts.run, now)
+                if conclude(self._engine, self._settings, claim, facts.run, now):
+                    self._forget(claim)
             case End() as end:
                 self._end(claim, facts, end, action.error, now)
             case Then() as then:
@@ -248,34 +245,7 @@ class Dispatcher:
         if end.then is not Then.GO_ON:
             self._leave(claim, Leave(end.then, error, facts.progress), now)
 
-    def _redo(self, run: Run, step: str, reason: str, now: int) -> None:
-        """Unpublish a stale step and all later ones; record `reason` as an event, if there is one."""
-        if reason:
-            with transaction(self._engine) as session:
-                record_event(session, "run_began_again", now, track=run.track, run_id=run.id, reason=reason)
-        log.info("steps_taken_back", run=run.id, first=step)
-        invalidate(self._root, run.id or 0, step)
-
-    def _conclude(self, claim: states.Claim, run: Run, now: int) -> None:
-        """Apply the verdict and end the run, unless the champion has changed or the run was cancelled meanwhile."""
-        try:
-            outcome, words = conclude(self._engine, self._settings, claim, run, now)
-        except states.Cancelled:
-            return  # its next action ends it
-        except promotion.ChampionMoved:
-            log.info("champion_moved", run=claim.run_id)
-            invalidate(self._root, claim.run_id, "evaluate")
-            return
-        log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
-        self._forget(claim)
-
     # --- small parts
-
-    def _needs_gpu(self) -> bool:
-        """Return whether a claimed run has a GPU step that is not published, or any step's process is alive."""
-        steps = {step.name for step in STEPS if step.needs_gpu}
-        is_before = any(not steps <= set(run_files.published(self._root, run)) for run in self._claims)
-        return is_before or self._spool.has_living()
 
     def _leave(self, claim: states.Claim, leave: Leave, now: int) -> None:
         """Release the run."""

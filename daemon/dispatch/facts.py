@@ -1,6 +1,6 @@
 """Read the facts that the next action of a claimed run depends on: its row, its open attempt, its files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Engine
 
@@ -8,7 +8,7 @@ from daemon.champions.promotion import has_promoted
 from daemon.dispatch.attempt import folder_of, listed
 from daemon.dispatch.next_action import Facts
 from daemon.dispatch.publication import Publisher
-from daemon.dispatch.spool import Executor, JobState
+from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import first_stale, is_useless
 from daemon.dispatch.step_specs import key_of
 from daemon.queue import states
@@ -24,7 +24,7 @@ from pipeline import durable
 from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
-from pipeline.steps import next_step
+from pipeline.steps import STEPS, next_step
 
 
 class FactReader:
@@ -51,6 +51,12 @@ class FactReader:
         if cancelled or any(not name.startswith(".") for name in listed(folder)):
             return Facts(run, cancelled, attempt=attempt)
         return self._between_steps(run, attempt)
+
+    def needs_gpu(self, runs: Iterable[int], spool: Spool) -> bool:
+        """Return whether one of `runs` has a GPU step that is not published, or any step's process is alive."""
+        steps = {step.name for step in STEPS if step.needs_gpu}
+        is_before = any(not steps <= set(run_files.published(self._root, run)) for run in runs)
+        return is_before or spool.has_living()
 
     def share_gone(self, run: Run) -> bool:
         """Return whether the shared folder was gone during the last attempt at the run's step."""

@@ -15,6 +15,7 @@ model that was rolled back would return through its descendant.
 from collections.abc import Collection
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Engine
 
 from daemon.champions.promotion import champion
@@ -22,6 +23,7 @@ from daemon.queue import run_queue
 from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.queries import promotion_of
 from daemon.state.states import RunState
 from daemon.state.tables import Run
@@ -32,6 +34,8 @@ from pipeline.config import RunConfig
 from pipeline.contract import SPEC_NAME, StepSpec
 from pipeline.errors import DropforgeError
 from pipeline.steps import BY_NAME, STEPS
+
+log = structlog.get_logger()
 
 
 def first_stale(engine: Engine, work_folder: WorkFolder, run: Run) -> tuple[str, str] | None:
@@ -73,6 +77,16 @@ def retry(engine: Engine, work_folder: WorkFolder, run_id: int, now: int, since:
             # Before the commit, after which a daemon may claim the run.
             invalidate(work_folder, run_id, since)
     return f"run {run_id} {'goes on where it stopped' if waits else 'had not begun: it is queued again'}"
+
+
+def redo(engine: Engine, work_folder: WorkFolder, run: Run, stale: tuple[str, str], now: int) -> None:
+    """Unpublish the step that `first_stale` returned, and all later ones; record its reason, if any, as an event."""
+    step, reason = stale
+    if reason:
+        with transaction(engine) as session:
+            record_event(session, "run_began_again", now, track=run.track, run_id=run.id, reason=reason)
+    log.info("steps_taken_back", run=run.id, first=step)
+    invalidate(work_folder, run.id or 0, step)
 
 
 def invalidate(work_folder: WorkFolder, run_id: int, step: str) -> None:
