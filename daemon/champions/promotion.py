@@ -15,11 +15,11 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from daemon.champions.history import blocked, no_champion
-from daemon.queue.states import Claim, held_run, require_not_cancelled
+from daemon.queue.states import require_not_cancelled
 from daemon.state.clauses import forcing
 from daemon.state.database import open_reader, transaction
 from daemon.state.events import Word, record_event
-from daemon.state.queries import promotion_of, rows_of, waits
+from daemon.state.queries import rows_of, waits
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track
@@ -79,35 +79,33 @@ def model_of(verdict: Verdict) -> ModelRef:
     return ModelRef(model_id=identity, path=f"models/{identity}", generation=over + 1)
 
 
-def promote(  # noqa: PLR0913 - the last goes by name
-    engine: Engine, work_folder: WorkFolder, run_id: int, verdict: Verdict, word: Word, *, token: str | None = None
-) -> Promotion:
-    """
-    Make the model of a run that has won its track's champion and return the promotion's row.
-
-    `word` is the approval, if one was needed; `token` that of the daemon's claim on the run, if that is to be checked.
-    This changes the track's links, marks its hooks as pending and ends its other pending approvals. If the run's model
-    was promoted already, nothing changes and its row is returned. Raises `ChampionMoved` if the champion is not the one
-    that the candidate was compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was
-    cancelled, `DropforgeError` if the model's folder is missing, `LostClaim` if the claim is not valid any more.
-    """
-    model = model_of(verdict)
+def promote(engine: Engine, work_folder: WorkFolder, run_id: int, verdict: Verdict, word: Word) -> Promotion:
+    """Make the model of a run that has won its track's champion, row (`add_promotion`) and links; return the row."""
     with transaction(engine) as session:
-        done = promotion_of(session, run_id)
-        if done is not None:
-            return done
-        if token is not None:
-            held_run(session, Claim(run_id, token))
-        run = session.get_one(Run, run_id)
-        require_not_cancelled(run)
-        if model.model_id in blocked(champions_of(session, run.track)):
-            message = f"model {model.model_id[:12]} was rolled back from and is promoted by a person only"
-            see = f"see why: dropforge history --track {run.track}"
-            raise Blocked(message, f"{see}; to bring it back: {forcing(run_id)}")
-        require_there(work_folder / model.path, f"the model of run {run_id}", run.track)
-        change = change_to(model, PromotionKind.PROMOTION, run.track, run_id, word)
-        change.verdict = brief(verdict)
-        return change_champion(session, work_folder, change)
+        row = add_promotion(session, work_folder, run_id, verdict, word)
+        sync_link(session, work_folder, row.track)
+        return row
+
+
+def add_promotion(session: Session, work_folder: WorkFolder, run_id: int, verdict: Verdict, word: Word) -> Promotion:
+    """
+    Make the model of a run that has won its track's champion and return the promotion's row; call `sync_link` last.
+
+    `word` is the approval, if one was needed. This marks the track's hooks as pending and ends its other pending
+    approvals. Raises, with nothing changed, `ChampionMoved` if the champion is not the one that the candidate was
+    compared with, `Blocked` if the model was rolled back from, `Cancelled` if the run was cancelled, `DropforgeError`
+    if the model's folder is missing.
+    """
+    model, run = model_of(verdict), session.get_one(Run, run_id)
+    require_not_cancelled(run)
+    if model.model_id in blocked(champions_of(session, run.track)):
+        message = f"model {model.model_id[:12]} was rolled back from and is promoted by a person only"
+        see = f"see why: dropforge history --track {run.track}"
+        raise Blocked(message, f"{see}; to bring it back: {forcing(run_id)}")
+    require_there(work_folder / model.path, f"the model of run {run_id}", run.track)
+    change = change_to(model, PromotionKind.PROMOTION, run.track, run_id, word)
+    change.verdict = brief(verdict)
+    return change_champion(session, change)
 
 
 def change_to(model: ModelRef, kind: PromotionKind, track: str, run_id: int | None, word: Word) -> Promotion:
@@ -139,7 +137,9 @@ def change_by_hand(engine: Engine, work_folder: WorkFolder, change: Promotion, w
     with transaction(engine) as session:
         # A collection holds the write lock while it moves models away: one that is here now, stays.
         require_there(work_folder / change.model_path, what, change.track)
-        return change_champion(session, work_folder, change)
+        change_champion(session, change)
+        sync_link(session, work_folder, change.track)
+        return change
 
 
 def check_files(work_folder: WorkFolder, path: str, identity: str, what: str, track: str) -> None:
@@ -170,15 +170,9 @@ def other_ways(track: str) -> str:
     return f"take another one: dropforge history --track {track}; or bring the folder back from a backup"
 
 
-def has_promoted(engine: Engine, run_id: int) -> bool:
-    """Return whether the run's candidate was promoted (not forced), though the run may not have ended yet."""
-    with transaction(engine) as session:
-        return promotion_of(session, run_id) is not None
-
-
-def change_champion(session: Session, work_folder: WorkFolder, change: Promotion) -> Promotion:
+def change_champion(session: Session, change: Promotion) -> Promotion:
     """
-    Make the model of `change` its track's champion, row and links; return `change`. Call it last in `session`.
+    Make the model of `change` its track's champion and return `change`; call `sync_link` last in the transaction.
 
     The row's hooks are marked as pending (`health` only for a new model, none for generation 0), an event is recorded
     (of a base model by the caller), and no win of the track waits for approval any more. Raises `ChampionMoved` if
@@ -201,7 +195,6 @@ def change_champion(session: Session, work_folder: WorkFolder, change: Promotion
         about = change.model_dump(include={"track", "run_id", "model_id", "generation", "reason"})
         record_event(session, _EVENTS[change.kind], change.created_at, **about, by=change.approved_by)
     end_waiting(session, change.track, change.run_id, change.created_at)
-    sync_link(session, work_folder, change.track)
     return change
 
 

@@ -1,7 +1,8 @@
 """
 Apply a verdict: promote the candidate or let it wait for approval, put drops on trial, end the run.
 
-Each part is idempotent: repeated after a crash it has the same result.
+One transaction changes champion, run and drops, so a crash leaves all of it or nothing. What a first verdict fixes is
+stored before, and after a crash once more.
 """
 
 import shutil
@@ -94,28 +95,29 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
     wins = verdict.outcome == "promoted"
-    manual = bool(verdict.heldout_replaced) or _is_manual(settings, run)
-    waits = wins and manual and not promotion.has_promoted(engine, claim.run_id)
+    waits = wins and (bool(verdict.heldout_replaced) or _is_manual(settings, run))
     if wins and not waits:
         showing_life(verify_manifest, root / promotion.model_of(verdict).path)
-        try:
-            promotion.promote(engine, root, claim.run_id, verdict, Word("", now), token=claim.token)
-        except promotion.Blocked:
-            waits = True  # for a person who takes it all the same
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
     # prepared for another champion and nothing was trained on it.
     compared = verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, claim.run_id)
-    bound = waits or (not wins and compared)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    outcome = AWAITING if waits else verdict.outcome
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
     with transaction(engine) as session:
+        if wins and not waits:
+            try:
+                promotion.add_promotion(session, root, claim.run_id, verdict, Word("", now))
+            except promotion.Blocked:
+                waits = True  # for a person who takes it all the same
+        outcome = AWAITING if waits else verdict.outcome
         held = run_queue.finish(session, claim, outcome, verdict, now)
-        if bound:
+        if waits or (not wins and compared):
             require_generation(session, held.track, verdict.champion_generation)
         suspects.follow_verdict(session, settings, held, verdict, now)
         leave_one_out.follow_verdict(session, held, verdict, now)
         against = blocker(held, champions_of(session, held.track)) if waits else None
+        if wins and not waits:
+            promotion.sync_link(session, root, held.track)
         return outcome, sentence(verdict_clauses(held, against))
 
 

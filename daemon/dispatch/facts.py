@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Engine
 
-from daemon.champions.promotion import has_promoted
 from daemon.dispatch.attempt import folder_of, listed
 from daemon.dispatch.next_action import Facts
 from daemon.dispatch.publication import Publisher
@@ -40,7 +39,7 @@ class FactReader:
     def facts(self, claim: states.Claim, *, draining: bool) -> Facts:
         """Return the facts of a claimed run. Raises `LostClaim`; `OSError` or `DropforgeError` for unusable files."""
         run = states.claimed_run(self._engine, claim)
-        cancelled = run.cancel_requested and not has_promoted(self._engine, claim.run_id)
+        cancelled = run.cancel_requested
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is None:
             return Facts(run, cancelled, draining) if cancelled else self._between_steps(run, draining=draining)

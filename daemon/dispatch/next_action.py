@@ -19,7 +19,7 @@ class Facts:
     """What the next action of a claimed run depends on; what it does not depend on was not read."""
 
     run: Run
-    #: Whether the run is to be cancelled; not if its model was promoted.
+    #: Whether the run is to be cancelled.
     cancelled: bool = False
     #: Whether the daemon stops, so that no step may begin.
     draining: bool = False

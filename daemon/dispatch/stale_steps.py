@@ -24,7 +24,6 @@ from daemon.queue.states import published_attempts
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.queries import promotion_of
 from daemon.state.states import RunState
 from daemon.state.tables import Run
 from daemon.system.folders import WorkFolder
@@ -110,13 +109,12 @@ class _Past:
         self._made = {attempt.step: attempt.number for attempt in published_attempts(engine, self._run)}
         with transaction(engine) as session:
             self._serving = champion(session, run.track)
-            is_champion = promotion_of(session, self._run) is not None
         self._dataset = run_files.load_dataset(work_folder, self._run)
         self._report = run_files.load_evaluation(work_folder, self._run)
         #: Why the training has to begin again: the champion that it starts from was replaced; empty if it need not.
         self.left = ""
         start = None if self._dataset is None else self._dataset.start
-        if start is not None and start.model_id != self._serving.model_id and not is_champion:
+        if start is not None and start.model_id != self._serving.model_id:
             self.left = f"generation {start.generation}, from which it was trained, is not the champion any more"
 
     def is_stale(self, name: str, stands: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from daemon.queue.snapshots import give_back, records_came, waiting_drops
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.queries import promotion_of, waits
+from daemon.state.queries import waits
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Run, Suspect
 from pipeline.errors import DropforgeError
@@ -110,14 +110,13 @@ def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     """
     Cancel the track's open runs and pending wins whose snapshot contains the drop; return their ids.
 
-    A pending win loses its verdict; a run whose model was promoted is left as it is. The drops that were new in a
-    cancelled run wait for a run again, and so does the drop that a cancelled trial tested: if its win was pending, the
-    search for the drop was over, and no other run has it.
+    A pending win loses its verdict. The drops that were new in a cancelled run wait for a run again, and so does the
+    drop that a cancelled trial tested: if its win was pending, the search for the drop was over, and no other run has
+    it.
     """
     going = col(Run.state).in_([RunState.QUEUED, RunState.WAITING, RunState.RUNNING])
     asked = select(Run).where(Run.track == drop.track, or_(going, waits())).order_by(col(Run.id))
-    made = [run for run in session.exec(asked).all() if drop.id in (run.snapshot or ())]
-    runs = [run for run in made if promotion_of(session, run.id or 0) is None]
+    runs = [run for run in session.exec(asked).all() if drop.id in (run.snapshot or ())]
     for run in runs:
         run_queue.call_off(session, run, now, f"drop {drop.id} ({drop.name}) was withdrawn")
         give_back(session, run.id or 0)

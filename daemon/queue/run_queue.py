@@ -28,7 +28,6 @@ from daemon.queue.states import (
 from daemon.settings.model import RetrySettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.queries import promotion_of
 from daemon.state.states import AWAITING, Purpose, RunState, state_words
 from daemon.state.tables import Drop, Run
 from pipeline.artifacts import Verdict
@@ -161,8 +160,7 @@ def finish(session: Session, claim: Claim, outcome: str, verdict: Verdict, now: 
     Set the claimed run to succeeded with its verdict and return it, in the transaction that applies the verdict.
 
     `outcome` is the verdict's, or another one for a win that waits for approval.
-    Raises `LostClaim` if the claim is not valid any more, `Cancelled` if the run is to be cancelled and its model was
-    not promoted yet.
+    Raises `LostClaim` if the claim is not valid any more, `Cancelled` if the run is to be cancelled.
     """
     values = {
         "outcome": outcome,
@@ -173,8 +171,7 @@ def finish(session: Session, claim: Claim, outcome: str, verdict: Verdict, now: 
         "cancel_requested": False,
     }
     run = held_run(session, claim)
-    if promotion_of(session, claim.run_id) is None:
-        require_not_cancelled(run)
+    require_not_cancelled(run)
     change(session, run, Move(RunState.SUCCEEDED, "run_succeeded", values, {"outcome": outcome}), now)
     return run
 
@@ -183,13 +180,12 @@ def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySett
     """
     Release the claimed run as `leave` says, and return the change (`Leave.move`).
 
-    The run is cancelled instead if that was requested, unless its model was promoted. Raises `LostClaim` if the claim
-    is not valid any more.
+    The run is cancelled instead if that was requested. Raises `LostClaim` if the claim is not valid any more.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)
         move = leave.move(run, now, retry)
-        if run.cancel_requested and promotion_of(session, claim.run_id) is None:
+        if run.cancel_requested:
             values = {**move.values, "error": run.error, "hint": run.hint}
             move = Move(RunState.CANCELLED, "run_cancelled", values, move.detail)
         change(session, run, move, now)
@@ -237,17 +233,13 @@ def cancel(engine: Engine, run_id: int, now: int) -> RunState:
     """
     Cancel a run that is queued, waiting or awaiting approval; of a running run request it, and its owner cancels it.
 
-    Returns the run's new state, `RUNNING` if it was only requested; a running run whose model was promoted already ends
-    as promoted. Raises `DropforgeError` for a run that has ended or does not exist, or that waits though its model was
-    promoted already.
+    Returns the run's new state, `RUNNING` if it was only requested. Raises `DropforgeError` for a run that has ended or
+    does not exist.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
         if run.state in FINAL and run.outcome != AWAITING:
             raise DropforgeError(f"run {run_id} has ended already: {run.state}", f"look at it: dropforge show {run_id}")
-        if run.state != RunState.RUNNING and promotion_of(session, run_id) is not None:
-            message = f"the model of run {run_id} is the champion of track {run.track} already; the run ends by itself"
-            raise DropforgeError(message, f"to go back to the model before: dropforge rollback --track {run.track}")
         return call_off(session, run, now)
 
 

@@ -184,8 +184,7 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
     trial = suspect.trial_run or 0
     made = select(Run).where((col(Run.id) == trial) | (col(Run.control_of) == trial), col(Run.state).in_(OPEN_STATES))
     for run in session.exec(made.where(~col(Run.cancel_requested))).all():
-        if promotion_of(session, run.id or 0) is None:
-            run_queue.call_off(session, run, now, f"the trial of drop {suspect.drop_id} counts no more")
+        run_queue.call_off(session, run, now, f"the trial of drop {suspect.drop_id} counts no more")
     suspect.trial_run = None
 
 

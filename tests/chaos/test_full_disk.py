@@ -167,7 +167,7 @@ def arm(house: House, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "enqueue": (intake, "validate"),
         "claim": (claimer, "needed_bytes"),
         "publish": (run_files, "publish"),
-        "promote": (promotion, "promote"),
+        "promote": (promotion, "add_promotion"),
         "finish": (run_queue, "finish"),
     }
     module, name = places[stage]

@@ -19,7 +19,7 @@ from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import result_of_dead
-from daemon.queue import run_queue, states
+from daemon.queue import run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, create, open_engine, transaction
@@ -31,7 +31,7 @@ from pipeline import durable
 from pipeline.artifacts import Judgement, Shortfall, TrialScores
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN, DropforgeError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN
 from pipeline.judge_settings import JudgeConfig
 from pipeline.models.manifest import check_base
 from tests import run_owner
@@ -838,39 +838,25 @@ def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_al
         assert session.exec(select(Suspect)).all() == []
 
 
-def test_a_run_that_was_promoted_before_the_daemon_died_waits_for_no_approval(
-    box: Box, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("module", "name"), [(run_queue, "finish"), (suspects, "follow_verdict")])
+def test_a_run_that_cannot_end_promotes_nothing(
+    box: Box, monkeypatch: pytest.MonkeyPatch, module: object, name: str
 ) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    link = box.settings.work_folder / "tracks/default/champion"
     box.drop("a")
+    box.ticks(1)
+    serves = link.readlink()
     with monkeypatch.context() as broken:
-        broken.setattr(run_queue, "finish", Mock(side_effect=FULL))
+        broken.setattr(module, name, full)
         with pytest.raises(OSError, match="disk full"):
             box.ticks()
-    ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
-    assert box.run().outcome == "promoted"
-    assert box.executor.steps.count("evaluate") == 1
-
-
-@pytest.mark.parametrize("asked", ["before", "while it waits"])
-def test_a_run_that_was_set_apart_when_its_model_served_is_not_cancelled_and_ends_well(
-    box: Box, monkeypatch: pytest.MonkeyPatch, asked: str
-) -> None:
-    def ask_and_break(*_: object, **__: object) -> None:
-        if asked == "before":
-            run_queue.cancel(box.engine, 1, NOW)
-        raise OSError(errno.EIO, "Input/output error")
-
-    box.drop("a")
-    with monkeypatch.context() as patch:
-        patch.setattr(run_queue, "finish", ask_and_break)
-        box.ticks()
-    assert box.run().state == RunState.WAITING
-    if asked == "while it waits":
-        with pytest.raises(DropforgeError, match="is the champion of track default already"):
-            run_queue.cancel(box.engine, 1, NOW)
-    box.ticks(4, NOW + 60_000)
-    assert (box.run().state, box.run().outcome) == (RunState.SUCCEEDED, "promoted")
-    assert len(box.promotions()) == 1
+    assert (box.promotions(), link.readlink()) == ([], serves)
+    ticks(box.new_dispatcher())
+    assert (box.run().outcome, len(box.promotions())) == ("promoted", 1)
+    assert link.readlink() != serves
 
 
 def test_a_missing_base_model_is_said_and_nothing_is_lost(box: Box) -> None:

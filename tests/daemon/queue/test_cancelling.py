@@ -205,5 +205,5 @@ def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House) -> None:
     won = run_owner.judged("promoted", candidate_model_id="m", champion_generation=0)
     word = Word("", house.now)
     with pytest.raises(Cancelled):
-        promotion.promote(house.daemon.engine, WorkFolder(house.root), 1, won, word, token=claim.token)
+        promotion.promote(house.daemon.engine, WorkFolder(house.root), 1, won, word)
     assert house.row(1).outcome is None

@@ -318,11 +318,3 @@ def test_after_a_rollback_no_drop_comes_back_and_none_is_left_out_twice(box: Idl
     box.roll_back("m1")
     box.go_on()
     assert (box.queued(), box.left_out()) == ([], [1, 2])
-
-
-def test_a_run_whose_model_serves_is_not_cancelled_when_the_daemon_dies_before_its_end(box: Idle) -> None:
-    run = box.next_trial()
-    box.serve(run)
-    run_owner.leave(box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.INTERRUPT)
-    box.go_on()
-    assert box.row(run.id or 0).state == "waiting"
