@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Model, ModelRef, Scores, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, Model, ModelRef, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import StepResult, StepSpec
 from pipeline.models.manifest import model_id
@@ -119,18 +119,36 @@ def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Ev
     folder = Path(spec.root) / spec.folder / "predictions"
     folder.mkdir(exist_ok=True)
     durable.write_bytes(folder / "key.jsonl", predictions)
-    scores = Scores(model_id="m", metrics={"exact_match": 50.0}, nll=1.0, generated=1, cached=0, seconds=1.0)
+    champion = spec.champion
+    against = {"champion": scores_of(champion.model_id), "champion_generation": champion.generation}
+    values = {"folder": spec.folder, "candidate": scores_of("m"), **against, "prediction_keys": {"m": "key"}}
+    return report_of(120, **{**values, **more})
+
+
+def report_of(records: int, **more: Any) -> Evaluation:
+    """Return a report on so many records: of model `new` against `old`, the champion of generation 3."""
     values = {
-        "folder": spec.folder,
+        "folder": "report",
         "metric": "exact_match",
         "heldout_version": "v",
-        "records": 120,
-        "candidate": scores,
-        "champion": scores.model_copy(update={"model_id": spec.champion.model_id}),
-        "champion_generation": spec.champion.generation,
-        "prediction_keys": {"m": "key"},
+        "records": records,
+        "candidate": scores_of("new"),
+        "champion": scores_of("old"),
+        "champion_generation": 3,
+        "prediction_keys": {},
     }
     return Evaluation.model_validate({**values, **more})
+
+
+def scores_of(identity: str) -> dict[str, Any]:
+    """Return what a model scored, all of it from the cache."""
+    return {"model_id": identity, "metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
+
+
+def judgement_of(wins: int, losses: int, **more: Any) -> Judgement:
+    """Return what a judge said of records that are all won or lost."""
+    counts = {"records": wins + losses, "wins": wins, "losses": losses, "ties": 0, "inconsistent": 0, "failed": 0}
+    return Judgement.model_validate({"folder": "j", "model": "judge-7b", **counts, **more})
 
 
 def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:

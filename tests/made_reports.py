@@ -27,7 +27,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import Attempt
-from tests.made_artifacts import dataset_of, made_adapter, made_spec
+from tests.made_artifacts import dataset_of, judgement_of, made_adapter, made_spec, model_of, report_of
 
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32
@@ -155,15 +155,7 @@ def adapter() -> Adapter:
 
 def model() -> Model:
     """Return what `merge` would have published."""
-    return Model(
-        folder="runs/1/attempts/merge-1/model",
-        model_id=NEW,
-        base_model_id=BASE,
-        dtype="bfloat16",
-        size_bytes=269_000_000,
-        format="chat",
-        seconds=38.0,
-    )
+    return model_of("runs/1/attempts/merge-1/model", NEW, base_model_id=BASE, size_bytes=269_000_000, seconds=38.0)
 
 
 def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
@@ -185,11 +177,10 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
             answer_tokens=2.1,
         )
 
-    made = Evaluation(
+    made = report_of(
+        len(lines),
         folder="runs/1/attempts/evaluate-1/report",
-        metric="exact_match",
         heldout_version=HELDOUT,
-        records=len(lines),
         records_too_long=1,
         batch_size=16,
         versions={"torch": "2.10.0", "device": "cpu AVX512, 2 threads"},
@@ -310,16 +301,8 @@ def early() -> tuple[Dataset, Verdict]:
 
 def judgement() -> Judgement:
     """Return what `judge` would have published."""
-    return Judgement(
-        folder="runs/1/attempts/judge-1/judge",
-        model="some-judge",
-        records=200,
-        wins=61,
-        losses=40,
-        ties=99,
-        inconsistent=22,
-        failed=1,
-    )
+    other = {"records": 200, "ties": 99, "inconsistent": 22, "failed": 1}
+    return judgement_of(61, 40, folder="runs/1/attempts/judge-1/judge", model="some-judge", **other)
 
 
 def attempt(

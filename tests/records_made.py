@@ -14,7 +14,7 @@ from pipeline.decide.comparison import Comparison, Suite, compare
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.report.story import tell
-from tests.made_artifacts import dataset_of, made_spec
+from tests.made_artifacts import dataset_of, made_spec, report_of
 
 
 def lines_of(candidate: object, champion: object, metric: str = "exact_match") -> list[dict[str, Any]]:
@@ -99,18 +99,7 @@ def evaluation_of(folder: Path, lines: Sequence[Mapping[str, Any]], **more: Any)
     """Write these records into the new folder `folder`; return the evaluation that left them there."""
     folder.mkdir(exist_ok=True)
     write_lines(folder / "records.jsonl", lines)
-    numbers = {"metrics": {}, "nll": 1.0, "generated": 0, "cached": 0, "seconds": 0.0}
-    facts = {
-        "folder": folder.name,
-        "metric": "exact_match",
-        "heldout_version": "v",
-        "records": len(lines),
-        "candidate": {"model_id": "new", **numbers},
-        "champion": {"model_id": "old", **numbers},
-        "champion_generation": 3,
-        "prediction_keys": {},
-    }
-    return Evaluation.model_validate({**facts, **more})
+    return report_of(len(lines), **{"folder": folder.name, **more})
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.artifacts import GuardResult, Judgement, Verdict
+from pipeline.artifacts import GuardResult, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
 from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
 from pipeline.decide.explain import clauses, guard_words, sentence
@@ -16,6 +16,7 @@ from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict
 from pipeline.metrics.registry import METRICS
+from tests.made_artifacts import judgement_of
 from tests.records_made import lines_of, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -66,17 +67,7 @@ def lost_of(items: int, lost: int, gained: int = 0) -> Floats:
 
 def opinion(wins: int, losses: int) -> Opinion:
     said = ["win"] * wins + ["loss"] * losses
-    made = Judgement(
-        folder="j",
-        model="judge-7b",
-        records=len(said),
-        wins=wins,
-        losses=losses,
-        ties=0,
-        inconsistent=0,
-        failed=0,
-    )
-    return Opinion(made, dict(zip(compare("exact_match", good()).ids, said, strict=False)))
+    return Opinion(judgement_of(wins, losses), dict(zip(compare("exact_match", good()).ids, said, strict=False)))
 
 
 def test_a_good_candidate_passes_every_guard_and_each_is_a_row_with_its_numbers() -> None:

@@ -26,13 +26,6 @@ def test_mcnemar_is_the_one_sided_binomial_test_on_discordant_records(wins: int,
     assert statistics.mcnemar_exact(wins, losses) == pytest.approx(expected, rel=1e-12)
 
 
-def test_mcnemar_gives_the_published_binomial_table() -> None:
-    # Siegel 1956, table D: one-tailed probabilities for P = Q = 1/2.
-    assert round(statistics.mcnemar_exact(5, 0), 3) == 0.031
-    assert round(statistics.mcnemar_exact(9, 1), 3) == 0.011
-    assert round(statistics.mcnemar_exact(15, 5), 3) == 0.021
-
-
 #: Too few differences for a spread, or none that differ.
 THIN = [np.array(values) for values in ([], [0.5], [0.1, 0.2], [0.1] * 50, [0.0] * 50, [-0.1] * 50)]
 
@@ -46,17 +39,6 @@ def test_paired_t_is_scipys(shift: float) -> None:
 
 def test_paired_t_without_spread_or_records_claims_nothing_that_is_not_there() -> None:
     assert [statistics.paired_t(values) for values in THIN] == [1.0, 1.0, pytest.approx(0.102, abs=1e-3), 0.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("skew", ["losses", "gains"])
-def test_the_adjusted_t_errs_about_as_often_as_it_says_where_t_errs_by_far_more_or_less(skew: str) -> None:
-    random = np.random.default_rng(31)
-    # Exponential differences with mean 0, skewness -2 or 2.
-    samples = (1 - random.exponential(1, (20_000, 100))) * (1 if skew == "losses" else -1)
-    by_t = np.mean([statistics.paired_t(sample) <= 0.01 for sample in samples])
-    adjusted = np.mean([statistics.skewness_adjusted_t(sample) <= 0.01 for sample in samples])
-    assert by_t > 0.02 if skew == "losses" else by_t < 0.004
-    assert abs(adjusted - 0.01) < 0.004
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -169,13 +151,6 @@ def test_the_upper_bound_of_a_yes_or_no_change_is_clopper_pearsons(wins: int, lo
     discordant = wins + losses
     share = stats.binomtest(wins, discordant, alternative="less").proportion_ci(0.95).high
     assert statistics.upper_bound(differences) == pytest.approx((2 * share - 1) * discordant / len(differences))
-
-
-def test_the_bound_is_below_zero_exactly_where_the_test_shows_a_loss() -> None:
-    for losses in range(26):
-        differences = column((1, 25 - losses), (-1, losses), (0, 75))
-        shown = stats.binomtest(losses, 25, alternative="greater").pvalue <= 0.05
-        assert (statistics.upper_bound(differences) < 0) == shown, losses
 
 
 def test_the_bound_of_nothing_does_not_claim_certainty() -> None:

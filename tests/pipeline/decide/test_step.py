@@ -12,7 +12,6 @@ from pipeline.artifacts import (
     FormerScores,
     HeldoutReplaced,
     Judgement,
-    Model,
     ModelRef,
     Replacement,
     Shortfall,
@@ -25,7 +24,7 @@ from pipeline.decide.comparison import count_results
 from pipeline.decide.explain import clauses, sentence
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
-from tests.made_artifacts import dataset_of, made_spec
+from tests.made_artifacts import dataset_of, made_spec, model_of
 from tests.records_made import evaluation_of, write_lines, yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -187,16 +186,7 @@ def test_a_model_that_there_is_nothing_to_ask_has_its_verdict_without_being_eval
 ) -> None:
     short = Shortfall(heldout_rows=0, needed_heldout_rows=100, needed_rows=100)
     attempt = make(None, GateConfig(on="pinned", approval="manual"), shortfall=short)
-    facts = {
-        "folder": "m",
-        "base_model_id": "base",
-        "dtype": "float32",
-        "size_bytes": 1,
-        "format": "chat",
-        "seconds": 1,
-    }
-    model = Model.model_validate({"model_id": "new", **facts})
-    durable.write_json(tmp_path / "merge.json", model.model_dump())
+    durable.write_json(tmp_path / "merge.json", model_of("m", "new").model_dump())
     spec = attempt.spec.model_copy(update={"inputs": {**attempt.spec.inputs, "merge": "merge.json"}})
     verdict = decide(Attempt(spec))
     assert (verdict.outcome, verdict.candidate_model_id) == ("insufficient_evidence", "new")

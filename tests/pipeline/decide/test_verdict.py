@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.artifacts import Judgement, Verdict
+from pipeline.artifacts import Verdict
 from pipeline.config import GateConfig
 from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
 from pipeline.decide.explain import clauses, sentence
@@ -19,6 +19,7 @@ from pipeline.decide.verdict import Rules, decide_verdict
 from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.report.story import p_value_words
 from pipeline.words import p_words
+from tests.made_artifacts import judgement_of
 from tests.records_made import lines_of, paired, story_text, yes_or_no
 
 Lines = list[dict[str, Any]]
@@ -329,10 +330,7 @@ LOST = np.isin(np.arange(300), range(60, 86))
 LOST_SUITE = (Suite("builtin", np.tile([0.0, 1.0], (100, 1))),)
 FAR_FROM_BASE = (Suite("builtin", np.tile([[0.0, 0.0], [0.0, 1.0]], (1, 50)).reshape(-1, 2), np.ones(100)),)
 FAR = {1: np.full(300, 2.0)}
-OPINION = Opinion(
-    Judgement(folder="j", model="m", records=90, wins=0, losses=90, ties=0, inconsistent=0, failed=0),
-    {f"{place:06x}": "loss" for place in range(90)},
-)
+OPINION = Opinion(judgement_of(0, 90), {f"{place:06x}": "loss" for place in range(90)})
 
 
 @pytest.mark.parametrize(

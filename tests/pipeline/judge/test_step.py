@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from pipeline import durable
-from pipeline.artifacts import Evaluation, Judgement, Scores
+from pipeline.artifacts import Judgement
 from pipeline.config import GateConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted
 from pipeline.judge import client as judge_client
 from pipeline.judge.step import PARALLEL, judge
 from pipeline.judge_settings import JudgeConfig
-from tests.made_artifacts import run_config
+from tests.made_artifacts import report_of, run_config
 
 KEY = "sk-0123-never-written"
 RECORDS = 6
@@ -104,8 +104,11 @@ class ScriptedEndpoint:
         self.server.server_close()
 
 
+Serve = Callable[[Script], ScriptedEndpoint]
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[[Script], ScriptedEndpoint]]:
+def serve() -> Iterator[Serve]:
     """A factory of endpoints."""
     made: list[ScriptedEndpoint] = []
 
@@ -175,21 +178,10 @@ class Bench:
         (self.root / "report").mkdir(exist_ok=True)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "report/records.jsonl").write_text(text, encoding="utf-8")
-        scores = Scores(model_id="m", metrics={}, nll=1.0, generated=0, cached=0, seconds=0.0)
-        report = Evaluation(
-            folder="report",
-            metric="exact_match",
-            heldout_version="v",
-            records=len(rows),
-            candidate=scores,
-            champion=scores,
-            champion_generation=0,
-            prediction_keys={},
-        )
         config = run_config(
             "b", "b", judge=JudgeConfig(url=url, **{"model": "judge-1", "timeout_seconds": 300, **settings})
         )
-        return self._make("judge", config=config, inputs={"evaluate": report})
+        return self._make("judge", config=config, inputs={"evaluate": report_of(len(rows))})
 
     def judged_by(self, attempt: Attempt, on: str, drops: tuple[int, ...] | None) -> Attempt:
         """Return the attempt for a gate of that setting, where the champion was trained on `drops`."""
@@ -226,7 +218,7 @@ def dead_url() -> str:
 # --- who wins
 
 
-def test_a_win_is_the_same_winner_in_both_orders(bench: Bench, serve: Callable[[Script], ScriptedEndpoint]) -> None:
+def test_a_win_is_the_same_winner_in_both_orders(bench: Bench, serve: Serve) -> None:
     endpoint = serve(longer)
     rows = [line(0, "much longer", "short"), line(1, "short", "much longer"), line(2, "equal", "longs")]
     attempt = bench.attempt(endpoint.url, rows)
@@ -245,9 +237,7 @@ def test_a_win_is_the_same_winner_in_both_orders(bench: Bench, serve: Callable[[
     }
 
 
-def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
-) -> None:
+def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(bench: Bench, serve: Serve) -> None:
     endpoint = serve(longer)
     judge(bench.attempt(endpoint.url + "/", lines(1)))
     first = endpoint.asked[0]
@@ -259,16 +249,14 @@ def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(
         assert quoted in first.user
 
 
-def test_a_judge_that_always_names_the_first_is_inconsistent_and_no_win(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
-) -> None:
+def test_a_judge_that_always_names_the_first_is_inconsistent_and_no_win(bench: Bench, serve: Serve) -> None:
     attempt = bench.attempt(serve(lambda _: winner("A")).url, lines())
     judgement = judge(attempt)
     assert {one["result"] for one in judgements(attempt, judgement)} == {"inconsistent"}
     assert (judgement.wins, judgement.losses, judgement.inconsistent, judgement.ties) == (0, 0, RECORDS, RECORDS)
 
 
-def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Callable[[Script], ScriptedEndpoint]) -> None:
+def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Serve) -> None:
     endpoint = serve(longer)
     attempt = bench.attempt(endpoint.url, [line(0, "same", " same\n"), line(1, "longer one", "other")])
     judgement = judge(attempt)
@@ -287,7 +275,7 @@ def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Callable
     ],
 )
 def test_only_records_that_the_gate_judges_on_are_asked_about(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], on: str, drops: tuple[int, ...] | None, places: list[int]
+    bench: Bench, serve: Serve, on: str, drops: tuple[int, ...] | None, places: list[int]
 ) -> None:
     rows = [{**one, "drop": 1 + place % 2, "pinned": place > 3} for place, one in enumerate(lines())]
     # Those with the lowest ids, whatever their order.
@@ -305,7 +293,7 @@ def test_only_records_that_the_gate_judges_on_are_asked_about(
     ids=["words", "html", "no choices", "deep", "endless"],
 )
 def test_garbage_is_failed_and_never_a_win(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], body: str, capfd: pytest.CaptureFixture[str]
+    bench: Bench, serve: Serve, body: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     endpoint = serve(lambda _: Answer(body))
     attempt = bench.attempt(endpoint.url, lines())
@@ -316,10 +304,7 @@ def test_garbage_is_failed_and_never_a_win(
 
 
 def test_a_busy_endpoint_is_asked_again_but_not_without_end(
-    bench: Bench,
-    serve: Callable[[Script], ScriptedEndpoint],
-    waits: list[float],
-    capfd: pytest.CaptureFixture[str],
+    bench: Bench, serve: Serve, waits: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
     endpoint = serve(lambda asked: Answer(status=503) if asked.number % 2 else longer(asked))
     attempt = bench.attempt(endpoint.url, lines(400), records=400)
@@ -337,7 +322,7 @@ def test_a_busy_endpoint_is_asked_again_but_not_without_end(
 
 @pytest.mark.parametrize(("wish", "wait"), [("7", 7.0), ("9999", 60.0), ("soon", 1.0)])
 def test_a_busy_endpoint_is_prompted_again_after_the_time_that_it_names_within_a_bound(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], waits: list[float], wish: str, wait: float
+    bench: Bench, serve: Serve, waits: list[float], wish: str, wait: float
 ) -> None:
     busy = Answer(status=429, headers={"Retry-After": wish})
     endpoint = serve(lambda asked: longer(asked) if asked.number else busy)
@@ -355,10 +340,7 @@ def test_a_dead_port_is_given_up(bench: Bench, waits: list[float], capfd: pytest
 
 
 def test_a_redirect_is_not_followed(
-    bench: Bench,
-    serve: Callable[[Script], ScriptedEndpoint],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    bench: Bench, serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     other = serve(longer)
@@ -373,12 +355,7 @@ def test_a_redirect_is_not_followed(
 
 @pytest.mark.parametrize(("status", "words"), [(401, "judge.api_key_env"), (404, "judge.model"), (405, "judge.url")])
 def test_what_every_question_would_get_is_asked_once(
-    bench: Bench,
-    serve: Callable[[Script], ScriptedEndpoint],
-    waits: list[float],
-    capfd: pytest.CaptureFixture[str],
-    status: int,
-    words: str,
+    bench: Bench, serve: Serve, waits: list[float], capfd: pytest.CaptureFixture[str], status: int, words: str
 ) -> None:
     endpoint = serve(lambda _: Answer(status=status))
     assert judge(bench.attempt(endpoint.url, lines(50))).failed == 50
@@ -386,7 +363,7 @@ def test_what_every_question_would_get_is_asked_once(
     assert words in capfd.readouterr().err
 
 
-def test_refused_questions_are_no_reason_to_give_up(bench: Bench, serve: Callable[[Script], ScriptedEndpoint]) -> None:
+def test_refused_questions_are_no_reason_to_give_up(bench: Bench, serve: Serve) -> None:
     refused = re.compile(r"number \d*[13579]\n")
     endpoint = serve(lambda asked: Answer(status=400) if refused.search(asked.user) else longer(asked))
     judgement = judge(bench.attempt(endpoint.url, lines(20)))
@@ -394,7 +371,7 @@ def test_refused_questions_are_no_reason_to_give_up(bench: Bench, serve: Callabl
 
 
 def test_what_listens_here_is_not_asked_through_a_proxy_and_all_else_is(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, endpoint = serve(longer), serve(longer)
     for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY"):
@@ -423,7 +400,7 @@ def test_a_proxy_that_cannot_be_used_is_given_up_without_its_password(
 )
 def test_without_a_usable_key_nothing_is_asked(
     bench: Bench,
-    serve: Callable[[Script], ScriptedEndpoint],
+    serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     key: str | None,
@@ -446,9 +423,7 @@ def start(attempt: Attempt, **environment: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(argv, env={**os.environ, **environment}, stdout=log, stderr=log)
 
 
-def test_the_key_is_written_nowhere_though_the_endpoint_repeats_it(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], tmp_path: Path
-) -> None:
+def test_the_key_is_written_nowhere_though_the_endpoint_repeats_it(bench: Bench, serve: Serve, tmp_path: Path) -> None:
     def repeat(asked: Asked) -> Answer:
         said = asked.headers["Authorization"]
         headers = {"Location": f"http://127.0.0.1:1/{KEY}", "Retry-After": "0", "X-Key": said}
@@ -470,7 +445,7 @@ def test_the_key_is_written_nowhere_though_the_endpoint_repeats_it(
 
 
 def test_a_later_attempt_asks_what_is_not_known_yet_and_nothing_else(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], gate: threading.Event
+    bench: Bench, serve: Serve, gate: threading.Event
 ) -> None:
     attempts: list[Attempt] = []
 
@@ -501,9 +476,7 @@ def test_a_later_attempt_asks_what_is_not_known_yet_and_nothing_else(
     assert judge(third).wins == RECORDS, "all is known: no endpoint is needed"
 
 
-def test_another_answer_or_another_judge_is_asked_anew(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint]
-) -> None:
+def test_another_answer_or_another_judge_is_asked_anew(bench: Bench, serve: Serve) -> None:
     endpoint = serve(longer)
     old = judge(bench.attempt(endpoint.url, lines()))
     rows = [*lines()[:-1], line(RECORDS - 1, "s", "the champion is longer")]
@@ -514,9 +487,7 @@ def test_another_answer_or_another_judge_is_asked_anew(
     assert len(endpoint.asked) == 4 * RECORDS + 2
 
 
-def test_sigterm_ends_it_at_once_though_the_endpoint_hangs(
-    bench: Bench, serve: Callable[[Script], ScriptedEndpoint], gate: threading.Event
-) -> None:
+def test_sigterm_ends_it_at_once_though_the_endpoint_hangs(bench: Bench, serve: Serve, gate: threading.Event) -> None:
     begun = threading.Event()
 
     def hang(_: Asked) -> Answer:
