@@ -81,6 +81,19 @@ def trls_loss(trainer: Any, model: Any, inputs: Mapping[str, Any], **options: An
     return SFTTrainer.compute_loss(trainer, model, inputs, **options)
 
 
+def gradients_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the gradients that have gathered on what is trained."""
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def assert_near(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> None:
+    """Require gradients to be the same but for `tolerance`, of the largest number of each."""
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=tolerance, atol=tolerance * size)
+
+
 def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
     """Save such an adapter on the linear layers of a Llama, which moves the base's logits."""
     options = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options}

@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import CannotTrain
 from pipeline.models import generation, loading
 from pipeline.models.manifest import check_base
+from tests.model_folder import write_header
 
 
 @pytest.mark.parametrize("own", [None, "7"])
@@ -63,8 +64,7 @@ def test_weights_that_only_their_own_reader_tells_to_be_damaged_are_refused_as_t
     header = json.loads(data[8 : 8 + length])
     tensor = header["model.layers.0.input_layernorm.weight"]
     tensor[field] = change(tensor[field])
-    text = json.dumps(header).encode()
-    (base / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    write_header(base, header, data[8 + length :])
     check_base(base)
     with pytest.raises(CannotTrain, match="cannot be loaded: SafetensorError") as raised:
         loading.load_model(base, "cpu")

@@ -21,6 +21,7 @@ from pipeline.models.manifest import (
     write_manifest,
 )
 from pipeline.models.safetensors_files import HEADER_BYTES
+from tests.model_folder import flip, write_header
 
 
 @pytest.fixture
@@ -67,12 +68,6 @@ def test_links_are_followed_as_a_download_cache_lays_them_out(folder: Path, tmp_
         (linked / path.name).symlink_to(path)
     assert model_id(linked) == model_id(tmp_path / "blobs")
     check_base(linked)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -148,11 +143,6 @@ def nested(name: str) -> Callable[[Path], object]:
 
 def index(weight_map: object) -> Callable[[Path], object]:
     return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
-def write_header(folder: Path, header: object, data: bytes = b"") -> None:
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def tensors(data: bytes, **entries: tuple[str, object, object]) -> Callable[[Path], None]:

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import COMPLETE, LISTING, newest_valid, publish
+from tests.model_folder import flip
 from tests.training_runs import TrainingRun, same
 
 MARK = "the training"
@@ -60,12 +61,6 @@ def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 TORN: dict[str, Callable[[Path], object]] = {

@@ -27,18 +27,6 @@ MLP = {"gate_proj", "up_proj", "down_proj"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
-@pytest.fixture
-def trainer(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Build the step's trainer of sixteen rows: trainer(**train settings)."""
-
-    def make(**settings: Any) -> Any:
-        rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
-        config = TrainConfig.model_validate({"quantization": "none", "rank": 4, "batch_size": 2, **settings})
-        return Trainer(made_training(tiny_llama, tmp_path, rows, config), load_tokenizer(tiny_llama))
-
-    return make
-
-
 @pytest.fixture(scope="module")
 def model(tiny_llama: Path) -> Any:
     return load_model(tiny_llama, "cpu")

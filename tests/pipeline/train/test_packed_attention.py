@@ -15,7 +15,7 @@ from pipeline.train import packing
 from pipeline.train import trainer as trainer_module
 from pipeline.train.job import TokenRow
 from pipeline.train.packing import collate, enable_packing, micro_batches
-from tests.made_adapters import SMALL, save_base, token_rows, trainer_of, trls_loss
+from tests.made_adapters import SMALL, assert_near, gradients_of, save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]
 #: Sums of float32 in another order: an epsilon of 1.2e-7, some hundred terms, two layers.
@@ -49,17 +49,13 @@ class Padded:
         (inputs,) = micro_batches(self.step, 10**6, packed=packed)
         loss = compute(self.trainer.model, inputs)
         loss.backward()
-        named = self.trainer.model.named_parameters()
-        return loss.item(), {name: weight.grad.clone() for name, weight in named if weight.requires_grad}
+        return loss.item(), gradients_of(self.trainer.model)
 
     def compare(self, tolerance: float = TOLERANCE) -> None:
         """Hold loss and gradients of the packed step against those of the padded one."""
         (ours, found), (trls, expected) = self.packed(), self.padded()
         assert ours == pytest.approx(trls, rel=tolerance)
-        assert found.keys() == expected.keys()
-        for name, gradient in found.items():
-            size = float(expected[name].abs().max())
-            torch.testing.assert_close(gradient, expected[name], rtol=tolerance, atol=tolerance * size)
+        assert_near(found, expected, tolerance)
 
 
 def made(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Padded:

@@ -16,7 +16,7 @@ from pipeline.train import trainer as trainer_module
 from pipeline.train.job import LengthGroups, TokenRow
 from pipeline.train.packing import collate, micro_batches
 from tests import made_adapters
-from tests.made_adapters import token_rows
+from tests.made_adapters import assert_near, gradients_of, token_rows
 
 #: A record a pass, two to three records a pass, and all in one.
 BUDGETS = (1, 64, 4096)
@@ -35,15 +35,7 @@ def step_of(trainer: Any) -> tuple[float, dict[str, torch.Tensor], Any]:
     inputs = next(iter(trainer.get_train_dataloader()))
     trainer.model.zero_grad()
     loss = trainer.training_step(trainer.model, dict(inputs)).item()
-    named = trainer.model.named_parameters()
-    return loss, {name: weight.grad.clone() for name, weight in named if weight.requires_grad}, inputs
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        size = float(expected[name].abs().max())
-        torch.testing.assert_close(gradient, expected[name], rtol=TOLERANCE, atol=TOLERANCE * size)
+    return loss, gradients_of(trainer.model), inputs
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -64,7 +56,7 @@ def test_a_smaller_budget_changes_neither_the_records_nor_their_order_nor_the_gr
         assert torch.equal(inputs["input_ids"], whole[2]["input_ids"])
         assert inputs["lengths"] == whole[2]["lengths"]
         assert loss == pytest.approx(whole[0], rel=TOLERANCE)
-        assert_same(gradients, whole[1])
+        assert_near(gradients, whole[1], TOLERANCE)
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

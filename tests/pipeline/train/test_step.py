@@ -164,45 +164,44 @@ def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny
         bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
 
 
-def test_the_base_models_own_window_counts_too(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+def edit(name: str, **values: Any) -> Callable[[Path], object]:
+    """Return what changes values of a JSON file of a model."""
+    return lambda base: (base / name).write_text(json.dumps({**json.loads((base / name).read_text()), **values}))
+
+
+def learn_a_word(base: Path) -> None:
+    tokenizer: Any = load_tokenizer(base)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(base)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (edit("config.json", text_config={"max_position_embeddings": 20}), "the window is 20"),
+        (learn_a_word, "the tokenizer has token"),
+        (edit("tokenizer_config.json", eos_token=None), "no EOS"),
+    ],
+)
+def test_a_base_that_cannot_be_trained_is_refused(
+    bench: Bench, tiny_llama: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "text_config": {"max_position_embeddings": 20}}))
-    with pytest.raises(CannotTrain, match="the window is 20"):
-        bench.train(base, tiny.rows(2, seed=5))
+    spoil(base)
+    with pytest.raises(CannotTrain, match=problem):
+        bench.train(base, [{"instruction": "zebra" * 5, "input": "", "output": "x"}])
 
 
-def test_a_base_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_base_or_data_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     attempt = bench.attempt(base, tiny.rows(9, seed=5))
     (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    with pytest.raises(CannotTrain, match="has changed"):
+    with pytest.raises(CannotTrain, match="has changed since the run began"):
         train(attempt)
-
-
-def test_data_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     attempt = bench.attempt(tiny_llama, tiny.rows(9, seed=5))
     (bench.root / "data/train.jsonl").write_text("")
     with pytest.raises(CannotTrain, match="has changed since it was prepared"):
         train(attempt)
-
-
-def test_a_tokenizer_of_another_model_is_refused(bench: Bench, tiny_llama: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    tokenizer: Any = load_tokenizer(base)
-    tokenizer.add_tokens(["zebra"])
-    tokenizer.save_pretrained(base)
-    rows = [{"instruction": "zebra", "input": "", "output": "x"}]
-    with pytest.raises(CannotTrain, match="the tokenizer has token"):
-        bench.train(base, rows)
-
-
-def test_a_tokenizer_without_eos_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    config = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
-    with pytest.raises(CannotTrain, match="no EOS"):
-        bench.train(base, tiny.rows(9, seed=5))
 
 
 def test_chat_format_without_a_template_is_refused(bench: Bench, tiny: Any, tiny_llama_alpaca: Path) -> None:
@@ -222,8 +221,7 @@ def test_a_config_that_is_not_of_its_weights_is_refused_and_nothing_made_up(
     tiny_llama: Path, tmp_path: Path, change: dict[str, int], problem: str
 ) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, **change}))
+    edit("config.json", **change)(base)
     with pytest.raises(CannotTrain, match=problem):
         load_model(base, "cpu")
 

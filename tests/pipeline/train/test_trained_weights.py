@@ -17,10 +17,7 @@ from pipeline.merge.step import merge
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import verify_manifest
 from pipeline.train.galore import STEPS_BETWEEN
-from pipeline.train.job import TokenRow
 from pipeline.train.trained_weights import chosen_layers, signal_to_noise
-from pipeline.train.trainer import Trainer
-from tests.made_adapters import made_training
 from tests.training_runs import TrainingRun, same
 
 METHODS = ["galore", "spectrum", "full"]
@@ -37,18 +34,6 @@ def in_dtype(base: Path, target: Path, dtype: torch.dtype) -> Path:
 # What is trained -----------------------------------------------------------------------------------------------------
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def trainer(tiny_llama: Path, tmp_path: Path) -> Make:
-    """Build the step's trainer of sixteen rows: trainer(base=folder, **train settings)."""
-
-    def make(base: Path = tiny_llama, **settings: Any) -> Any:
-        rows = [TokenRow([3 + number] * 8, [0] * 4 + [1] * 4) for number in range(16)]
-        config = TrainConfig.model_validate({"rank": 4, "batch_size": 2, **settings})
-        return Trainer(made_training(base, tmp_path, rows, config), load_tokenizer(tiny_llama))
-
-    return make
 
 
 def trained(made: Any) -> dict[str, torch.nn.Parameter]:
