@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Evaluation, Model, ModelRef, TrialScores
+from pipeline.artifacts import Evaluation, ModelRef, TrialScores
 from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import compare, read_comparison
@@ -32,8 +32,9 @@ from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
 from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
-from tests.made_artifacts import dataset_of, heldout_row, made_verdict, run_config
-from tests.records_made import yes_or_no
+from tests.made_artifacts import dataset_of, heldout_row, made_verdict, model_of, run_config
+from tests.records_made import lines_of, write_lines, yes_or_no
+from tests.tiny_llama import rows as task_rows
 
 RECORDS = 10
 NEW_TOKENS = 6
@@ -47,10 +48,10 @@ def candidate_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def heldout_rows(tiny: Any, count: int = RECORDS) -> list[dict[str, Any]]:
+def heldout_rows(count: int = RECORDS) -> list[dict[str, Any]]:
     return [
         heldout_row(f"{place:08x}", row, references=[row["output"], "either"], drop=1 + place % 2)
-        for place, row in enumerate(tiny.rows(count, seed=5))
+        for place, row in enumerate(task_rows(count, seed=5))
     ]
 
 
@@ -61,15 +62,14 @@ class Bench:
         self.root, self.make, self.base = root, make, base
         shutil.copytree(candidate, root / "models/candidate")
         (root / "dataset").mkdir()
-        self.candidate_id, self.base_id = "cand", model_id(base)
+        self.base_id = model_id(base)
         self.champion = ModelRef(model_id=self.base_id, path=str(base), generation=0)
 
     def attempt(self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", **settings: Any) -> Attempt:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
         dataset = dataset_of(len(rows), max_new_tokens=NEW_TOKENS)
-        facts = {"base_model_id": self.base_id, "dtype": "float32", "size_bytes": 1, "format": fmt, "seconds": 1.0}
-        model = Model.model_validate({"folder": "models/candidate", "model_id": self.candidate_id, **facts})
+        model = model_of("models/candidate", "cand", base_model_id=self.base_id, dtype="float32", format=fmt)
         config = run_config(
             self.base, self.base_id, evaluate=EvaluateConfig(**{"batch_size": 4, "general": (), **settings})
         )
@@ -111,8 +111,8 @@ def direct_nll(folder: Path, prompt: list[int], completion: list[int]) -> float:
     return -sum(float(chances[len(prompt) + place - 1, token]) for place, token in enumerate(completion))
 
 
-def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
+def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(bench: Bench) -> None:
+    rows = heldout_rows()
     rows[2]["input"] = "Where? " * 2000
     attempt = bench.attempt(rows)
     report = evaluate(attempt)
@@ -122,8 +122,8 @@ def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(b
         evaluate(bench.attempt(rows[2:3]))
 
 
-def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    rows = heldout_rows(tiny)
+def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, tiny_llama: Path) -> None:
+    rows = heldout_rows()
     for place, row in enumerate(rows):
         row["output"] = " or ".join([row["output"]] * (1 + place % 3))
     attempt = bench.attempt(rows)
@@ -144,8 +144,8 @@ def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, t
     assert math.isfinite(report.candidate.nll)
 
 
-def test_only_what_is_missing_is_generated_and_without_weights_the_cache_suffices(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
+def test_only_what_is_missing_is_generated_and_without_weights_the_cache_suffices(bench: Bench) -> None:
+    rows = heldout_rows()
     first = bench.attempt(rows[:7])
     bench.publish(first, evaluate(first))
     attempt = bench.attempt(rows)
@@ -162,8 +162,8 @@ def test_only_what_is_missing_is_generated_and_without_weights_the_cache_suffice
     assert logged(again) == {}, "nothing was computed"
 
 
-def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
+def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench) -> None:
+    rows = heldout_rows()
     first = bench.attempt(rows)
     report = evaluate(first)
     bench.publish(first, report)
@@ -177,58 +177,58 @@ def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench
 
 
 def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
-    bench: Bench, tiny: Any, tiny_llama_alpaca: Path
+    bench: Bench, tiny_llama_alpaca: Path
 ) -> None:
     bench.base, bench.base_id = tiny_llama_alpaca, model_id(tiny_llama_alpaca)
     bench.champion = ModelRef(model_id=bench.base_id, path=str(tiny_llama_alpaca), generation=0)
     tokenizer = load_tokenizer(bench.root / "models/candidate")
     tokenizer.chat_template = ALPACA_TEMPLATE
     tokenizer.save_pretrained(bench.root / "models/candidate")
-    attempt = bench.attempt(heldout_rows(tiny), fmt="alpaca")
+    attempt = bench.attempt(heldout_rows(), fmt="alpaca")
     report = evaluate(attempt)
     hashes = [set(used(attempt, key)) for key in report.prediction_keys.values()]
     assert len(hashes) == 2
     assert hashes[0] == hashes[1]
 
 
-def test_a_champion_of_another_format_is_not_compared(bench: Bench, tiny: Any) -> None:
+def test_a_champion_of_another_format_is_not_compared(bench: Bench) -> None:
     shutil.copytree(bench.base, bench.root / "models/old")
     tokenizer = load_tokenizer(bench.root / "models/old")
     tokenizer.chat_template = ALPACA_TEMPLATE
     tokenizer.save_pretrained(bench.root / "models/old")
     bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
     with pytest.raises(CannotTrain, match="have different setups and cannot be compared: template"):
-        evaluate(bench.attempt(heldout_rows(tiny)))
+        evaluate(bench.attempt(heldout_rows()))
 
 
-def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(bench: Bench, tiny: Any) -> None:
+def test_a_model_whose_likelihood_is_no_number_fails_before_any_generation(bench: Bench) -> None:
     folder = bench.root / "models/candidate"
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     model.save_pretrained(folder)
-    attempt = bench.attempt(heldout_rows(tiny))
+    attempt = bench.attempt(heldout_rows())
     with pytest.raises(CannotTrain, match="a likelihood of the candidate is not a finite number"):
         evaluate(attempt)
     assert list((attempt.folder / "predictions").iterdir()) == []
 
 
-def test_a_base_whose_config_names_no_dtype_is_compared_by_the_stored_one(bench: Bench, tiny: Any) -> None:
+def test_a_base_whose_config_names_no_dtype_is_compared_by_the_stored_one(bench: Bench) -> None:
     folder = bench.base_copy()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if "dtype" not in key}))
     bench.base, bench.base_id = folder, model_id(folder)
     bench.champion = ModelRef(model_id=bench.base_id, path=str(folder), generation=0)
-    assert math.isfinite(evaluate(bench.attempt(heldout_rows(tiny, 4))).champion.nll), "both compute in float32"
+    assert math.isfinite(evaluate(bench.attempt(heldout_rows(4))).champion.nll), "both compute in float32"
 
 
 def test_only_a_record_with_a_reference_that_loops_may_be_answered_by_a_loop(
-    bench: Bench, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = heldout_rows(tiny, 4)
+    rows = heldout_rows(4)
     rows[2]["references"] = ["once", "0, " * 20]
-    own = [{**row, "output": "- " * 20 if n == 1 else row["output"]} for n, row in enumerate(tiny.rows(3, seed=9))]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    own = [{**row, "output": "- " * 20 if n == 1 else row["output"]} for n, row in enumerate(task_rows(3, seed=9))]
+    write_lines(tmp_path / "own.jsonl", own)
     real, told = InStep.answers, []
 
     def answers(*given: Any) -> list[generation.Answer]:
@@ -264,8 +264,8 @@ def comparable(report: Evaluation) -> dict[str, Any]:
     return value
 
 
-def test_a_later_attempt_reads_whole_batches_and_computes_torn_ones_again(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
+def test_a_later_attempt_reads_whole_batches_and_computes_torn_ones_again(bench: Bench) -> None:
+    rows = heldout_rows()
     first = bench.attempt(rows)
     report = evaluate(first)
     weights = bench.root / "models/candidate/model.safetensors"
@@ -289,8 +289,8 @@ def test_a_later_attempt_reads_whole_batches_and_computes_torn_ones_again(bench:
     assert evaluate(bench.attempt(rows)).champion.cached == RECORDS, "what earlier attempts computed is cached, too"
 
 
-def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(bench: Bench, tiny: Any) -> None:
-    attempt = bench.attempt(heldout_rows(tiny))
+def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(bench: Bench) -> None:
+    attempt = bench.attempt(heldout_rows())
     asked: list[int] = []
 
     class StopsInBatch(threading.Event):
@@ -308,8 +308,8 @@ def test_a_batch_in_hand_is_given_up_at_the_next_token_when_the_step_is_to_stop(
     assert sum(map(len, logged(attempt).values())) == 3, "and leaves no part of itself"
 
 
-def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: Bench, tiny: Any) -> None:
-    attempt = bench.attempt(heldout_rows(tiny))
+def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: Bench) -> None:
+    attempt = bench.attempt(heldout_rows())
     told: list[dict[str, Any]] = []
 
     class Watched(Attempt):
@@ -330,8 +330,8 @@ def test_progress_names_the_model_counts_to_the_end_and_tells_the_speed(bench: B
 # What else a report says -------------------------------------------------------------------------------------------
 
 
-def test_both_models_answer_and_are_scored_on_the_same_records(bench: Bench, tiny: Any) -> None:
-    rows = heldout_rows(tiny)
+def test_both_models_answer_and_are_scored_on_the_same_records(bench: Bench) -> None:
+    rows = heldout_rows()
     rows[0] |= {"pinned": True, "tags": ["category:x", "urgent"]}
     attempt = bench.attempt(rows)
     report = evaluate(attempt)
@@ -367,9 +367,9 @@ def test_both_models_answer_and_are_scored_on_the_same_records(bench: Bench, tin
 
 
 def test_models_that_the_gpus_hold_in_nf4_only_are_both_evaluated_in_nf4(
-    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = heldout_rows(tiny)
+    rows = heldout_rows()
     attempt = bench.attempt(rows)
     saved = evaluate(attempt)
     bench.publish(attempt, saved)
@@ -396,10 +396,8 @@ def test_models_that_the_gpus_hold_in_nf4_only_are_both_evaluated_in_nf4(
     assert (again.candidate.cached, again.champion.cached) == (RECORDS, RECORDS)
 
 
-def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(
-    bench: Bench, tiny: Any
-) -> None:
-    rows = [{**row, "output": '{"a": 1}', "references": ['{"a": 1}']} for row in heldout_rows(tiny, 4)]
+def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(bench: Bench) -> None:
+    rows = [{**row, "output": '{"a": 1}', "references": ['{"a": 1}']} for row in heldout_rows(4)]
     report = evaluate(bench.attempt(rows))
     assert {"json_valid", "json_f1"} <= report.candidate.metrics.keys()
     rows[0]["references"], rows[1]["references"] = ["none"], ['{"a": 1}', "none"]
@@ -419,10 +417,8 @@ def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_t
     assert ["json_valid" in line["candidate"]["scores"] for line in lines(primary, report)] == [False] * 2 + [True] * 2
 
 
-def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(
-    bench: Bench, tiny: Any
-) -> None:
-    rows = heldout_rows(tiny)
+def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(bench: Bench) -> None:
+    rows = heldout_rows()
     shutil.copytree(bench.base, bench.root / "models/old")
     bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
     rows[4]["near"], rows[5]["near"] = ["a", "b"], ["c"]
@@ -439,9 +435,9 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
 
 
 def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_which_the_trial_lost(
-    bench: Bench, tiny: Any
+    bench: Bench,
 ) -> None:
-    rows = heldout_rows(tiny)
+    rows = heldout_rows()
     trial = bench.attempt(rows)
     report = evaluate(trial)
     told = lines(trial, report)
@@ -461,20 +457,8 @@ def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_
 
 
 def test_a_trial_that_lost_more_records_than_it_won_is_worse_by_the_gates_own_test() -> None:
-    told = [
-        {
-            "id": f"{place:02}",
-            "drop": 1,
-            "pinned": place < 2,
-            "group": f"{place:02}",
-            "tags": [],
-            **{
-                role: {"scores": {"exact_match": score}, "nll_sum": 1.0, "nll_tokens": 1, "degenerate": []}
-                for role, score in (("candidate", float(place < 1)), ("champion", float(0 < place < 8)))
-            },
-        }
-        for place in range(10)
-    ]
+    told = lines_of([1] + [0] * 9, [0] + [1] * 7 + [0] * 2)
+    told[0]["pinned"] = told[1]["pinned"] = True
     compared = compare("exact_match", told)
     # P(7 or more of 8 | one half) = 9 / 256
     assert compare_with_control(compared, ()) == TrialScores(groups=10, wins=1, losses=7, p_value=9 / 256)
@@ -494,7 +478,7 @@ def test_a_trial_that_was_blamed_for_the_likelihood_is_compared_by_it() -> None:
 
 
 def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
-    bench: Bench, tiny: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join = greedy_decoding._Rows.join
 
@@ -504,7 +488,7 @@ def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
         join(rows, places, prompts)
 
     monkeypatch.setattr(greedy_decoding._Rows, "join", joined)
-    rows = heldout_rows(tiny)
+    rows = heldout_rows()
     for size in (32, 16, 8):
         with pytest.raises(StartAgain, match=f"the next attempt uses batches of {size // 2} prompts, not {size}"):
             evaluate(bench.attempt(rows, batch_size=0))
@@ -528,7 +512,7 @@ def write_suite(path: Path, count: int) -> str:
         }
         for n in range(count)
     ]
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_lines(path, items)
     return str(path)
 
 
@@ -551,9 +535,9 @@ def test_a_choice_is_as_likely_as_it_is_alone(tiny_llama: Path) -> None:
         assert found == [pytest.approx(means, rel=1e-4) for means in expected]
 
 
-def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tmp_path: Path) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
-    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name, name))
+    attempt = bench.attempt(heldout_rows(4), general=(name, name))
     report = evaluate(attempt)
     (suite,) = report.suites
     assert (suite.name, suite.records) == (name, 9)
@@ -581,7 +565,7 @@ def trained(bench: Bench) -> ModelRef:
 
 
 def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_training_rows(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(degenerate_module, "_LABEL_CHARACTERS", 10_000)
     questions = [f"What is {n} + 1?" for n in range(5)]
@@ -590,7 +574,7 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
     train = bench.root / "dataset/train.jsonl"
     train.write_text("")
     bench.champion = trained
-    attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    attempt = bench.attempt(heldout_rows(4), general=(str(own),))
     report = evaluate(attempt)
     found = items_of(attempt, report)
     template = generation.load_template(bench.base, "chat")
@@ -604,8 +588,8 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
     monkeypatch.setattr(generation, "open_model", lambda *_: pytest.fail("all answers are in the cache"))
     label = found[0]["texts"]["candidate"]
     rows = [*[{"output": label, "drop": 1}] * 3, *[{"output": found[1]["texts"]["base"]}] * 3]
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    again = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    write_lines(train, rows)
+    again = bench.attempt(heldout_rows(4), general=(str(own),))
     (suite,) = read_comparison(again.root, evaluate(again), None).suites
     assert suite.collapsed is not None
     assert suite.collapsed["candidate"][0] == suite.collapsed["champion"][0] == "label"
@@ -613,16 +597,16 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
 
 
 def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_champion_of_old_never_again(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef
+    bench: Bench, tmp_path: Path, trained: ModelRef
 ) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
-    served = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    served = bench.attempt(heldout_rows(4), general=(name,))
     first = evaluate(served)
     assert first.suites[0].base is None
     base_key = first.prediction_keys[bench.base_id]
     bench.champion = trained
     shutil.rmtree(served.folder / "predictions")
-    alone = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    alone = bench.attempt(heldout_rows(4), general=(name,))
     measured = evaluate(alone)
     assert {item["id"]: item["base"] for item in items_of(alone, measured)} == {
         item["id"]: item["champion"] for item in items_of(served, first)
@@ -634,13 +618,13 @@ def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_c
     bench.publish(alone, measured)
     weights = bench.base_copy() / "model.safetensors"
     weights.unlink()
-    again = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    again = bench.attempt(heldout_rows(4), general=(name,))
     assert evaluate(again).suites[0].base == first.suites[0].champion, "without weights only the cache can answer"
 
 
-def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, tiny: Any, trained: ModelRef) -> None:
+def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, trained: ModelRef) -> None:
     bench.champion = trained
-    report = evaluate(bench.attempt(heldout_rows(tiny, 4)))
+    report = evaluate(bench.attempt(heldout_rows(4)))
     assert (set(report.prediction_keys), report.suites) == ({"cand", "old"}, ())
 
 
@@ -666,43 +650,43 @@ def round_off(folder: Path) -> None:
     ],
 )
 def test_a_base_model_that_is_not_what_it_was_is_an_error_and_nothing_is_kept_under_its_id(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, change: Any, why: str
+    bench: Bench, tmp_path: Path, trained: ModelRef, change: Any, why: str
 ) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
     bench.champion = trained
     change(bench.base_copy())
-    attempt = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    attempt = bench.attempt(heldout_rows(4), general=(name,))
     with pytest.raises(CannotTrain, match=why):
         evaluate(attempt)
     assert len(list(attempt.folder.glob("predictions/*.jsonl"))) in {0, 2}, "candidate and champion"
 
 
 def test_scores_of_the_true_base_model_are_used_whatever_its_folder_holds_now(
-    bench: Bench, tiny: Any, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = write_suite(tmp_path / "own.jsonl", 9)
     bench.champion = trained
-    first = bench.attempt(heldout_rows(tiny, 4), general=(name,))
+    first = bench.attempt(heldout_rows(4), general=(name,))
     report = evaluate(first)
     bench.publish(first, report)
     overwrite(bench.base_copy())
     hashed: list[Path] = []
     monkeypatch.setattr(plan, "model_id", hashed.append)
-    again = evaluate(bench.attempt(heldout_rows(tiny, 4), general=(name,)))
+    again = evaluate(bench.attempt(heldout_rows(4), general=(name,)))
     assert (again.suites, again.prediction_keys) == (report.suites, report.prediction_keys)
     assert hashed == [], "reading a large model takes long"
 
 
-def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(bench: Bench, tiny: Any) -> None:
+def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(bench: Bench) -> None:
     overwrite(bench.base_copy())
     bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
-    attempt = bench.attempt(heldout_rows(tiny, 4))
+    attempt = bench.attempt(heldout_rows(4))
     with pytest.raises(CannotTrain, match="is not the one that the run trained from"):
         evaluate(attempt)
 
 
-def test_a_question_of_a_suite_is_paid_once(bench: Bench, tiny: Any, tmp_path: Path) -> None:
-    rows = heldout_rows(tiny, 4)
+def test_a_question_of_a_suite_is_paid_once(bench: Bench, tmp_path: Path) -> None:
+    rows = heldout_rows(4)
     name = write_suite(tmp_path / "own.jsonl", 9)
     first = bench.attempt(rows, general=(name,))
     report = evaluate(first)
@@ -718,25 +702,23 @@ def test_a_question_of_a_suite_is_paid_once(bench: Bench, tiny: Any, tmp_path: P
     assert asked_anew(third) == [1, 1], "of each model"
 
 
-def test_free_questions_are_paid_again_where_a_further_one_allows_longer_answers(
-    bench: Bench, tiny: Any, tmp_path: Path
-) -> None:
+def test_free_questions_are_paid_again_where_a_further_one_allows_longer_answers(bench: Bench, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows(3, seed=9)))
-    first = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    write_lines(own, task_rows(3, seed=9))
+    first = bench.attempt(heldout_rows(4), general=(str(own),))
     bench.publish(first, evaluate(first))
     with own.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"instruction": "Count.", "input": "", "output": "one two three " * 10}) + "\n")
-    second = bench.attempt(heldout_rows(tiny, 4), general=(str(own),))
+    second = bench.attempt(heldout_rows(4), general=(str(own),))
     evaluate(second)
     assert asked_anew(second) == [4, 4]
 
 
-def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
-    given = tiny.rows(6, seed=9)
-    path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    attempt = bench.attempt(heldout_rows(tiny, 4), general=(str(path),))
+    given = task_rows(6, seed=9)
+    write_lines(path, given)
+    attempt = bench.attempt(heldout_rows(4), general=(str(path),))
     report = evaluate(attempt)
     assert report.suites[0].records == 6
     template = generation.load_template(bench.base, "chat")
@@ -747,20 +729,20 @@ def test_records_of_the_users_own_are_answered_freely_and_scored(bench: Bench, t
         assert [item["champion"]] == METRICS["token_f1"].scores([answer.text], [[row["output"]]])
 
 
-def test_an_item_longer_than_the_window_is_refused(bench: Bench, tiny: Any, tmp_path: Path) -> None:
+def test_an_item_longer_than_the_window_is_refused(bench: Bench, tmp_path: Path) -> None:
     long = {"id": "long", "question": "Which? " * 1200, "choices": ["yes", "no"], "answer": 0}
     (tmp_path / "own.jsonl").write_text(json.dumps(long) + "\n")
     with pytest.raises(CannotTrain, match=r"own\.jsonl, item long: longer with its answer than the window"):
-        evaluate(bench.attempt(heldout_rows(tiny, 4), general=(str(tmp_path / "own.jsonl"),)))
+        evaluate(bench.attempt(heldout_rows(4), general=(str(tmp_path / "own.jsonl"),)))
 
 
 # Former champions ------------------------------------------------------------------------------------------------
 
 
 def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and_were_not_trained_on(
-    bench: Bench, tiny: Any
+    bench: Bench,
 ) -> None:
-    rows = heldout_rows(tiny)
+    rows = heldout_rows()
     rows[2]["near"] = ["e", "f"]
     early = bench.attempt(rows[:7])
     report = evaluate(early)

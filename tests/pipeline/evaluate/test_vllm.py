@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Evaluation, Model, ModelRef
+from pipeline.artifacts import Evaluation, ModelRef
 from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
@@ -23,7 +23,7 @@ from pipeline.evaluate import vllm
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.step import evaluate
 from pipeline.models.manifest import model_id
-from tests.made_artifacts import dataset_of, heldout_row, run_config
+from tests.made_artifacts import dataset_of, heldout_row, model_of, run_config
 from tests.stand_in_vllm import LIVES, VERSION, install
 
 RECORDS = 10
@@ -46,8 +46,7 @@ def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> 
 
     def make(behaviour: str, **settings: Any) -> Attempt:
         dataset = dataset_of(RECORDS, max_new_tokens=NEW_TOKENS)
-        facts = {"base_model_id": base_id, "dtype": "float32", "size_bytes": 1, "format": "chat", "seconds": 1.0}
-        model = Model.model_validate({"folder": "models/candidate", "model_id": "cand", **facts})
+        model = model_of("models/candidate", "cand", base_model_id=base_id, dtype="float32")
         program = install(tmp_path / "vllm", behaviour)
         evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
         config = run_config(tiny_llama, base_id, evaluate=EvaluateConfig(**evaluation))
