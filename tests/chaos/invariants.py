@@ -248,9 +248,7 @@ def _awaiting(state: Path, rows: _Rows, track: dict[str, Any]) -> Iterator[str]:
 
 def _leftovers(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        # A trainer's scratch and a torn checkpoint are thrown away as a whole, and nobody reads what is in them.
-        torn = path.parent.name.startswith("step-") and not (path.parent / "COMPLETE").exists()
-        if path.name.endswith((".tmp", ".new", ".part")) and not torn and "scratch" not in path.parts:
+        if path.name.endswith((".tmp", ".new", ".part")):
             yield f"left over: {path.relative_to(folder)}"
 
 

@@ -1,9 +1,7 @@
 """A small disk of its own for a test: ext4 in an image file, mounted, which can be filled, freed and cut off."""
 
 import contextlib
-import errno
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +17,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, re
 class LoopDisk:
     """A mounted image; needs mkfs.ext4 (Debian: e2fsprogs) and mount."""
 
-    def __init__(self, folder: Path, megabytes: int, image: Path | None = None) -> None:
-        """Use `folder` for the image and its mount point; without `image` the file system is new."""
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        """Use `folder` for the image and its mount point; an image that lies there is mounted as it is."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.image = image or folder / "disk.img"
+        self.image = folder / "disk.img"
         self.place = folder / "disk"
         self._filler = self.place / "filler"
         self._megabytes = megabytes
@@ -63,25 +61,6 @@ class LoopDisk:
         for path in self.place.glob("filler*"):
             path.unlink()
 
-    def free_bytes(self) -> int:
-        """Return what may still be written."""
-        found = os.statvfs(self.place)
-        return found.f_bavail * found.f_frsize
-
-    @property
-    def is_full(self) -> bool:
-        """Whether not even a block is left."""
-        try:
-            probe = self.place / "probe"
-            probe.write_bytes(b"x" * 8192)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            return True
-        finally:
-            probe.unlink(missing_ok=True)
-        return False
-
     def copy_as_after_a_power_cut(self, target: Path) -> None:
         """
         Copy the image as it is at this moment, into the new folder `target`.
@@ -90,7 +69,3 @@ class LoopDisk:
         """
         target.mkdir(parents=True)
         subprocess.run(["cp", "--sparse=always", self.image, target / "disk.img"], check=True)
-
-    def remove(self) -> None:
-        """Delete image and mount point, when it is mounted no more."""
-        shutil.rmtree(self.image.parent, ignore_errors=True)

@@ -1,7 +1,5 @@
 """The operations that are killed: the state before each, the operation itself, and how the daemon carries it on."""
 
-import json
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,18 +19,13 @@ from daemon.state.events import Word
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Promotion, Run
 from pipeline.errors import DropforgeError
-from pipeline.train import checkpoints
+from tests.chaos.faults import Death
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
 from tests.run_owner import judged
 
 NOW = START + DAY + 3_600_000
-MARK = "the training"
 #: When a run goes on that was postponed for an error of the disk.
 LATER = NOW + 600_000
-
-
-class Death(BaseException):
-    """The daemon is gone: nothing may catch this and tidy up."""
 
 
 class Operation(NamedTuple):
@@ -187,61 +180,6 @@ def _compared_again(daemon: Daemon) -> None:
         assert (run.state, run.outcome, run.failures) == (RunState.SUCCEEDED, "not_shown_better", 0)
     assert _drops(daemon) == [("new.jsonl", "accepted"), ("second.jsonl", "accepted")]
     assert _serving(daemon) == (2, [None, 1, None])
-
-
-# --- checkpoints
-
-
-def _trained(folder: Path) -> None:
-    """Two checkpoints, two that were torn later on, and what the trainer has just written."""
-    build(folder)
-    Daemon(folder, START)
-    for step in (10, 20, 60, 70, 30):
-        source = _written(folder, step)
-        if step != 30:
-            target = checkpoints.publish(source, folder / "checkpoints", step, MARK, 1)
-            if step > 30:
-                (target / checkpoints.COMPLETE).unlink()
-    for step in (10, 20):  # pruned while the torn ones were made
-        if not (folder / f"checkpoints/step-{step}-1").exists():
-            shutil.move(
-                checkpoints.publish(_written(folder, step), folder / "aside", step, MARK, 1), folder / "checkpoints"
-            )
-    shutil.rmtree(folder / "aside", ignore_errors=True)
-
-
-def _written(folder: Path, step: int) -> Path:
-    source = folder / "scratch" / f"checkpoint-{step}"
-    source.mkdir(parents=True)
-    (source / "optimizer.pt").write_bytes(b"moments" * step)
-    (source / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return source
-
-
-def _checkpointing(folder: Path) -> Callable[[], object]:
-    def publish() -> None:
-        source = folder / "scratch" / "checkpoint-30"
-        if not source.exists() or (source / checkpoints.LISTING).exists():
-            # A first try failed: the next attempt's trainer writes it anew.
-            shutil.rmtree(source, ignore_errors=True)
-            _written(folder, 30)
-        checkpoints.publish(source, folder / "checkpoints", 30, MARK, 1)
-
-    return publish
-
-
-def _checkpointed(daemon: Daemon) -> None:
-    place = daemon.folder / "checkpoints"
-    newest = checkpoints.newest_valid(place, MARK)
-    assert newest is not None
-    assert newest.name in {"step-20-1", "step-30-1"}
-    assert (newest / "optimizer.pt").read_bytes() == b"moments" * checkpoints.step_of(newest)
-    # The step goes on from there and comes to the same checkpoint again.
-    shutil.rmtree(daemon.folder / "scratch", ignore_errors=True)
-    checkpoints.publish(_written(daemon.folder, 30), place, 30, MARK, 1)
-    assert checkpoints.newest_valid(place, MARK) == place / "step-30-1"
-    assert len(list(place.iterdir())) <= checkpoints.KEPT
-    assert list(place.rglob("*.tmp")) == []
 
 
 # --- champions
@@ -442,7 +380,6 @@ def _started(daemon: Daemon) -> None:
 
 
 OPERATIONS = {
-    "checkpoint": Operation(_trained, _checkpointing, _checkpointed),
     "intake of an accepted drop": Operation(
         _inbox("new.jsonl", records("a", "b")), _taking, _taken(DropState.ACCEPTED)
     ),

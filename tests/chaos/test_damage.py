@@ -21,7 +21,6 @@ import pytest
 from tests.chaos.conftest import asked
 from tests.chaos.house import MEMORY
 
-ROOT = Path(__file__).parents[2]
 #: Groups of damages, of which each track has one at most.
 SAMPLE = 12
 _NOBODY = 65534

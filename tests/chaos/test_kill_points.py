@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from tests.chaos.conftest import asked
 from tests.chaos.house import MEMORY
 from tests.chaos.operations import OPERATIONS
 
-ROOT = Path(__file__).parents[2]
 #: What a disk says when it is broken or full.
 ERRORS = {"fsync": "EIO", "fdatasync": "EIO", "pwrite64": "ENOSPC", "write": "ENOSPC"}
 SAMPLE = {"killed": 2, "failing": 1}

@@ -1,11 +1,6 @@
-"""Far more files than the kernel keeps events for, or no events at all: each file is accounted for, once."""
+"""No events at all, as after far more files than the kernel keeps events for: each file is accounted for, once."""
 
 import json
-import os
-import shutil
-import signal
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +17,7 @@ reconcile_seconds = 1
 settle_seconds = 0.5
 max_waiting_drops = 100000
 """
-_LONGEST_SECONDS = 3600 if os.environ.get("DROPFORGE_CHAOS") == "whole" else 180
-_ROOM = 1 << 29
+FILES = 300
 #: A daemon whose observer watches every folder and never says anything.
 DEAF = """
 import sys
@@ -42,27 +36,17 @@ sys.exit(main())
 
 
 @pytest.fixture
-def count(*, whole: bool) -> int:
-    return 8000 if whole else 300
-
-
-@pytest.fixture
 def house(tmp_path: Path) -> Iterator[Workspace]:
-    """Give a workspace in memory where there is some: nothing is cut off here, so no sync is worth waiting for."""
-    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own below it
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free >= _ROOM
-    with tempfile.TemporaryDirectory(dir=memory if roomy else tmp_path) as folder:
-        made = Workspace(Path(folder), _SETTINGS)
-        yield made
-        if made.daemon is not None and made.daemon.poll() is None:
-            made.daemon.send_signal(signal.SIGCONT)
-            made.stop()
+    made = Workspace(tmp_path, _SETTINGS)
+    yield made
+    if made.daemon is not None and made.daemon.poll() is None:
+        made.stop()
 
 
-def drop(inbox: Path, count: int) -> dict[str, str]:
+def drop(inbox: Path) -> dict[str, str]:
     """Drop files, each third one by renaming it in; return what must become of each."""
     expected = {}
-    for number in range(count):
+    for number in range(FILES):
         name, text = f"{number}.jsonl", json.dumps({"instruction": f"say {number}", "output": "x"}) + "\n"
         expected[name] = "accepted"
         if number % 10 == 3:
@@ -103,28 +87,11 @@ def assert_accounted_for(house: Workspace, expected: dict[str, str]) -> None:
     assert sum(map(len, places.values())) == 2 * len(expected), "a file and its answer, nothing else"
 
 
-@pytest.mark.timeout(_LONGEST_SECONDS)
-def test_a_frozen_daemon_takes_every_file_when_it_is_thawed(house: Workspace, count: int, *, whole: bool) -> None:
-    house.start()
-    assert house.daemon is not None
-    house.daemon.send_signal(signal.SIGSTOP)
-    expected = drop(house.inbox, count)
-    if whole:
-        events = 2 * count + count // 3
-        assert events > int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()), "the queue must overflow"
-    began = time.monotonic()
-    house.daemon.send_signal(signal.SIGCONT)
-    house.wait(lambda: left(house.inbox) == 0)
-    print(f"{count} files in {time.monotonic() - began:.1f} s")
-    assert house.stop() == 0
-    assert_accounted_for(house, expected)
-
-
-@pytest.mark.timeout(_LONGEST_SECONDS)
-def test_without_any_event_the_timer_alone_finds_every_file(house: Workspace, count: int) -> None:
+@pytest.mark.timeout(180)
+def test_without_any_event_the_timer_alone_finds_every_file(house: Workspace) -> None:
     house.program = ["-P", "-c", DEAF]
     house.start()
-    expected = drop(house.inbox, count)
+    expected = drop(house.inbox)
     house.wait(lambda: left(house.inbox) == 0)
     assert house.stop() == 0
     assert_accounted_for(house, expected)
