@@ -13,7 +13,6 @@ import daemon
 import pipeline
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")

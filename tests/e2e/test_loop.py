@@ -1,6 +1,5 @@
 """The whole loop through the real daemon, its worker and real steps, on a tiny model that really learns."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -101,32 +100,6 @@ def test_runs_survive_a_killed_daemon_a_stop_and_a_killed_worker(workspace: Any,
     assert workspace.published(2, "train")["resumed_from_step"] > 0
     assert {drop.state for drop in workspace.drops()} == {DropState.ACCEPTED}
     assert [row.run_id for row in workspace.done_promotions()][:1] == [1]
-    assert workspace.stop() == 0
-    assert workspace.processes() == []
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_two_tracks_train_at_once_and_both_survive_a_killed_daemon(workspace: Any, tiny: Any) -> None:
-    settings = workspace.folder / "dropforge.toml"
-    settings.write_text(f"{settings.read_text()}[executor]\nparallel = 2\n[tracks.other]\n")
-    workspace.start()
-    workspace.drop("one.jsonl", tiny.rows(600, seed=5))
-    aside = workspace.inbox / ".two.part"
-    aside.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows(600, seed=6)))
-    aside.rename(workspace.inbox / "other" / "two.jsonl")
-    for run in (1, 2):
-        workspace.wait_for_step(run, "train", 2)
-    assert [run.state for run in workspace.runs()] == ["running", "running"]
-    workspace.kill()
-    workspace.start()
-    # What follows a training is done for one run as for two.
-    workspace.wait(lambda: all((workspace.state / "runs" / str(run) / "train.json").exists() for run in (1, 2)))
-    first, second = workspace.runs()
-    assert {first.track, second.track} == {"default", "other"}
-    assert [first.ended_at, second.ended_at] == [None, None], "each began before the other one had ended"
-    assert [workspace.published(run, "train")["resumed_from_step"] > 0 for run in (1, 2)] == [True, True]
-    assert (first.failures, second.failures) == (0, 0)
     assert workspace.stop() == 0
     assert workspace.processes() == []
 
