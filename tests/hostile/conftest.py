@@ -1,11 +1,11 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from tests.hostile.people import Box, Namespace, scratch
+from tests.hostile.people import Box, Namespace, NewBox, scratch
 
 #: Where a test machine must have them, their absence is an error.
 _POSSIBLE = os.geteuid() == 0 and all(map(shutil.which, ("unshare", "nsenter", "setpriv")))
@@ -22,7 +22,7 @@ def namespace() -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def new_box(namespace: Namespace) -> Iterator[Callable[..., Box]]:
+def new_box(namespace: Namespace) -> Iterator[NewBox]:
     """A factory of installations, whose daemons are ended after the test."""
     with _boxes(namespace) as make:
         yield make
@@ -38,7 +38,7 @@ def box(namespace: Namespace) -> Iterator[Box]:
 
 
 @contextlib.contextmanager
-def _boxes(namespace: Namespace) -> Iterator[Callable[..., Box]]:
+def _boxes(namespace: Namespace) -> Iterator[NewBox]:
     boxes: list[Box] = []
     with scratch() as folder:
 

@@ -206,6 +206,10 @@ class Box:
         return any((self.inbox / home).rglob(name))
 
 
+#: A factory of installations.
+NewBox = Callable[..., Box]
+
+
 def rows(*words: str) -> str:
     """Return a good drop with a record a word."""
     return "".join(json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in words)

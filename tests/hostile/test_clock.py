@@ -1,7 +1,6 @@
 """The wall clock of a real daemon is set while it runs, or its machine is suspended: nights go on."""
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +9,7 @@ from sqlmodel import Session, select
 
 from daemon.state.database import open_reader
 from daemon.state.tables import Slot, Track
-from tests.hostile.people import Box
+from tests.hostile.people import Box, NewBox
 
 #: The daemon, whose wall clock goes by what a file says it is ahead, in nanoseconds.
 PROGRAM = """
@@ -83,7 +82,7 @@ STEPS = (
 
 
 @pytest.mark.timeout(180)
-def test_the_next_night_is_taken_whatever_the_clock_does(new_box: Callable[..., Box]) -> None:
+def test_the_next_night_is_taken_whatever_the_clock_does(new_box: NewBox) -> None:
     box = new_box()
     clock, taken = Clock(box), list[str]()
     clock.set(STEPS[0][0])

@@ -2,12 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.hostile.people import ALICE, BOB, DAEMON, STRANGER, Box, rows
+from tests.hostile.people import ALICE, BOB, DAEMON, STRANGER, Box, NewBox, rows
 
 SPEC = '{"run": 1, "step": "prepare", "argv": ["touch", "%s"]}'
 
@@ -60,7 +59,7 @@ def test_nobody_but_the_daemon_writes_into_answers(box: Box, home: str) -> None:
     goes_on(box)
 
 
-def test_a_folder_that_was_swapped_for_a_link_is_not_followed(new_box: Callable[..., Box]) -> None:
+def test_a_folder_that_was_swapped_for_a_link_is_not_followed(new_box: NewBox) -> None:
     # Without the sticky bit on the inbox, as an administrator may have made it, members can move folders in it.
     box = new_box(inbox_mode=0o2770)
     box.start()
@@ -84,7 +83,7 @@ def test_a_folder_that_was_swapped_for_a_link_is_not_followed(new_box: Callable[
     assert not target.exists()
 
 
-def test_a_heldout_folder_that_leads_to_the_store_loses_no_drop(new_box: Callable[..., Box]) -> None:
+def test_a_heldout_folder_that_leads_to_the_store_loses_no_drop(new_box: NewBox) -> None:
     box = new_box(inbox_mode=0o2770)
     box.start()
     box.drop(BOB, "first.jsonl", rows("first"))
@@ -132,7 +131,7 @@ def test_an_answer_that_a_person_made_up_is_neither_taken_for_ours_nor_overwritt
     assert json.loads((home / "a-2.jsonl.errors.json").read_text())["drop"] > 2
 
 
-def test_two_daemons_do_not_share_an_inbox(box: Box, new_box: Callable[..., Box]) -> None:
+def test_two_daemons_do_not_share_an_inbox(box: Box, new_box: NewBox) -> None:
     other = new_box()
     (other.folder / "dropforge.toml").write_text((box.folder / "dropforge.toml").read_text())
     other.inbox = box.inbox

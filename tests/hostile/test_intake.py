@@ -7,10 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from tests.hostile.people import ALICE, BOB, DAEMON, Box, rows
+from tests.hostile.people import ALICE, BOB, DAEMON, Box, NewBox, rows
 
 #: Seconds that the daemon and a member race each other.
 RACE_SECONDS = 60 if os.environ.get("DROPFORGE_CHAOS") == "whole" else 8
@@ -22,7 +21,7 @@ def why(box: Box, name: str) -> str:
     return str(left.get(name, ""))
 
 
-def test_a_file_larger_than_the_disk_is_skipped(new_box: Callable[..., Box]) -> None:
+def test_a_file_larger_than_the_disk_is_skipped(new_box: NewBox) -> None:
     box = new_box("max_bytes = 1000000000000\n")
     box.start()
     room = os.statvfs(box.state).f_bavail * os.statvfs(box.state).f_frsize
@@ -35,7 +34,7 @@ def test_a_file_larger_than_the_disk_is_skipped(new_box: Callable[..., Box]) -> 
     assert "not taken yet: huge.jsonl: it needs" in box.cli(DAEMON, "status").stdout
 
 
-def test_thousands_that_wait_for_a_full_track_are_not_looked_at_one_by_one(new_box: Callable[..., Box]) -> None:
+def test_thousands_that_wait_for_a_full_track_are_not_looked_at_one_by_one(new_box: NewBox) -> None:
     box = new_box("max_waiting_drops = 1\n")
     box.start()
     box.drop(ALICE, "first.jsonl", rows("first"))
@@ -48,7 +47,7 @@ def test_thousands_that_wait_for_a_full_track_are_not_looked_at_one_by_one(new_b
     assert len(list(box.inbox.glob("*.waits.txt"))) <= 100
 
 
-def test_a_member_who_swaps_things_at_random_reaches_nothing_else(new_box: Callable[..., Box]) -> None:
+def test_a_member_who_swaps_things_at_random_reaches_nothing_else(new_box: NewBox) -> None:
     box = new_box(inbox_mode=0o2770)
     decoy = box.folder / "decoy"
     (decoy / "heldout").mkdir(parents=True)

@@ -54,10 +54,11 @@ class RawEndpoint:
         self._server.close()
 
 
+Judged = Callable[..., tuple[Judgement, RawEndpoint]]
+
+
 @pytest.fixture
-def judged(
-    tmp_path: Path, make_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[Judgement, RawEndpoint]]]:
+def judged(tmp_path: Path, make_attempt: Callable[..., Attempt], monkeypatch: pytest.MonkeyPatch) -> Iterator[Judged]:
     """Let such an endpoint judge one record in one try: judged(parts, seconds)."""
     made: list[RawEndpoint] = []
     monkeypatch.setattr(judge_client, "TRIES", 1)
@@ -96,7 +97,7 @@ DRIPS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("what", DRIPS)
 def test_one_that_drips_is_given_up_after_its_time_in_all(
-    what: str, judged: Callable[..., tuple[Judgement, RawEndpoint]], capfd: pytest.CaptureFixture[str]
+    what: str, judged: Judged, capfd: pytest.CaptureFixture[str]
 ) -> None:
     judgement, _ = judged(lambda: drip(*DRIPS[what]), 0.5)
     assert judgement.failed == 1
@@ -112,15 +113,13 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("what", FLOODS)
-def test_one_that_floods_is_not_listened_to(what: str, judged: Callable[..., tuple[Judgement, RawEndpoint]]) -> None:
+def test_one_that_floods_is_not_listened_to(what: str, judged: Judged) -> None:
     judgement, endpoint = judged(lambda: pour(*FLOODS[what]))
     # One question: what else was sent lies in the buffers of the two ends.
     assert (judgement.failed, endpoint.sent < 32 * _MIB) == (1, True)
 
 
-def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(
-    judged: Callable[..., tuple[Judgement, RawEndpoint]],
-) -> None:
+def test_an_answer_that_unpacks_to_far_more_is_not_unpacked(judged: Judged) -> None:
     packer = zlib.compressobj(1, wbits=31)
     packed = b"".join([*(packer.compress(b" " * _MIB) for _ in range(128)), packer.flush()])
     head = _HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)

@@ -4,12 +4,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.hostile.people import ALICE, BOB, DAEMON, GROUP, STRANGER, Box, Person, rows
+from tests.hostile.people import ALICE, BOB, DAEMON, GROUP, STRANGER, Box, NewBox, Person, rows
 
 
 def put(box: Box, name: str, *words: str) -> Path:
@@ -18,7 +17,7 @@ def put(box: Box, name: str, *words: str) -> Path:
     return path
 
 
-def test_a_member_may_check_a_file(new_box: Callable[..., Box]) -> None:
+def test_a_member_may_check_a_file(new_box: NewBox) -> None:
     box = new_box()
     file = put(box, "good.jsonl", "a")
     ended = box.cli(ALICE, "check", str(file))
@@ -28,7 +27,7 @@ def test_a_member_may_check_a_file(new_box: Callable[..., Box]) -> None:
         assert (done.returncode, "it would be accepted" in done.stdout) == (0, True), done.stderr
 
 
-def test_what_a_member_submits_is_for_the_daemon_to_read(new_box: Callable[..., Box]) -> None:
+def test_what_a_member_submits_is_for_the_daemon_to_read(new_box: NewBox) -> None:
     box = new_box()
     ended = box.cli(ALICE, "submit", str(put(box, "good.jsonl", "a")), umask=0o077)
     assert ended.returncode == 0, ended.stderr
@@ -40,7 +39,7 @@ def test_what_a_member_submits_is_for_the_daemon_to_read(new_box: Callable[..., 
 
 
 @pytest.mark.timeout(120)
-def test_who_drops_a_file_that_cannot_be_read_is_told_beside_it(new_box: Callable[..., Box]) -> None:
+def test_who_drops_a_file_that_cannot_be_read_is_told_beside_it(new_box: NewBox) -> None:
     box = new_box()
     box.start()
     box.shell(ALICE, f"printf %s {shlex.quote(rows('a'))} > .x && mv .x mine.jsonl", umask=0o077)
@@ -60,7 +59,7 @@ def test_who_drops_a_file_that_cannot_be_read_is_told_beside_it(new_box: Callabl
 
 
 @pytest.mark.timeout(120)
-def test_a_member_who_reaches_the_pages_socket_reads_no_ones_rows(new_box: Callable[..., Box]) -> None:
+def test_a_member_who_reaches_the_pages_socket_reads_no_ones_rows(new_box: NewBox) -> None:
     box = new_box()
     (box.folder / "run").mkdir()
     os.chown(box.folder / "run", DAEMON.number, GROUP)
@@ -80,7 +79,7 @@ def test_a_member_who_reaches_the_pages_socket_reads_no_ones_rows(new_box: Calla
     assert happened == "member 403 False, stranger PermissionError", (member.stderr, stranger.stdout)
 
 
-def test_submit_makes_no_folder_of_the_inbox(new_box: Callable[..., Box]) -> None:
+def test_submit_makes_no_folder_of_the_inbox(new_box: NewBox) -> None:
     box = new_box()
     file = put(box, "good.jsonl", "a")
     for name, options in (("support", ("--track", "support")), ("heldout", ("--heldout",))):
@@ -91,7 +90,7 @@ def test_submit_makes_no_folder_of_the_inbox(new_box: Callable[..., Box]) -> Non
     assert list(box.inbox.iterdir()) == []
 
 
-def test_submit_follows_no_link_that_another_member_made(new_box: Callable[..., Box]) -> None:
+def test_submit_follows_no_link_that_another_member_made(new_box: NewBox) -> None:
     box = new_box()
     trap = box.folder / "trap"
     trap.mkdir()
@@ -103,7 +102,7 @@ def test_submit_follows_no_link_that_another_member_made(new_box: Callable[..., 
 
 
 @pytest.mark.parametrize("person", [STRANGER], ids=lambda one: one.name)
-def test_who_is_no_member_is_told_so(new_box: Callable[..., Box], person: Person) -> None:
+def test_who_is_no_member_is_told_so(new_box: NewBox, person: Person) -> None:
     box = new_box()
     ended = box.cli(person, "submit", str(put(box, "good.jsonl", "a")))
     assert (ended.returncode, list(box.inbox.iterdir())) == (1, [])

@@ -2,11 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Callable
 
 import pytest
 
-from tests.hostile.people import DAEMON, Box
+from tests.hostile.people import DAEMON, NewBox
 
 LOOK = """
 import pathlib, sys
@@ -21,9 +20,7 @@ for found in pathlib.Path("/proc").glob("[0-9]*/environ"):
 
 
 @pytest.mark.timeout(120)
-def test_the_passwords_of_messages_are_in_no_environment_that_the_steps_user_can_read(
-    new_box: Callable[..., Box],
-) -> None:
+def test_the_passwords_of_messages_are_in_no_environment_that_the_steps_user_can_read(new_box: NewBox) -> None:
     box = new_box('[web]\nenabled = true\nlisten = "127.0.0.1:0"\n')
     box.start(extra={"DROPFORGE_MESSAGES__URLS": '["json://u:hunter2@127.0.0.1:1/"]'})
     box.until(lambda: "worker_started" in box.said())

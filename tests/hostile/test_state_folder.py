@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.people import ALICE, DAEMON, GROUP, Box
+from tests.hostile.people import ALICE, DAEMON, GROUP, Box, NewBox
 
 
 def started(box: Box, *words: str, person: int = DAEMON.number) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,7 @@ def started(box: Box, *words: str, person: int = DAEMON.number) -> subprocess.Co
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("words", [("run",), ("worker",)])
 def test_who_is_not_the_state_folders_owner_is_refused_with_both_names_and_leaves_nothing(
-    new_box: Callable[..., Box], words: tuple[str, ...]
+    new_box: NewBox, words: tuple[str, ...]
 ) -> None:
     box = new_box()
     done = started(box, *words, person=0)
@@ -41,7 +41,7 @@ def test_who_is_not_the_state_folders_owner_is_refused_with_both_names_and_leave
 
 
 @pytest.mark.timeout(180)
-def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[..., Box]) -> None:
+def test_what_root_does_in_the_state_folder_is_its_owners(new_box: NewBox) -> None:
     box = new_box()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
     assert box.stop() == 0
@@ -65,9 +65,7 @@ def test_what_root_does_in_the_state_folder_is_its_owners(new_box: Callable[...,
 
 
 @pytest.mark.timeout(120)
-def test_a_place_that_the_daemons_user_cannot_use_for_a_backup_is_refused_with_an_example(
-    new_box: Callable[..., Box],
-) -> None:
+def test_a_place_that_the_daemons_user_cannot_use_for_a_backup_is_refused_with_an_example(new_box: NewBox) -> None:
     box = new_box()
     box.start(extra={"DROPFORGE_WORKER": "separate"})
     assert box.stop() == 0
@@ -84,7 +82,7 @@ def test_a_place_that_the_daemons_user_cannot_use_for_a_backup_is_refused_with_a
 
 
 @pytest.mark.timeout(120)
-def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(new_box: Callable[..., Box]) -> None:
+def test_a_state_folder_that_others_may_enter_is_closed_with_a_line(new_box: NewBox) -> None:
     box = new_box()
     box.state.chmod(0o2777)
     box.start(extra={"DROPFORGE_WORKER": "separate"})
@@ -131,9 +129,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Box, Path], object], str]] = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("what", FOLDERS)
-def test_a_folder_of_the_state_folder_that_is_not_the_daemons_own_is_refused(
-    new_box: Callable[..., Box], what: str
-) -> None:
+def test_a_folder_of_the_state_folder_that_is_not_the_daemons_own_is_refused(new_box: NewBox, what: str) -> None:
     box = new_box()
     name, make, words = FOLDERS[what]
     make(box, box.state / name)
@@ -143,7 +139,7 @@ def test_a_folder_of_the_state_folder_that_is_not_the_daemons_own_is_refused(
 
 
 @pytest.mark.timeout(120)
-def test_models_may_lie_elsewhere_in_an_own_folder(new_box: Callable[..., Box]) -> None:
+def test_models_may_lie_elsewhere_in_an_own_folder(new_box: NewBox) -> None:
     box = new_box()
     link_to_own(0o750)(box, box.state / "models")
     box.start(extra={"DROPFORGE_WORKER": "separate"})
@@ -170,7 +166,7 @@ def put_another_there(box: Box) -> None:
     ],
 )
 def test_a_state_folder_that_is_taken_away_ends_daemon_and_worker_with_one_line(
-    new_box: Callable[..., Box], what: str, change: Callable[[Box], object]
+    new_box: NewBox, what: str, change: Callable[[Box], object]
 ) -> None:
     box = new_box()
     box.start()
@@ -189,7 +185,7 @@ def test_a_state_folder_that_is_taken_away_ends_daemon_and_worker_with_one_line(
 
 
 @pytest.mark.timeout(120)
-def test_a_dead_intake_ends_the_daemon_in_order_with_its_reason(new_box: Callable[..., Box]) -> None:
+def test_a_dead_intake_ends_the_daemon_in_order_with_its_reason(new_box: NewBox) -> None:
     box = new_box()
     program = (
         "import sys; from daemon import cli, service\n"
