@@ -959,6 +959,17 @@ def test_a_run_with_trouble_of_its_own_waits_alone_and_goes_on_when_it_is_over(b
     assert (box.run().state, box.run().failures) == (RunState.SUCCEEDED, 0)
 
 
+def test_a_running_run_whose_files_cannot_be_used_at_the_start_waits(box: Box) -> None:
+    box.drop("a")
+    ticks(box.new_dispatcher(), 2)
+    assert box.run().state == RunState.RUNNING
+    # A folder in the place of a leftover: the kernel unlinks none for root either.
+    (box.settings.state_folder / "runs/1/.drops.json.1.tmp").mkdir()
+    box.new_dispatcher()
+    assert (box.run().state, box.run().failures, box.run().deaths) == (RunState.WAITING, 0, 0)
+    assert (box.run().error or "").startswith("the files of run 1 cannot be used: ")
+
+
 def test_the_judge_alone_may_use_the_network_and_its_judgement_reaches_the_decision(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
