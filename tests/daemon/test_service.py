@@ -18,9 +18,11 @@ from daemon.queue.states import Claim
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.settings.model import ExecutorSettings, Settings
+from daemon.state.database import transaction
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import LEASE_NAME, WORKER_LOCK
 from daemon.state.ownership import ShareGone
+from daemon.state.tables import Track
 from daemon.system.processes import FileLock
 from daemon.views.attention import attention
 from daemon.views.overview import Overview
@@ -54,6 +56,14 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
     monkeypatch.setattr(daemon._intake, "finish", lambda: order.append("intake"))
     daemon._end()
     assert order[:3] == ["worker", "hooks", "intake"]
+
+
+def test_the_schedule_is_looked_at_in_every_turn(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    daemon = Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), trigger="nightly"))
+    assert daemon._tick()
+    with transaction(daemon._engine) as session:
+        assert "looked_at" in (session.get_one(Track, "default").nightly or {})
 
 
 @pytest.mark.parametrize(
