@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +118,9 @@ class Box:
             "HOME": str(self.state),
         }
 
-    def start(
-        self, *prefix: str, extra: Mapping[str, str] | None = None, code: Sequence[str] = ("-m", "daemon")
-    ) -> None:
-        """Start the daemon and wait until it is ready; `prefix` may be a tracer, `code` is what Python runs."""
-        words = [sys.executable, "-P", *code, "run"]
+    def start(self, *prefix: str, extra: Mapping[str, str] | None = None) -> None:
+        """Start the daemon and wait until it is ready; `prefix` may be a tracer."""
+        words = [sys.executable, "-P", "-m", "daemon", "run"]
         argv = [*prefix, *self.namespace.argv(DAEMON, words, self.folder, 0o007)]
         with self.log.open("ab") as log:
             environment = {**self.environment, **(extra or {})}
