@@ -205,14 +205,17 @@ def test_a_run_that_no_worker_serves_says_so_until_one_does(tmp_path: Path, drop
 
 
 def test_a_hook_that_waits_for_the_daemon_is_run_by_it(tmp_path: Path) -> None:
-    house = House(tmp_path, f'[hooks]\nafter_promotion = ["mkdir", "{tmp_path}/told"]\n')
+    os.mkfifo(tmp_path / "word")
+    hook = f'[hooks]\nafter_promotion = ["cat", "{tmp_path}/word"]\ntimeout_seconds = 20\n'
+    house = House(tmp_path, hook)
     house.run()
     daemon = Service(house.daemon.settings)
     assert daemon._tick()
     ((_, _, running),) = daemon._hooks._running.values()
     assert isinstance(running, Command)
+    assert running.ended() is None, "the daemon does not wait for it"
+    (tmp_path / "word").write_text("told")
     running.wait()
-    assert (tmp_path / "told").is_dir()
     assert daemon._tick()
     latest = Overview.of(house.daemon.settings).history("default")[0]
     assert (latest.generation, latest.hook and latest.hook.state) == (1, "ok")
