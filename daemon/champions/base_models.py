@@ -135,8 +135,8 @@ def ensure_base(engine: Engine, work_folder: WorkFolder, track_name: str, base: 
             record_event(session, kind, now, track=track_name, model_id=identity, path=path)
         if generation is None or track.champion_model_id == known[1] != identity:
             model = ModelRef(model_id=identity, path=path, generation=0 if generation is None else generation + 1)
-            change_champion(session, work_folder, change_to(model, PromotionKind.BASE, track_name, None, Word("", now)))
+            change_champion(session, change_to(model, PromotionKind.BASE, track_name, None, Word("", now)))
         elif track.champion_model_id == identity:
             track.champion_path = path
-            sync_link(session, work_folder, track_name)
         session.add(track)
+        sync_link(session, work_folder, track_name)
