@@ -21,10 +21,10 @@ from watchdog.observers.polling import PollingObserver
 
 from daemon.inbox.drop_folders import DONE, REJECTED, Folder, WatchedFolder, folder_names, is_skipped, watched_folders
 from daemon.inbox.folders import InboxFolders, InboxUnusable
-from daemon.inbox.leases import has_writer
 from daemon.inbox.safe_copy import identity
 from daemon.settings.model import Settings
 from daemon.settings.text import nearest
+from daemon.system.processes import has_writer
 from pipeline.artifacts import Role
 from pipeline.words import printable
 

@@ -22,9 +22,8 @@ from daemon.messages.texts import Text, inert, text_of
 from daemon.settings.messages import SecretUrl
 from daemon.settings.model import Settings
 from daemon.state.database import ChangeWatch, transaction
-from daemon.state.message_tables import Message, Outbox
 from daemon.state.states import MessageState
-from daemon.state.tables import Event
+from daemon.state.tables import Event, Message, Outbox
 from daemon.state.troubles import Troubles
 from daemon.storage.disk import is_full
 from daemon.system.clock import now_ms

@@ -1,6 +1,7 @@
-"""Processes: identity beyond the pid, whether one is alive, signals, and locks that end with the process."""
+"""Processes: identity beyond the pid, whether one is alive, signals, locks and leases that end with the process."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -18,6 +19,8 @@ _NOT_FOR_CHILDREN = (
 _PR_SET_DUMPABLE = 4
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.05
+#: Errors if no lease is possible: the file system has none, or we neither own the file nor have CAP_LEASE.
+_NO_ANSWER = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP})
 _TRIES = 4
 
 
@@ -164,3 +167,40 @@ def lock_holder(path: Path) -> int | None:
     finally:
         os.close(fd)
     return None
+
+
+def has_writer(name: bytes, dir_fd: int) -> bool | None:
+    """
+    Return whether any process has the regular file `name` open or mapped for writing; `None` if not known.
+
+    Not known: not allowed, not supported, not readable, or not a regular file. For local file systems only: a network
+    file system may refuse a lease for other reasons.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=dir_fd)
+    except OSError:
+        return None
+    try:
+        return not take_read_lease(fd)
+    except OSError as error:
+        if error.errno in _NO_ANSWER:
+            return None
+        raise
+    finally:
+        # Closing gives the lease back.
+        os.close(fd)
+
+
+def take_read_lease(fd: int) -> bool:
+    """
+    Take a read lease on an open file, held until it is closed; return `False` if a process has it open for writing.
+
+    A process that opens the file for writing while the lease is held would cause SIGIO here, which ends this process by
+    default; the signal is changed to SIGURG, which is ignored. Raises `OSError` where leases do not work.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return False
+    return True

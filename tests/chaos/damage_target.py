@@ -32,8 +32,7 @@ from daemon import cli, service
 from daemon.settings.load import load
 from daemon.state.database import transaction
 from daemon.state.layout import DATABASE_NAME, TROUBLES_NOTE, WORKER_LOCK
-from daemon.state.message_tables import Message, Outbox
-from daemon.state.tables import EVERY
+from daemon.state.tables import EVERY, Message, Outbox
 from daemon.system.processes import FileLock
 from pipeline import durable
 from pipeline.contract import CURVE_NAME, LOG_NAME, PROGRESS_NAME, RESULT_NAME, StepError, StepResult, StepSpec

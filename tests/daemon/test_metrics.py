@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from daemon.metrics import CONTENT_TYPE, metrics_text
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
-from daemon.state.message_tables import Message
+from daemon.state.tables import Message
 from daemon.system.processes import FileLock
 from daemon.web.app import make_app
 

@@ -18,9 +18,8 @@ from daemon.inbox.safe_copy import look
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.message_tables import Message
 from daemon.state.states import DropState, MessageState
-from daemon.state.tables import Drop, Event
+from daemon.state.tables import Drop, Event, Message
 from daemon.storage.gc import Item
 from daemon.storage.retention import DAY_MS
 from pipeline.words import printable

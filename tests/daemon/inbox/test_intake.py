@@ -23,9 +23,8 @@ from daemon.settings.model import Settings
 from daemon.state import database
 from daemon.state.clauses import drop_clauses
 from daemon.state.events import Word
-from daemon.state.message_tables import Message
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.tables import Drop, Event, Message, Run
 from daemon.storage.retention import DAY_MS
 from daemon.system.programs import name_of
 from pipeline import durable

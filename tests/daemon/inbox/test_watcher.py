@@ -15,9 +15,9 @@ from unittest.mock import Mock
 import pytest
 
 from daemon.inbox.folders import InboxUnusable
-from daemon.inbox.leases import has_writer
 from daemon.inbox.watcher import Settled, Watcher, make_inbox
 from daemon.settings.model import Settings
+from daemon.system.processes import has_writer
 
 SETTLE = 5.0
 
@@ -248,7 +248,7 @@ def test_a_lease_is_refused_while_somebody_writes_and_has_no_answer_for_what_is_
 
 LEASE_BROKEN = """
 import os, sys
-from daemon.inbox.leases import take_read_lease
+from daemon.system.processes import take_read_lease
 fd = os.open(sys.argv[1], os.O_RDONLY)
 assert take_read_lease(fd)
 child = os.fork()

@@ -20,8 +20,7 @@ from daemon.service import Service
 from daemon.settings.load import load
 from daemon.state.database import open_reader, transaction
 from daemon.state.events import record_event
-from daemon.state.message_tables import Message
-from daemon.state.tables import Drop, Run
+from daemon.state.tables import Drop, Message, Run
 from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError

@@ -14,7 +14,7 @@ from daemon.settings.messages import MessageSettings
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.message_tables import Message
+from daemon.state.tables import Message
 from tests.daemon.messages.conftest import with_messages
 
 URL = "json://user:hunter2@example.invalid/"
