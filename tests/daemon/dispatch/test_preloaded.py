@@ -137,7 +137,8 @@ def test_a_fork_that_cannot_use_a_gpu_that_is_there_becomes_a_new_process(
     assert process.go(lambda: False).exit_code == 1
     assert run.result()["status"] == "failed"
     if not has_gpu:
-        collects, *modules = (run.folder / LOG_NAME).read_text().splitlines()[-1].split()
+        words = map(str.split, (run.folder / LOG_NAME).read_text().splitlines())
+        collects, modules = next((line[0], line) for line in words if "pipeline.__main__" in line)
         assert (collects, "bitsandbytes" in modules, "torch._inductor.compile_fx" in modules) == ("True", True, False)
     run.preloaded.close()
 

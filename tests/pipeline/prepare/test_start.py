@@ -139,6 +139,8 @@ def test_what_stands_against_the_champion_is_said_and_the_base_is_trained(
 def test_a_champion_that_is_not_what_it_was_is_not_gone_on_from(tmp_path: Path, harm: str) -> None:
     snapshot = going_on(tmp_path).drop(rows(50))
     crown(snapshot, snapshot.prepare())
+    base = {"base_model": str(tmp_path / "base"), "base_model_id": write_model(tmp_path / "base", b"base weights")}
+    snapshot.config = snapshot.config.model_copy(update=base)
     start, attempt = snapshot.champion, snapshot.attempt()
     folder = snapshot.root / start.path
     assert require_start(attempt, start) == folder
