@@ -118,5 +118,6 @@ def examples_of(command_path: str) -> tuple[str, ...]:
 
 
 def epilog_of(command_path: str) -> str:
-    """Return the end of a command's help: its examples, which are not wrapped, so that they can be copied."""
-    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in examples_of(command_path))))
+    """Return the end of a command's help: its examples, not wrapped, so that they can be copied; empty without any."""
+    lines = [f"  {line}" for line in examples_of(command_path)]
+    return "\n".join(("\b", "Examples:", *lines)) if lines else ""

@@ -88,9 +88,10 @@ def wait(
     """
     Wait until a run, or the run that trains on a dropped file, has its verdict.
 
-    The exit code says which: 0 promoted, 10 refused by the gate, 11 insufficient evidence, 13 failed, 14 cancelled,
-    15 timed out, 65 the drop was rejected, 69 no daemon runs. A win that waits for approval has no verdict yet. Until
-    then each new state is printed to stderr. It is an error if there is no such run, drop or file in the inbox.
+    The exit code says which: 0 promoted; 10 refused by the gate, overtaken by another champion, blocked, or the drop
+    suspended; 11 insufficient evidence; 13 failed or crashed; 14 cancelled, or the drop withdrawn; 15 timed out; 65 the
+    drop rejected; 69 no daemon runs. A win that waits for approval has no verdict yet. Until then each new state is
+    printed to stderr. It is an error if there is no such run, drop or file in the inbox.
     """
     settings = load_settings(context)
     overview = Overview.of(settings)

@@ -1,4 +1,4 @@
-"""Claim due runs: trials first queued, then each run whose settings, files and disk space let it go on."""
+"""Queue the trials that are due, then claim each due run whose settings, files and disk space let it go on."""
 
 import contextlib
 

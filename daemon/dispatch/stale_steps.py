@@ -118,7 +118,12 @@ class _Past:
             self.left = f"generation {start.generation}, from which it was trained, is not the champion any more"
 
     def is_stale(self, name: str, stands: Collection[str]) -> bool:
-        """Return whether a published step's inputs have changed; some do not count if a later step is in `stands`."""
+        """
+        Return whether a published step's inputs have changed.
+
+        Another champion makes no evaluation stale whose verdict is in `stands`, and no data on which a training in it
+        was done.
+        """
         against = self._report if name == "evaluate" and "decide" not in stands else None
         if self.left or (against is not None and not against.is_against(self._serving)):
             return True

@@ -29,7 +29,8 @@ def validation_options(settings: Settings, track: str, path: str) -> Options:
     """
     Return the validation options of `track`, by the settings and the special tokens in its base model's folder.
 
-    `path` is the file's path or name as its owner knows it.
+    `path` is the file's path or name as its owner knows it. No special tokens are looked for if the folder's tokenizer
+    cannot be read. Raises `SettingsError` if the track is not declared.
     """
     base, intake = settings.track(track).base_model, settings.intake
     tokens = special_tokens(Path(base)) if base else ()

@@ -116,9 +116,9 @@ def begin(session: Session, run: Run, config: RunConfig, now: int) -> bool:
     """
     Set configuration and snapshot of a run that is due; return whether it can be claimed.
 
-    The snapshot is the result of `take_snapshot`. A run without any training drop is cancelled: `False`. A trial gets
-    another seed than `config` and starts from the base; only a run with the purpose `SEARCH` keeps a search that is not
-    for every run.
+    The snapshot is the result of `take_snapshot`. A run without any training drop is cancelled: `False`. A run about
+    one drop gets another seed than `config` and starts from the base. A search with `when` = "asked" is dropped unless
+    the run's purpose is `SEARCH`.
     """
     snapshot = take_snapshot(session, run)
     if not snapshot:

@@ -99,7 +99,7 @@ def collect(
 
 def clear_attempt(work_folder: WorkFolder, attempt: Attempt) -> None:
     """
-    Delete the `leftovers` of an attempt that ended without a result: data, adapters, models; not its spec and log.
+    Delete the `leftovers` of an attempt of which nothing was published: data, adapters, models; not its spec and log.
 
     Nothing is deleted for `evaluate` and `judge`: the next attempt resumes from the predictions and replies. Safe to
     repeat; a folder that cannot be deleted is left to a later collection.

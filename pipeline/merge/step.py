@@ -190,6 +190,9 @@ def _merged(name: str, dtype: str, block: bytearray, rows: slice, change: Change
     """Return the bytes of the weight's `rows`, which are `block` in the base. Raises as `_write_merged` does."""
     import torch
 
+    if change is not None and dtype not in _DTYPES:
+        message = f"the trained weight {name} of the base model is stored as {dtype}, not as {', '.join(_DTYPES)}"
+        raise CannotTrain(message, "save the base model in bfloat16, and train again")
     kind = getattr(torch, _DTYPES.get(dtype, "uint8"))  # masks and positions are copied
     with torch.inference_mode():
         numbers = torch.frombuffer(block, dtype=kind).view(rows.stop - rows.start, -1)

@@ -96,14 +96,13 @@ class Server:
     def wait(self, seconds: float) -> None:
         """Wait until the server's /health responds with 200. Raises `DropforgeError` after `seconds`."""
         end = time.monotonic() + seconds
-        while True:
+        while (left := end - time.monotonic()) > 0:
             with contextlib.suppress(OSError):
-                if _request(self._at, "GET", "/health", None, min(_ANSWER_SECONDS, end - time.monotonic()))[0] == _OK:
+                if _request(self._at, "GET", "/health", None, min(_ANSWER_SECONDS, left))[0] == _OK:
                     return
-            if time.monotonic() + _LOOK_SECONDS > end:
-                message = f"the server at {self._url} was not up within {seconds:g} s"
-                raise DropforgeError(message, "see why in its own log; --wait sets the time")
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(min(_LOOK_SECONDS, left))
+        message = f"the server at {self._url} was not up within {seconds:g} s"
+        raise DropforgeError(message, "see why in its own log; --wait sets the time")
 
     def models(self) -> list[dict[str, Any]]:
         """Return the models in /v1/models, with `id` and, for adapters, `parent`. Raises `DropforgeError` if none."""

@@ -183,6 +183,13 @@ def test_a_trained_weight_that_is_no_number_in_the_bases_dtype_is_refused(
         merge(base, tmp_path / "weights.safetensors")
 
 
+def test_a_base_in_a_dtype_that_is_not_merged_is_refused_by_a_name(tmp_path: Path, merge: Any) -> None:
+    base = save_base(tmp_path / "base", dtype=torch.float64)
+    save_trained(base, tmp_path / "weights.safetensors")
+    with pytest.raises(CannotTrain, match=r"is stored as F64, not as F32, F16, BF16"):
+        merge(base, tmp_path / "weights.safetensors")
+
+
 def test_a_disk_that_takes_a_part_of_a_block_is_full(
     tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

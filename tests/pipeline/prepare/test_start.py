@@ -154,7 +154,7 @@ def test_a_champion_that_is_not_what_it_was_is_not_gone_on_from(tmp_path: Path, 
         shutil.rmtree(folder)
     with pytest.raises(CannotTrain, match="starts from the champion of generation 3, and ") as caught:
         require_start(attempt, start)
-    assert caught.value.hint.endswith('set train.start = "base"; then: dropforge retry 1')
+    assert caught.value.hint.endswith('set train.start = "base"; then: dropforge retry RUN')
 
 
 # General rows.
