@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 TINY = ROOT / "tests" / "tiny_llama.py"
+#: In the place of the unit's two minutes.
+WATCHDOG_SECONDS = 4
 #: Enough to learn the task, and to be interrupted in the middle.
 ROWS = 400
 EPOCHS = 15.0
@@ -169,10 +172,15 @@ def champion(machine: Machine) -> str:
     return (machine.root / STATE / "tracks" / "default" / "champion").readlink().name
 
 
+def listed(machine: Machine, what: str) -> list[dict[str, Any]]:
+    """Return what `dropforge runs` or `drops` shows to the service's user, who has none of our variables."""
+    found = json.loads(machine.run("runuser", "-u", "dropforge", "--", "dropforge", what, "--json").stdout)
+    return list(found[what])
+
+
 def runs(machine: Machine) -> list[dict[str, Any]]:
-    """Return the runs that `dropforge runs` shows to the service's user, who has none of our variables."""
-    shown = machine.run("runuser", "-u", "dropforge", "--", "dropforge", "runs", "--json").stdout
-    return list(json.loads(shown)["runs"])
+    """Return the runs."""
+    return listed(machine, "runs")
 
 
 @pytest.mark.parametrize(("drop_ins", "most"), [((), MOST_EXPOSURE), ((DROP_IN,), SLURM_EXPOSURE)])
@@ -298,6 +306,87 @@ def test_a_worker_with_a_unit_of_its_own_trains_on_while_the_daemon_restarts(mac
     assert ours(machine) == {}
 
 
+#: What a member of the group tries in the inbox, each a shell script; none may move what is the daemon's.
+_ATTACKS = {
+    "swap rejected for a link": "mv rejected o; rmdir rejected; ln -sfT /var/lib/dropforge/spool/queue rejected",
+    "swap done for a link": "mv done o; rmdir done; ln -sfT /var/lib/dropforge/drops done",
+    "swap a track's folder": "mv support o; rmdir support; ln -sfT /var/lib/dropforge support",
+    "swap a folder in it": "cd support && mv heldout o; rmdir heldout; ln -sfT /var/lib/dropforge/drops heldout",
+    "write into answers": "ln -s /var/lib/dropforge/spool/queue rejected/support",
+    "open a folder for others": "chmod 777 rejected done support",
+    "forge an order": 'printf \'{"folder": "/srv/dropforge/inbox/forged"}\' > 9-train-1.json; mkdir forged',
+    "write the order itself": "cp 9-train-1.json /var/lib/dropforge/spool/queue/",
+    "a link to the database": "ln -s /var/lib/dropforge/dropforge.db link.jsonl",
+    "a hard link": "ln /srv/tiny/drop.jsonl hard.jsonl",
+    "a pipe": "mkfifo pipe.jsonl",
+    "a folder": "mkdir -p folder.jsonl/deep",
+    "a file of 8 TiB": "truncate --size 8T huge.jsonl",
+    "a held-out file": "cp /srv/tiny/heldout.jsonl heldout/mine-heldout.jsonl",
+}
+#: What of it is a drop like any other: a held-out file, which waits for a person.
+_TAKEN = ("mine-heldout.jsonl",)
+#: Those that the file system must refuse outright.
+_REFUSED = {name for name in _ATTACKS if name.startswith(("swap", "open", "write"))}
+
+
+def as_user(machine: Machine, user: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in the inbox as a user."""
+    argv = ("runuser", "-u", user, "--", "sh", "-c", f"cd /srv/dropforge/inbox && {script}")
+    return machine.run(*argv, check=False)
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Return the folders and links below a folder, with their modes and kinds."""
+    return {str(path.relative_to(folder)): path.lstat().st_mode for path in folder.rglob("*") if not path.is_file()}
+
+
+@pytest.mark.timeout(400)
+def test_a_member_of_the_group_moves_nothing_and_an_honest_file_goes_through(machine: Machine) -> None:
+    configure(machine, "none")
+    settings = machine.root / "etc/dropforge/dropforge.toml"
+    # What is tried here is the inbox: nothing is to be trained.
+    text = settings.read_text().replace("run_after_quiet_seconds = 0.5", "run_after_quiet_seconds = 3600")
+    settings.write_text(f"{text}\n[tracks.support]\n")
+    machine.run("useradd", "--no-create-home", "--groups", "dropforge", "reader")
+    machine.run("bash", "-ec", "head -n 20 /srv/tiny/drop.jsonl | tee /srv/tiny/heldout.jsonl > /srv/tiny/small.jsonl")
+    start(machine)
+    inbox, state = machine.root / "srv/dropforge/inbox", machine.root / STATE
+    wait_for(lambda: in_state(machine, "active") and (inbox / "support").is_dir())
+    own = [inbox / name for name in ("done", "rejected", "support", "heldout", "support/heldout")]
+    before = {path: (path.lstat().st_ino, path.lstat().st_mode) for path in own}
+    spool = tree(state / "spool")
+    attempts = {name: as_user(machine, "sender", script).returncode for name, script in _ATTACKS.items()}
+    assert {name for name, code in attempts.items() if code} >= _REFUSED, attempts
+
+    assert (
+        as_user(
+            machine, "reader", "cp /srv/tiny/small.jsonl support/.x && mv support/.x support/honest.jsonl"
+        ).returncode
+        == 0
+    )
+    assert as_user(machine, "sender", "cp /srv/tiny/drop.jsonl .x && mv .x mine.jsonl").returncode == 0
+    honest, mine = inbox / "done/support/~reader/honest.jsonl", inbox / "done/~sender/mine.jsonl"
+    wait_for(lambda: in_state(machine, "active") and honest.exists() and mine.exists())
+    told = [inbox / "rejected/~sender/9-train-1.json", inbox / "done/~sender/mine-heldout.jsonl"]
+    wait_for(lambda: in_state(machine, "active") and all(path.exists() for path in told))
+    assert {path: (path.lstat().st_ino, path.lstat().st_mode) for path in own} == before
+    assert tree(state / "spool") == spool
+    assert not list((state / "spool").rglob("9-train-1*"))
+    assert not (state / "runs/9").exists()
+    taken = {drop["name"]: drop["state"] for drop in listed(machine, "drops") if drop["state"] != "rejected"}
+    assert taken == {"honest.jsonl": "accepted", "mine.jsonl": "accepted"} | dict.fromkeys(_TAKEN, "proposed"), taken
+    assert "Traceback" not in journal(machine)
+
+    for name in (mine.name, f"{mine.name}.receipt.json"):
+        assert as_user(machine, "sender", f"cat done/~sender/{name}").returncode == 0, "who sent it may read it"
+        for attempt in ("cat", "rm -f", "mv -t ."):
+            assert as_user(machine, "reader", f"{attempt} done/~sender/{name}").returncode != 0, attempt
+    assert as_user(machine, "reader", "ls done/~sender").returncode != 0
+    assert mine.exists()
+    exposure = ["systemd-analyze", "security", "--no-pager", f"--threshold={MOST_EXPOSURE}", "dropforge"]
+    assert machine.run(*exposure, check=False).returncode == 0, "no worse than without all this"
+
+
 def move_environment(machine: Machine, to: str) -> None:
     """Copy the environment to a second folder, with what it names beside that one, too."""
     for beside in ("source", "packages"):
@@ -400,3 +489,24 @@ def test_a_person_configures_it_and_every_documented_command_does_its_work(machi
     left = [path for path in made if os.path.lexists(machine.root / path.lstrip("/"))]
     accounts = [machine.run("getent", kind, "dropforge", check=False).returncode for kind in ("passwd", "group")]
     assert (left, accounts) == ([], [2, 2])
+
+
+@pytest.mark.timeout(300)
+def test_a_publication_that_takes_longer_than_the_watchdog_waits_ends(machine: Machine) -> None:
+    configure(machine, "none")
+    machine.write("/etc/systemd/system/dropforge.service.d/soon.conf", f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n")
+    machine.run("systemctl", "daemon-reload")
+    start(machine)
+    # As a collection by hand does, by the daemon's user, as the file may be new; whoever publishes waits.
+    script = f"flock /{STATE}/gc.lock sh -c 'touch /tmp/held; while [ -e /tmp/held ]; do sleep 0.1; done'"
+    wait_for(lambda: in_state(machine, "active") and shown(machine, "StatusText") == "idle")
+    machine.run("systemd-run", "--uid=dropforge", "bash", "-c", script)
+    wait_for((machine.root / "tmp/held").exists)
+    machine.run("cp", "/srv/tiny/drop.jsonl", "/srv/dropforge/inbox/")
+    result = machine.root / STATE / "runs/1/attempts/prepare-1/result.json"
+    wait_for(lambda: in_state(machine, "active") and result.exists())
+    threading.Event().wait(2 * WATCHDOG_SECONDS)
+    assert not (machine.root / STATE / "runs/1/prepare.json").exists()
+    (machine.root / "tmp/held").unlink()
+    wait_for(lambda: in_state(machine, "active") and (machine.root / STATE / "runs/1/prepare.json").exists())
+    assert shown(machine, "NRestarts") == "0", journal(machine)
