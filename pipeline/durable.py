@@ -43,15 +43,13 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(directory))
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = False, folder: Path | None = None) -> bool:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = False, folder: Path | None = None) -> None:
     """
     Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one.
 
-    With `first`, a file that is there stays, and `False` is returned. Its folder must exist. Its permissions become
-    `mode` less the umask; a symbolic link is replaced, not followed. It is written in `folder`, by default its own, and
-    then moved.
+    With `first`, a file that is there stays. Its folder must exist. Its permissions become `mode` less the umask; a
+    symbolic link is replaced, not followed. It is written in `folder`, by default its own, and then moved.
     """
-    is_written = True
     aside = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -60,10 +58,8 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = Fal
             file.flush()
             os.fsync(file.fileno())
         if first:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
-            except FileExistsError:
-                is_written = False
             aside.unlink()
         else:
             aside.rename(path)
@@ -71,12 +67,11 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = Fal
         aside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
-    return is_written
 
 
-def write_json(path: Path, value: Any, *, first: bool = False) -> bool:
-    """Write `json_bytes(value)` as `write_bytes` does; return what it does. Raises `ValueError` for NaN or infinity."""
-    return write_bytes(path, json_bytes(value), first=first)
+def write_json(path: Path, value: Any, *, first: bool = False) -> None:
+    """Write `json_bytes(value)` as `write_bytes` does. Raises `ValueError` if it has NaN or infinity."""
+    write_bytes(path, json_bytes(value), first=first)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -222,7 +222,21 @@ def claim(folder: Path, on_node: Mapping[str, str] = MappingProxyType({})) -> bo
 
     `on_node` are the variables of Slurm that say the job's number, node and time limit; none for this machine.
     """
-    return durable.write_json(folder / CLAIM_NAME, _claimant(on_node), first=True)
+    # Not by a second name, which a killed worker would leave in the folder.
+    try:
+        fd = os.open(folder / CLAIM_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(durable.json_bytes(_claimant(on_node)))
+            file.flush()
+            os.fsync(file.fileno())
+        durable.fsync_folder(folder)
+    except OSError:  # as on a full disk
+        (folder / CLAIM_NAME).unlink()
+        raise
+    return True
 
 
 def _claimant(on_node: Mapping[str, str]) -> dict[str, Any]:

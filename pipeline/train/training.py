@@ -248,6 +248,9 @@ def run_process(number: int, job: Job, spec: StepSpec) -> None:
     if not rank:
         durable.write_json(job.scratch / _RESULT, trained.model_dump(mode="json"))
     torch.distributed.destroy_process_group()
+    sys.stderr.flush()
+    # At once: at a regular exit a library's thread may still run, which aborts a process whose work is done.
+    os._exit(0)
 
 
 def visible_device(number: int, visible: str | None) -> str:

@@ -164,7 +164,7 @@ def arm(house: House, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     places = {
         "copy": (intake, "copy"),
-        "enqueue": (intake, "validate"),
+        "enqueue": (intake, "examine"),
         "claim": (claimer, "needed_bytes"),
         "publish": (run_files, "publish"),
         "promote": (promotion, "add_promotion"),

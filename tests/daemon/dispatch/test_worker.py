@@ -373,11 +373,11 @@ def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> threading
     """Let no file called `name` be written, for the reason `number`, but a claim without a process; tell when."""
     tried, real = threading.Event(), durable.write_json
 
-    def write(path: Path, value: Any, **named: Any) -> bool:
-        if name in path.name and (name != CLAIM_NAME or "process" in value):
+    def write(path: Path, value: Any, **named: Any) -> None:
+        if name in path.name:
             tried.set()
             raise OSError(number, os.strerror(number))
-        return real(path, value, **named)
+        real(path, value, **named)
 
     monkeypatch.setattr(durable, "write_json", write)
     return tried

@@ -12,6 +12,7 @@ import pytest
 
 from daemon.dispatch import slurm, slurm_jobs
 from daemon.dispatch.slurm import SlurmExecutor
+from daemon.dispatch.slurm_jobs import SlurmJobs
 from daemon.dispatch.spool import JobState
 from daemon.settings.model import ExecutorSettings
 from daemon.state.run_files import load_progress, was_out_of_time
@@ -160,13 +161,12 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
             died.append(point)
             raise Died
 
-    def write(path: Path, value: Any, **named: Any) -> bool:
+    def write(path: Path, value: Any, **named: Any) -> None:
         if path.name == JOB_NAME and point == "after sbatch":
             die()
-        written = real_write(path, value, **named)
+        real_write(path, value, **named)
         if path.name == JOB_NAME and point == "after the note":
             die()
-        return written
 
     def ask(*command: str, stdin: str = "") -> str:
         if command[:2] == ("scontrol", "release") and point == "before the release":
@@ -274,7 +274,7 @@ def test_a_second_copy_of_a_job_does_nothing_and_does_not_end_the_first(
     folder = in_slurm.root / spec.folder
     wait_for((folder / "said").exists)
     # As if Slurm knew the copy alone that was refused.
-    monkeypatch.setattr(SlurmExecutor, "_look", lambda _self: [])
+    monkeypatch.setattr(SlurmJobs, "listed", lambda _self: [])
     for _ in range(4):
         seen = (folder / "progress.json").read_text()
         wait_for(partial(moved_on, folder, seen))
