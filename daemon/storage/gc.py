@@ -102,7 +102,7 @@ def clear_attempt(work_folder: WorkFolder, attempt: Attempt) -> None:
     Delete the `leftovers` of an attempt of which nothing was published: data, adapters, models; not its spec and log.
 
     Nothing is deleted for `evaluate` and `judge`: the next attempt resumes from the predictions and replies. Safe to
-    repeat; a folder that cannot be deleted is left to a later collection.
+    repeat; what cannot be deleted is left to a later collection.
     """
     if attempt.step in {"evaluate", "judge"}:
         return
@@ -110,7 +110,8 @@ def clear_attempt(work_folder: WorkFolder, attempt: Attempt) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -1109,3 +1109,15 @@ def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
     with transaction(box.engine) as session:
         serving = promotion.champion(session, "default")
     assert (serving.generation, link.resolve()) == (1, box.settings.state_folder / serving.path)
+
+
+def test_a_failure_counts_though_what_it_left_cannot_be_deleted(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaves_a_file(spec: StepSpec) -> StepResult:
+        (Path(spec.root) / spec.folder / "half").write_bytes(b"")
+        monkeypatch.setattr(Path, "unlink", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        return ended("failed", 1)(spec)
+
+    box.executor.script["train"] = [leaves_a_file]
+    box.drop("a")
+    box.ticks()
+    assert (box.run().state, box.run().failures) == (RunState.WAITING, 1)
