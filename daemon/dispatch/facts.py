@@ -39,16 +39,15 @@ class FactReader:
     def facts(self, claim: states.Claim, *, draining: bool) -> Facts:
         """Return the facts of a claimed run. Raises `LostClaim`; `OSError` or `DropforgeError` for unusable files."""
         run = states.claimed_run(self._engine, claim)
-        cancelled = run.cancel_requested
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is None:
-            return Facts(run, cancelled, draining) if cancelled else self._between_steps(run, draining=draining)
+            return Facts(run, draining) if run.cancel_requested else self._between_steps(run, draining=draining)
         folder = self._root / folder_of(key_of(attempt))
         if (folder / SPEC_NAME).exists():
             spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
-            return self._of_attempt(run, attempt, spec, cancelled=cancelled)
-        if cancelled or any(not name.startswith(".") for name in listed(folder)):
-            return Facts(run, cancelled, attempt=attempt)
+            return self._of_attempt(run, attempt, spec)
+        if run.cancel_requested or any(not name.startswith(".") for name in listed(folder)):
+            return Facts(run, attempt=attempt)
         return self._between_steps(run, attempt)
 
     def needs_gpu(self, runs: Iterable[int], spool: Spool) -> bool:
@@ -78,17 +77,16 @@ class FactReader:
                 shortage = error
         return Facts(run, draining=draining, attempt=attempt, done=done, step=step, shortage=shortage)
 
-    def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec, *, cancelled: bool) -> Facts:
+    def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec) -> Facts:
         """Return the facts of a submitted attempt: whether it has ended, and if so how."""
         if self._executors[spec.step].poll(spec) is not JobState.ENDED:
-            useless = not cancelled and is_useless(self._engine, run, spec)
-            return Facts(run, cancelled, attempt=attempt, spec=spec, useless=useless)
+            useless = not run.cancel_requested and is_useless(self._engine, run, spec)
+            return Facts(run, attempt=attempt, spec=spec, useless=useless)
         result = run_files.read_result(spec)
         publishing = result is not None and result.status == "ok" and spec.run in self._publisher
-        is_interrupted = result is not None and result.status == "interrupted" and not cancelled
+        is_interrupted = result is not None and result.status == "interrupted" and not run.cancel_requested
         return Facts(
             run,
-            cancelled,
             attempt=attempt,
             spec=spec,
             ended=True,

@@ -19,8 +19,6 @@ class Facts:
     """What the next action of a claimed run depends on; what it does not depend on was not read."""
 
     run: Run
-    #: Whether the run is to be cancelled.
-    cancelled: bool = False
     #: Whether the daemon stops, so that no step may begin.
     draining: bool = False
     #: The open attempt and the spec that it was submitted with. Without a spec, `step` is set if nobody has begun it.
@@ -43,6 +41,11 @@ class Facts:
     stale: tuple[str, str] | None = None
     step: Step | None = None
     shortage: DropforgeError | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run is to be cancelled."""
+        return self.run.cancel_requested
 
 
 class Do(Enum):

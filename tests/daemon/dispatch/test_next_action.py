@@ -98,8 +98,10 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_next_action(name: str) -> None:
-    facts, what, words = TABLE[name]
-    action: Action = next_action(Facts(RUN, **facts))
+    given, what, words = TABLE[name]
+    facts = {**given}
+    run = RUN.model_copy(update={"cancel_requested": facts.pop("cancelled", False)})
+    action: Action = next_action(Facts(run, **facts))
     assert (action.what, action.error and action.error.message) == (what, words)
 
 
