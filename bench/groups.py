@@ -107,7 +107,7 @@ def compare(rows: list[Row], every: int) -> tuple[list[Prompt], Common]:
         name = f"{number:09}"
         split: SplitName = "train" if number % every else "heldout"
         own = [DropRow(name, name, False, 0, number, 1, *row, ())]  # noqa: FBT003 - a field, not a flag
-        content.append(Prompt(split, own, (1,), [], 0, [], name))
+        content.append(Prompt(split, name, [], own, (1,)))
     heldout = HeldOut(content, SIMILARITY)
     return [heldout.prompts[number] for number in heldout.near], heldout.common
 

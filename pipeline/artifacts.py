@@ -79,6 +79,8 @@ class Drop(Frozen):
     path: str
     role: Role
     rows: int
+    answers_accepted: bool = False
+    """Whether its new answers to prompts of earlier drops replace those."""
 
 
 class ModelRef(Frozen):
@@ -112,15 +114,13 @@ class Overlap(Frozen):
 
 
 class Replacement(Frozen):
-    """Rows of one drop whose answers are replaced by those of a later drop to the same prompts."""
+    """Rows of one drop whose answers another drop's are beside, of which one counts."""
 
     old: int
-    """The drop of the rows."""
+    """The earlier drop."""
     new: int
-    """The drop whose answers count."""
+    """The later drop."""
     rows: int
-    """All of them; `heldout_rows` are of held-out prompts."""
-    heldout_rows: int
 
 
 class AnswerPair(Frozen):
@@ -133,16 +133,6 @@ class AnswerPair(Frozen):
     new_prompt: _Beginning = ""
     """Empty if it is the same prompt."""
     new_answer: _Beginning
-
-
-class HeldoutReplaced(Frozen):
-    """That new drops replace more than a tenth of the scored answers of older drops."""
-
-    drops: tuple[int, ...]
-    """The new drops, the one that replaces most first."""
-    answers: int
-    """Replaced answers, of `older` ones in all."""
-    older: int
 
 
 class Remark(Frozen):
@@ -182,12 +172,15 @@ class Dataset(Artifact):
     dataset_sha256: str
     duplicates: int
     replaced: int
-    """Answers replaced by a later drop's answer to the same prompt."""
+    """Rows with answers that no longer count, as a person accepted a later drop's to the same prompts."""
     replacements: tuple[Replacement, ...] = ()
     """The same by pairs of drops."""
-    heldout_replaced: HeldoutReplaced | None = None
-    replaced_answers: tuple[AnswerPair, ...] = ()
-    """Some of those that they replace."""
+    proposed: int = 0
+    """Rows with other answers to prompts of earlier drops, which no person has accepted: they are in no split."""
+    proposals: tuple[Replacement, ...] = ()
+    """The same by pairs of drops; the answers of `old` count."""
+    proposed_answers: tuple[AnswerPair, ...] = ()
+    """Up to 20 of each drop beside those that count."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
     rows_too_long: int = 0
@@ -484,8 +477,6 @@ class Verdict(Artifact):
     """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
-    heldout_replaced: HeldoutReplaced | None = None
-    """As the data set's, unless the champion was trained on the new drops: a win then waits for approval."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags with too few records for a test."""

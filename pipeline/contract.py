@@ -60,6 +60,9 @@ class StepSpec(Stored):
     """Published artifacts by step name, relative to `root`."""
     drops: tuple[Drop, ...]
     """The run's drops, of `prepare` and `decide`; other steps do not need them."""
+    elders: tuple[Drop, ...] = ()
+    """Accepted drops from before the run's latest one that it does not use, of `prepare`: their answers count all the
+    same, so that no other drop's answers take their place."""
     champion: ModelRef
     former: tuple[ModelRef, ...] = ()
     """Former champions that may serve again, the latest first: the candidate is compared with them, too."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from pipeline.artifacts import Dataset, HeldoutReplaced, Remark
-from pipeline.words import count, first_of, listed
+from pipeline.artifacts import Dataset, Remark
+from pipeline.words import count, listed
 
 #: The words of each warning, with a remedy, and of each reason to start from the base, by code.
 REMARKS: Mapping[str, str] = {
@@ -74,11 +74,9 @@ def remark_words(remark: Remark) -> str:
     return REMARKS[remark.code].format_map(remark.numbers)
 
 
-def replaced_words(replaced: HeldoutReplaced) -> str:
-    """Say which drops replace held-out answers, as `drop 9 replaces 80 of 431 held-out answers of older drops`."""
-    names = first_of([str(drop) for drop in replaced.drops])
-    drops = f"drop {names} replaces" if len(replaced.drops) == 1 else f"drops {names} replace"
-    return f"{drops} {replaced.answers:,} of {replaced.older:,} held-out answers of older drops"
+def proposed_words(rows: int) -> str:
+    """Say how many rows have proposed answers, as `150 rows bring new answers to old questions`."""
+    return f"{count(rows, 'row brings', 'rows bring')} new answers to old questions"
 
 
 def start_words(data: Dataset) -> str:
@@ -96,7 +94,8 @@ def left_out_words(data: Dataset) -> str:
     """List the rows that a data set leaves out by reason, as `12 repeated rows and 3 rows ...`; empty for none."""
     reasons = (
         (data.duplicates, "repeated row", ""),
-        (data.replaced, "row with an answer of a later drop", "rows with answers of later drops"),
+        (data.replaced, "row with an answer that was replaced", "rows with answers that were replaced"),
+        (data.proposed, "row with a new answer to an old question", "rows with new answers to old questions"),
         (max(data.rows_too_long, data.rows_over_window), "row longer than the window", "rows longer than the window"),
         (data.near_duplicates, "near-duplicate of a held-out record", "near-duplicates of held-out records"),
         (data.heldout_duplicates, "near-duplicate among these", "near-duplicates among these"),

@@ -168,7 +168,6 @@ def made_verdict(spec: StepSpec, outcome: str, **more: Any) -> Verdict:
         "champion_model_id": "b",
         "champion_generation": report and report["champion_generation"],
         "blames_new_drops": outcome == "worse",
-        "heldout_replaced": read["prepare"].get("heldout_replaced"),
         "heldout_version": read["prepare"].get("heldout_version"),
     }
     return Verdict.model_validate({**values, **more})

@@ -40,18 +40,21 @@ class Snapshot:
         self.root = root / f"state-{next(NUMBERS)}"
         (self.root / "drops").mkdir(parents=True)
         self.drops: list[Drop] = []
+        self.aside: set[int] = set()
+        """The accepted drops that the run does not use."""
         self.champion = ModelRef(model_id="b", path="/base", generation=0)
         usual = {"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s"}
         self.config = RunConfig(**{**usual, "gate": LOOSE, "evaluate": NO_SUITES, **config})
         self._gate = None if "gate" in config else PINNED
 
-    def drop(self, content: Rows, role: str = "train") -> "Snapshot":
+    def drop(self, content: Rows, role: str = "train", *, accepted: bool = False) -> "Snapshot":
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
         sha256 = hashlib.sha256(data).hexdigest()
         path = f"drops/{sha256}.jsonl"
         (self.root / path).write_bytes(data)
         number = len(self.drops) + 1
         value = {"id": number, "sha256": sha256, "name": "d.jsonl", "path": path, "role": role, "rows": len(content)}
+        value["answers_accepted"] = accepted
         self.drops.append(Drop.model_validate(value))
         if role == "heldout" and self._gate is not None:
             self.config = self.config.model_copy(update={"gate": self._gate})
@@ -60,8 +63,11 @@ class Snapshot:
     def attempt(self) -> Attempt:
         folder = f"runs/1/attempts/prepare-{next(NUMBERS)}"
         (self.root / folder).mkdir(parents=True)
-        drops, champion = tuple(self.drops), self.champion
-        return Attempt(made_spec(self.root, "prepare", self.config, folder=folder, drops=drops, champion=champion))
+        lists = {
+            "drops": tuple(drop for drop in self.drops if drop.id not in self.aside),
+            "elders": tuple(drop for drop in self.drops if drop.id in self.aside),
+        }
+        return Attempt(made_spec(self.root, "prepare", self.config, folder=folder, champion=self.champion, **lists))
 
     def prepare(self) -> "Prepared":
         return Prepared(self.root, prepare(self.attempt()))

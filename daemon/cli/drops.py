@@ -1,10 +1,11 @@
-"""`drops`: list drops, accept a proposed drop, withdraw a drop from later runs, restore a withdrawn drop."""
+"""`drops`: list drops, accept a proposed drop or new answers, withdraw a drop from later runs, restore it."""
 
 from typing import Annotated
 
 import typer
 
 from daemon.cli.output import (
+    answers_words,
     clock,
     drop_words,
     print_json,
@@ -67,27 +68,42 @@ def drops(
 
 
 def _row(drop: DropView) -> tuple[object, ...]:
-    """Return a drop's row; after its name in the track's inbox come the reason for its state and replaced rows."""
+    """Return a drop's row; after its name come the reason for its state, replaced rows and new answers."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
-    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced)))
+    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced, answers_words(drop))))
     name = f"{place}: {why}" if why else place
     return (drop.id, drop.track, drop_words(drop), drop.rows, drop.first_run, clock(drop.received_at), name)
 
 
-def accept(context: typer.Context, *, drop: DropArgument, reason: AnyReasonOption = None) -> None:
+def accept(
+    context: typer.Context,
+    *,
+    drop: DropArgument,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Let its new answers to old questions replace the old ones.")
+    ] = False,
+    reason: AnyReasonOption = None,
+) -> None:
     """
-    Let a held-out file that waits for a person count.
+    Let a held-out file that waits for a person count, or with --answers a drop's new answers to old questions.
 
-    Such a file says what every later model is judged on: look at its records first. A run is queued if the track's last
-    run ended for lack of them. For any other drop, or if the same content is accepted already, this is an error.
+    A held-out file says what every later model is judged on: look at its records first. A run is queued if the track's
+    last run ended for lack of them. For any other drop, or if the same content is accepted already, this is an error.
+
+    New answers are in the drop's note and on its page, beside the old ones. Accepted, they are trained on and judged
+    by from the next run on; the old ones are not. If the drop is withdrawn, the old ones count again.
     """
-    from daemon.queue.drops import accept as let_count  # noqa: PLC0415 - a quick start
+    from daemon.queue import drops as decisions  # noqa: PLC0415 - a quick start
 
     engine, settings = open_writer(context), load_settings(context)
-    row = let_count(engine, drop, word_of_user(reason), settings)
-    print_lines(confirmations.accepted(open_overview(context), settings, row))
+    if answers:
+        row = decisions.accept_answers(engine, drop, word_of_user(reason), settings)
+        print_lines(confirmations.accepted_answers(open_overview(context), settings, row))
+    else:
+        row = decisions.accept(engine, drop, word_of_user(reason), settings)
+        print_lines(confirmations.accepted(open_overview(context), settings, row))
 
 
 def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -15,12 +16,22 @@ from typing import Annotated
 import typer
 
 from daemon.cli.output import print_json, print_line, print_lines
-from daemon.cli.workspace import JsonOption, OneTrackOption, config_path, load_settings
+from daemon.cli.status import EXIT_UNAVAILABLE
+from daemon.cli.workspace import (
+    JsonOption,
+    OneTrackOption,
+    config_path,
+    load_settings,
+    open_overview,
+    open_writer,
+    word_of_user,
+)
 from daemon.inbox.quarantine import Ruling, examine, one_finding, rule, validation_options
 from daemon.inbox.safe_copy import too_large
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
+from daemon.views import confirmations
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import Dataset, Drop, ModelRef
@@ -125,13 +136,18 @@ def submit(
     heldout: Annotated[
         bool, typer.Option("--heldout", help="Pin it as held-out records, which judge and are never trained on.")
     ] = False,
+    new_answers: Annotated[
+        bool, typer.Option("--new-answers", help="Let its answers to old questions replace the old ones.")
+    ] = False,
 ) -> None:
     """
     Check a file and copy it into the inbox.
 
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs. Exit code 65, with
-    nothing copied, if it would be rejected.
+    nothing copied, if it would be rejected. --new-answers, for the owner of the settings, waits until it is taken.
     """
+    if new_answers:
+        open_writer(context)  # who may not accept learns it before anything is copied
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     validation, ruling = _look_at(file, settings, track)
     if not ruling.accepted:
@@ -147,6 +163,23 @@ def submit(
     with suppress(DropforgeError):  # who may drop a file need not see the state folder
         if not Overview.of(settings).daemon().alive:
             print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
+    if new_answers:
+        _accept_answers(context, target, track)
+
+
+def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
+    """Wait until the daemon has taken the file from the inbox, and let its new answers to old questions count."""
+    from daemon.queue.drops import accept_answers  # noqa: PLC0415 - a quick start
+
+    overview, settings = open_overview(context), load_settings(context)
+    while file.exists():
+        if not overview.daemon().alive:
+            hint = "start it with dropforge run, then: dropforge drops accept DROP --answers"
+            raise DropforgeError(f"{file} was not taken, so its new answers are not accepted", hint, EXIT_UNAVAILABLE)
+        time.sleep(_LOOK_SECONDS)
+    drop = overview.drops(track, most=1, name=file.name)[0]
+    row = accept_answers(open_writer(context), drop.duplicate_of or drop.id, word_of_user(), settings)
+    print_lines(confirmations.accepted_answers(overview, settings, row))
 
 
 def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:
@@ -189,6 +222,7 @@ def _print_faults(file: Path, validation: Validation) -> None:
         print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
 
 
+_LOOK_SECONDS = 0.5
 #: Of fewer rows, chance decides what is held out.
 _LEAST_ROWS = 20
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

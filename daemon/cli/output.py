@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.views.drops import DropView
+from pipeline.data_words import proposed_words
 from pipeline.words import printable
 
 SCHEMA = 1
@@ -84,6 +85,13 @@ def clock(time: datetime | None) -> str:
 def drop_words(drop: DropView) -> str:
     """Return a drop's state, or "on trial" while only a trial may use it, as it may have made a run worse."""
     return "on trial" if drop.on_trial else drop.state
+
+
+def answers_words(drop: DropView) -> str:
+    """Return how many new answers a drop brings, and the command that accepts them; empty if it brings none."""
+    if not drop.new_answers:
+        return ""
+    return f"{proposed_words(drop.new_answers)}, not used until: dropforge drops accept {drop.id} --answers"
 
 
 def waiting_words(drop: DropView) -> str:

@@ -10,6 +10,7 @@ import typer
 from daemon.champions.blind_review import Review
 from daemon.champions.hooks.commands import last_line
 from daemon.cli.output import (
+    answers_words,
     clock,
     drop_words,
     print_json,
@@ -67,6 +68,8 @@ def print_status(settings: Settings, overview: Overview) -> None:
     _print_tracks(settings, overview, champions)
     for drop in overview.drops(state="proposed", most=LATEST):
         print_line(f"drop {drop.id} of track {drop.track} ({drop.name}) {waiting_words(drop)}")
+    for drop in overview.drops_with_new_answers(LATEST):
+        print_line(f"drop {drop.id} of track {drop.track} ({drop.name}): {answers_words(drop)}")
     for run in (*overview.wins(blocked=False), *overview.wins(blocked=True)):
         print_line(f"run {run.id} of track {run.track}: {outcome_words(run)}")
     for champion in filter(None, champions.values()):
@@ -119,6 +122,7 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
         awaiting=overview.wins(blocked=False),
         blocked=overview.wins(blocked=True),
         proposed=overview.drops(state="proposed", most=LATEST),
+        new_answers=overview.drops_with_new_answers(LATEST),
         drops=overview.drop_counts(),
         latest_drops=overview.drops(most=LATEST),
         paused=overview.paused(),

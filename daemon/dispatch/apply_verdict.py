@@ -69,11 +69,11 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     """
     Apply the run's published verdict and end the run; return `False` if the run has to go on instead.
 
-    A win is promoted, or gets the outcome `awaiting_approval` if approval is manual, its model was rolled back from, or
-    its new drops replace more than a tenth of the older held-out answers. Drops may be put on trial, cleared or
-    suspended; the run's checkpoints are deleted. The run goes on if a person cancelled it or withdrew one of its drops,
-    or if the candidate, winner or loser, was compared with a champion that no longer serves: its evaluation is
-    unpublished. Raises `LostClaim` if the claim is not valid any more, `DropforgeError` if it cannot be promoted.
+    A win is promoted, or gets the outcome `awaiting_approval` if approval is manual or its model was rolled back from.
+    Drops may be put on trial, cleared or suspended; the run's checkpoints are deleted. The run goes on if a person
+    cancelled it or withdrew one of its drops, or if the candidate, winner or loser, was compared with a champion that
+    no longer serves: its evaluation is unpublished. Raises `LostClaim` if the claim is not valid any more,
+    `DropforgeError` if it cannot be promoted.
     """
     try:
         outcome, words = _apply(engine, settings, claim, run, now)
@@ -95,7 +95,7 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
     wins = verdict.outcome == "promoted"
-    waits = wins and (bool(verdict.heldout_replaced) or _is_manual(settings, run))
+    waits = wins and _is_manual(settings, run)
     if wins and not waits:
         showing_life(verify_manifest, root / promotion.model_of(verdict).path)
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was

@@ -25,7 +25,7 @@ from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import redo
 from daemon.dispatch.step_specs import key_of, spec_of
 from daemon.dispatch.upkeep import Upkeep
-from daemon.queue import run_queue, states
+from daemon.queue import drops, run_queue, states
 from daemon.queue.attempt_ends import End, Leave, Then
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -36,7 +36,7 @@ from daemon.state.troubles import Troubles
 from daemon.storage import gc
 from daemon.storage.disk import is_full
 from pipeline import durable
-from pipeline.artifacts import Verdict
+from pipeline.artifacts import Dataset, Verdict
 from pipeline.contract import Step, StepSpec
 from pipeline.errors import EXIT_UNFORESEEN, DropforgeError
 from pipeline.steps import BY_NAME
@@ -229,13 +229,15 @@ class Dispatcher:
 
     def _end(self, claim: states.Claim, facts: Facts, end: End, error: DropforgeError | None, now: int) -> None:
         """End the open attempt, store what a first verdict fixes, and do what follows for the run."""
-        attempt, verdict = facts.attempt, facts.published
+        attempt, made = facts.attempt, facts.published
         if attempt is None:
             return
         if end.state == AttemptState.LOST:
             self._stop_step(claim)
-        if isinstance(verdict, Verdict) and verdict.outcome != "insufficient_evidence":
+        if isinstance(made, Verdict) and made.outcome != "insufficient_evidence":
             fix_measures(self._engine, self._root, claim, facts.run, now)
+        elif isinstance(made, Dataset) and facts.run.about_drop is None:
+            drops.note_new_answers(self._engine, facts.run, made.proposals, now)
         ending = states.Ending(end.state, error.message if error else None)
         states.end_attempt(self._engine, claim, attempt.id or 0, ending, now)
         if end is End.PUBLISHED:

@@ -5,14 +5,14 @@ from typing import cast
 
 import structlog
 from sqlalchemy import Engine, text
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from daemon.champions import history, promotion
 from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.questions import SNAPSHOT
+from daemon.state.questions import ELDERS, SNAPSHOT
 from daemon.state.states import DropState, Purpose
 from daemon.state.tables import Attempt, Drop, Run, Track
 from pipeline.config import RunConfig, Unit
@@ -84,6 +84,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
         of_track = _of_track(session, settings, run)
         asked = {"run": attempt.run_id if attempt.step in _WITH_DROPS else None}
         drops = session.connection().execute(text(SNAPSHOT), asked).mappings().all()
+        elders = session.connection().execute(text(ELDERS), asked).mappings().all()
     if lost := [drop["id"] for drop in drops if drop["sha256"] is None]:
         message = f"run {attempt.run_id} was made of drop {lost[0]}, which the database lacks"
         raise DropforgeError(message, "start one without it: dropforge train; or restore a backup: dropforge restore")
@@ -100,6 +101,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
             "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
             "drops": tuple(map(dict, drops)),
+            "elders": tuple(map(dict, elders)),
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME[attempt.step].network,
             **of_track,
@@ -112,8 +114,12 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     serving, past = promotion.champion(session, run.track), promotion.champions_of(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     proposed = select(Drop.rows).where(Drop.track == run.track, Drop.state == DropState.PROPOSED)
+    # A drop whose new answers were accepted since is as new to the champion as they are.
+    since = (col(Drop.first_run).is_(None)) | (col(Drop.first_run) > (past[-1].run_id or 0))
+    renewed = session.exec(select(Drop.id).where(Drop.track == run.track, col(Drop.answers_accepted), since)).all()
+    known = None if past[-1].drops is None else [drop for drop in past[-1].drops if drop not in renewed]
     return {
-        "champion": {**serving.model_dump(), "drops": past[-1].drops},
+        "champion": {**serving.model_dump(), "drops": known},
         "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, policy.FORMER),
         "uses": uses,
         "judged_versions": versions,

@@ -195,6 +195,7 @@ class Intake:
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
         drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
+        drop.answers_accepted = self._settings.intake.new_answers == "accept"
         with transaction(self._engine) as session:
             states.ensure_track(session, drop.track, source.now)
             session.add(drop)

@@ -32,6 +32,7 @@ _COUNTED = {
     "drop_accepted": ("accepted drop", ""),
     "drop_proposed": ("proposed held-out file", ""),
     "drop_duplicate": ("duplicate drop", ""),
+    "answers_proposed": ("drop with new answers to old questions", "drops with new answers to old questions"),
     "drop_rejected": ("rejected drop", ""),
     "drop_suspected": ("drop put on trial", "drops put on trial"),
     "drop_suspended": ("suspended drop", ""),

@@ -17,6 +17,7 @@ from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
+from pipeline.data_words import proposed_words
 from pipeline.decide.explain import sentence
 from pipeline.errors import EXIT_UNFORESEEN
 from pipeline.words import count, printable, size_words
@@ -175,6 +176,19 @@ def _suspended(session: Session, event: Event) -> Text:
     )
 
 
+def _new_answers(session: Session, event: Event) -> Text:
+    drop = session.get_one(Drop, event.drop_id)
+    return _text(
+        event,
+        "warning",
+        f"NEW ANSWERS: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
+        f"the file: {inert(drop.name)}, drop {drop.id}",
+        f"{proposed_words(event.detail['rows'])}: they are not used, the old ones are",
+        "both side by side: in the note beside the file, and on the drop's page",
+        f"to let the new ones count: dropforge drops accept {drop.id} --answers",
+    )
+
+
 _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
     **dict.fromkeys(_CHANGES, _changed),
     "run_succeeded": _awaits,
@@ -186,6 +200,7 @@ _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
     "disk_low": _disk_low,
     "drop_rejected": _rejected,
     "drop_suspended": _suspended,
+    "answers_proposed": _new_answers,
 }
 
 

@@ -1,9 +1,11 @@
 """
-Manual decisions on drops that were taken in: accept a proposed drop, withdraw a drop from later runs, restore it.
+Manual decisions on drops: accept a proposed drop or new answers, withdraw a drop from later runs, restore it.
 
 The drop's file and lineage are kept. (A drop that made a candidate worse is found and suspended by `suspects`.)
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sqlalchemy import Engine, or_, update
@@ -15,8 +17,9 @@ from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
 from daemon.state.queries import waits
-from daemon.state.states import DropState, RunState
+from daemon.state.states import OPEN_STATES, DropState, RunState
 from daemon.state.tables import Drop, Run, Suspect
+from pipeline.artifacts import Replacement
 from pipeline.errors import DropforgeError
 
 
@@ -57,6 +60,52 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
         session.flush()
         run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
+
+
+def note_new_answers(engine: Engine, run: Run, proposals: Iterable[Replacement], now: int) -> None:
+    """Store how many rows of each drop of a run bring new answers, with an event for a drop that had none before."""
+    rows: Counter[int] = Counter()
+    for proposal in proposals:
+        rows[proposal.new] += proposal.rows
+    changed = or_(col(Drop.new_answers) > 0, col(Drop.id).in_(rows))
+    with transaction(engine) as session:
+        for drop in session.exec(select(Drop).where(changed, col(Drop.id).in_(run.snapshot or ()))).all():
+            number = rows[drop.id or 0]
+            if number and not drop.new_answers and not drop.answers_accepted:
+                record_event(session, "answers_proposed", now, track=drop.track, drop_id=drop.id, rows=number)
+            drop.new_answers = number
+            session.add(drop)
+
+
+def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
+    """
+    Let an accepted drop's new answers to questions of earlier drops count from the next run on; return the drop.
+
+    If a run has begun with it, it counts as new and starts a run. An event records the decision `word`. Raises
+    `DropforgeError` if the drop is unknown, not accepted or on trial, or if its data is prepared and has no new answer.
+    """
+    with transaction(engine) as session:
+        drop = _known(session, drop_id)
+        if drop.state != DropState.ACCEPTED or suspects.is_on_trial(session, drop):
+            state = "on trial" if drop.state == DropState.ACCEPTED else drop.state
+            message, hint = f"drop {drop_id} is {state}", "wait for its trial, or put it back: dropforge drops restore"
+            raise DropforgeError(message, hint if state == "on trial" else "see the drops: dropforge drops")
+        if drop.answers_accepted:
+            return drop
+        if drop.first_run is not None and not drop.new_answers and not _is_open(session, drop.first_run):
+            raise DropforgeError(f"drop {drop_id} brings no new answer", "see which do: dropforge drops")
+        drop.answers_accepted = True
+        session.add(drop)
+        _note(session, drop, "answers_accepted", word)
+        if drop.first_run is not None:
+            drop.first_run = None
+            session.flush()
+            run_queue.enqueue_for_drop(session, settings, drop, word.at)
+        return drop
+
+
+def _is_open(session: Session, run_id: int) -> bool:
+    return session.get_one(Run, run_id).state in OPEN_STATES
 
 
 def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Withdrawal:
@@ -157,5 +206,9 @@ def _decide(session: Session, drop: Drop, state: DropState, kind: str, word: Wor
     drop.state, drop.suspension = state, None
     drop.reason = word.reason if state == DropState.WITHDRAWN else None
     session.add(drop)
+    _note(session, drop, kind, word)
+
+
+def _note(session: Session, drop: Drop, kind: str, word: Word) -> None:
     reason = word.reason or None
     record_event(session, kind, word.at, track=drop.track, drop_id=drop.id, reason=reason, by=word.by)

@@ -8,7 +8,6 @@ of these runs, each with the drop and the champion, are the whole state.
 """
 
 from collections.abc import Collection
-from contextlib import suppress
 
 from sqlalchemy import Engine, func, or_
 from sqlmodel import Session, col, select
@@ -16,7 +15,6 @@ from sqlmodel import Session, col, select
 from daemon.queue import one_drop, run_queue
 from daemon.queue.snapshots import waiting_drops
 from daemon.settings.model import Settings
-from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.queries import waits
@@ -83,7 +81,7 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
                 going = select(Run.id).where(Run.track == name, or_(col(Run.state).in_(OPEN_STATES), waits()))
                 is_busy = track.paused or waiting_drops(session, name) or session.exec(going).first()
                 if begun < settings.track(name).gate.trials_per_week and not is_busy:
-                    _queue(session, settings, track, now)
+                    _queue(session, track, now)
     return latest, looked[1]
 
 
@@ -102,25 +100,15 @@ def _was_left_out(session: Session, track: Track) -> bool:
     return session.exec(left.where(col(Drop.first_run) < Promotion.run_id)).first() is not None
 
 
-def _corrections(session: Session, settings: Settings, track: Track) -> set[int]:
-    """Return the drops with new answers to held-out prompts in the data of the champion; none if that is damaged."""
-    made = select(Promotion.run_id).where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
-    data = None
-    with suppress(run_files.ArtifactDamaged):
-        data = run_files.load_dataset(settings.work_folder, session.exec(made).first() or 0)
-    return {drops.new for drops in data.replacements if drops.heldout_rows} if data else set()
-
-
-def _queue(session: Session, settings: Settings, track: Track, now: int) -> None:
+def _queue(session: Session, track: Track, now: int) -> None:
     """
     Queue the run that leaves out the oldest drop that was not left out yet; none if the champion has one drop.
 
-    A drop is not left out if a person restored it, or if it replaces held-out answers: without it the old ones judge.
+    A drop is not left out if a person restored it.
     """
     tried = select(Run.about_drop).where(Run.track == track.name, Run.about_champion == track.champion_model_id)
     drops = one_drop.whole_champion(session, track.name)
     untried = one_drop.accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
-    untried -= _corrections(session, settings, track)
     if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
         return
     champion = track.champion_model_id

@@ -69,6 +69,8 @@ class IntakeSettings(Frozen):
     """Most bad rows of a drop that are set aside; one more and the drop is given back."""
     max_bad_percent: float = Field(default=1.0, ge=0, le=100)
     """Most bad rows of a drop that are set aside, in per cent of its rows."""
+    new_answers: Literal["ask", "accept"] = "ask"
+    """Other answers to questions of earlier drops: used once a person accepts them, or at once."""
     max_waiting_drops: int = Field(default=1000, ge=1, le=_MANY)
     """Drops of an owner that may wait in a track, for a run or for approval; more files of theirs stay in the inbox."""
 

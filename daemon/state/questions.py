@@ -39,12 +39,25 @@ SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'acc
 #: The event that recorded a drop; its detail has the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 
-#: The drops of a run's snapshot, in its order, with the columns of `artifacts.Drop`; NULL for what the database lacks.
-SNAPSHOT = """
-SELECT held.value AS id, sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows
+#: The condition that selects the drops with new answers to old questions which no person has accepted.
+NEW_ANSWERS = "new_answers > 0 AND NOT answers_accepted AND state = 'accepted'"
+
+#: The columns of `artifacts.Drop`.
+_DROP = "sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows, answers_accepted"
+
+#: The drops of a run's snapshot, in its order; NULL for what the database lacks.
+SNAPSHOT = f"""
+SELECT held.value AS id, {_DROP}
 FROM run, json_each(run.snapshot) AS held LEFT JOIN "drop" ON "drop".id = held.value
 WHERE run.id = :run ORDER BY held.key
-"""
+"""  # noqa: S608 - our own words
+
+#: The accepted drops of a run's track, from before the latest one of its snapshot, that are not in that.
+ELDERS = f"""
+SELECT "drop".id, {_DROP} FROM "drop" JOIN run ON run.track = "drop".track
+WHERE run.id = :run AND "drop".state = 'accepted' AND "drop".id NOT IN (SELECT value FROM json_each(run.snapshot))
+AND "drop".id < (SELECT max(value) FROM json_each(run.snapshot)) ORDER BY "drop".id
+"""  # noqa: S608 - our own words
 
 #: The latest failed, crashed or cancelled run that used a drop since it last came in; none if a run is queued.
 GAVE_BACK = """

@@ -77,6 +77,7 @@ class Drop(SQLModel, table=True):
         Index("drop_states", "track", "state"),
         Index("drop_rejected", "received_at", sqlite_where=text("state = 'rejected'")),
         Index("drop_proposed", "id", sqlite_where=text("state = 'proposed'")),
+        Index("drop_answers", "id", sqlite_where=text("new_answers > 0")),
         Index("drop_names", "track", "role", "name_bytes"),
         Index("drop_waiting", "track", "role", "state", sqlite_where=text("first_run IS NULL")),
     )
@@ -109,6 +110,10 @@ class Drop(SQLModel, table=True):
     first_run: int | None = Field(default=None, foreign_key="run.id", index=True)
     #: Whether a person ever restored it: then it is not put on trial or left out again.
     restored: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    #: Rows with other answers to questions of earlier drops, in the data of the track's last run.
+    new_answers: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    #: Whether these count: a person accepted them, or `intake.new_answers` is "accept".
+    answers_accepted: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     #: What the champion loses without it, in points, by the last run that left it out; `None` if none did.
     worth_points: float | None = None
     worth_half_width: float | None = None

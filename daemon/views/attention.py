@@ -21,9 +21,12 @@ from daemon.views.overview import Overview
 from daemon.views.reader import NotThere, utc
 from daemon.views.runs import RunView
 from pipeline.artifacts import Frozen
+from pipeline.data_words import proposed_words
 from pipeline.words import count
 
-Kind = Literal["daemon", "disk", "trouble", "hook", "failed", "rejected", "approval", "blocked", "proposed", "paused"]
+Kind = Literal[
+    "daemon", "disk", "trouble", "hook", "failed", "rejected", "approval", "blocked", "proposed", "answers", "paused"
+]
 #: Failures and rejections of longer ago are left out.
 _RECENT = timedelta(days=7)
 #: A lasting condition (no daemon, a pause) is listed again this long after it was dismissed.
@@ -37,6 +40,7 @@ _CUT: dict[Kind, tuple[str, str, str]] = {
     "failed": ("run failed", "runs failed", "dropforge runs --state failed"),
     "rejected": ("file was rejected", "files were rejected", "dropforge drops --state rejected"),
     "proposed": ("file waits for a person", "files wait for a person", "dropforge drops --state proposed"),
+    "answers": ("drop brings new answers", "drops bring new answers", "dropforge drops"),
 }
 #: `Event.kind` of a dismissal.
 DISMISSED = "attention_dismissed"
@@ -152,13 +156,19 @@ def _ended(overview: Overview) -> Iterator[Attention]:
         if run.ended_at is not None and run.ended_at > since:
             yield _of_run("failed", run, f"Run {run.id} {run.state}", "; ".join(filter(None, (run.error, run.hint))))
     for drop in overview.rows(_REJECTED, round(since.timestamp() * 1000), _MOST_LOOKED_AT):
-        yield _of_drop("rejected", drop, f"{drop.name} was rejected")
+        yield _of_drop("rejected", drop, f"{drop.name} was rejected", drop.reason)
     for run in overview.wins(blocked=False):
         yield _of_run("approval", run, f"Run {run.id} won and waits for approval", run.sentence or "")
     for run in overview.wins(blocked=True):
         yield _of_run("blocked", run, f"Run {run.id} won, but {run.blocker}", run.sentence or "")
     for drop in overview.rows(_PROPOSED, _MOST_LOOKED_AT):
-        yield _of_drop("proposed", drop, f"{drop.name} waits for a person before it judges models")
+        yield _of_drop("proposed", drop, f"{drop.name} waits for a person before it judges models", drop.reason)
+    for view in overview.drops_with_new_answers(_MOST_LOOKED_AT):
+        title = f"{view.name}: {proposed_words(view.new_answers)}"
+        detail = f"they are not used until you accept them: dropforge drops accept {view.id} --answers"
+        yield Attention(
+            kind="answers", title=title, detail=detail, track=view.track, drop=view.id, since=view.received_at
+        )
 
 
 def _failed_hooks(settings: Settings, champion: ServingView) -> Iterator[Attention]:
@@ -175,6 +185,6 @@ def _of_run(kind: Kind, run: RunView, title: str, detail: str) -> Attention:
     return Attention(kind=kind, title=title, detail=detail, track=run.track, run=run.id, since=run.ended_at)
 
 
-def _of_drop(kind: Kind, drop: Any, title: str) -> Attention:
-    why, since = drop.reason or "", utc(drop.received_at)
-    return Attention(kind=kind, title=title, detail=why, track=drop.track, drop=drop.id, since=since)
+def _of_drop(kind: Kind, drop: Any, title: str, why: str | None) -> Attention:
+    since = utc(drop.received_at)
+    return Attention(kind=kind, title=title, detail=why or "", track=drop.track, drop=drop.id, since=since)

@@ -63,6 +63,12 @@ def accepted(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
     return [f"drop {row.id} ({row.name}) is accepted: {use}", *_queued(overview, settings, row.track)]
 
 
+def accepted_answers(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
+    """Return lines on accepted answers: when they count, and the track's queued runs with when they begin."""
+    words = f"drop {row.id} ({row.name}): its new answers to old questions count from the next run on"
+    return [words, *_queued(overview, settings, row.track)]
+
+
 def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
     """Return lines on a restored drop: that the next run uses it, and the track's queued runs with when they begin."""
     again = f"drop {row.id} ({row.name}) is accepted again: the next run of track {row.track} uses it"

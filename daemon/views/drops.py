@@ -9,11 +9,11 @@ from typing import Any
 
 from daemon.champions import history
 from daemon.state.clauses import drop_clauses
-from daemon.state.questions import CHAMPIONS, TAKEN_IN
+from daemon.state.questions import CHAMPIONS, NEW_ANSWERS, TAKEN_IN
 from daemon.system.folders import WorkFolder
 from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import NotThere, Reader, Time, newest_rows
-from pipeline.artifacts import Dataset, Frozen
+from pipeline.artifacts import AnswerPair, Dataset, Frozen
 from pipeline.records import records
 from pipeline.words import count, first_of, worth_words
 
@@ -66,6 +66,8 @@ class DropView(Frozen):
     """Points that the champion loses without it, by the newest run that left it out; `None` if none did."""
     replaced: str | None = None
     """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
+    new_answers: int
+    """Rows with other answers to questions of earlier drops, which are not used; 0 once a person accepted them."""
 
 
 class DropUses(Frozen):
@@ -97,6 +99,10 @@ class Drops(Reader):
         if not drops:
             raise NotThere(f"there is no drop {drop_id}", "list them: dropforge drops")
         return drops[0]
+
+    def drops_with_new_answers(self, most: int) -> list[DropView]:
+        """Return the drops with new answers to old questions that no person has accepted, newest first."""
+        return self._drops(f"WHERE {NEW_ANSWERS} ORDER BY id DESC LIMIT ?", [most])
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
         """Return the number of drops by track, then by state or "on trial"; states without drops are left out."""
@@ -133,7 +139,13 @@ class Drops(Reader):
 
 def _view(row: Any, tried: str | None, replacement: str | None) -> DropView:
     why = drop_clauses(row)
-    fields = {"reason": next(iter(why), None), "evidence": why[1:], "on_trial": tried, "replaced": replacement}
+    fields = {
+        "reason": next(iter(why), None),
+        "evidence": why[1:],
+        "on_trial": tried,
+        "replaced": replacement,
+        "new_answers": row.new_answers if row.state == "accepted" and not row.answers_accepted else 0,
+    }
     if None not in (row.worth_run, row.worth_points, row.worth_half_width):
         fields["worth"] = f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
     return DropView.model_validate({**vars(row), **fields}, extra="ignore")
@@ -209,6 +221,8 @@ class DropDetail(Frozen):
     """Generations of the track's champions that were trained on it, without rollbacks, the latest first; at most 20."""
     serving: bool
     """Whether the current champion was trained on it."""
+    answers: tuple[AnswerPair, ...] = ()
+    """Up to 20 of its new answers beside the old ones."""
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
@@ -225,6 +239,7 @@ def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
         warnings=_findings(kind for kind in detail.get("warnings") or () if kind["kind"] != "too_few_rows"),
         champions=tuple(row.generation for row in trained),
         serving=any(row.serves for row in trained),
+        answers=_new_answers(overview, drop),
     )
 
 
@@ -251,6 +266,14 @@ def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_
         return ()
     rows = (row for row in records.read_rows(path) if isinstance(row, records.Row) and isinstance(row.value, dict))
     return tuple(_row(row) for row in islice(rows, after, after + most))
+
+
+def _new_answers(overview: Drops, drop: DropView) -> tuple[AnswerPair, ...]:
+    if not drop.new_answers:
+        return ()
+    last = overview.read(lambda reader: [last_prepared(reader, overview.folder, drop.track)])
+    pairs = (pair for _, data in last if data is not None for pair in data.proposed_answers)
+    return tuple(pair for pair in pairs if pair.new_drop == drop.id)
 
 
 def _taken_in(overview: Drops, drop_id: int) -> dict[str, Any]:

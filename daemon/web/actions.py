@@ -176,6 +176,13 @@ def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
     return _done(*confirmations.accepted(site.overview, site.settings, row))
 
 
+@router.post("/drops/{drop_id}/answers/accept")
+def accept_answers(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
+    """Let a drop's new answers to questions of earlier drops replace those from the next run on, which is queued."""
+    row = drops.accept_answers(site.writer(), drop_id, _word(body.reason), site.settings)
+    return _done(*confirmations.accepted_answers(site.overview, site.settings, row))
+
+
 @router.post("/drops/{drop_id}/withdraw")
 def withdraw(site: SiteOf, drop_id: Number, body: Why) -> Done:
     """

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts import GuardResult, Verdict
-from pipeline.data_words import replaced_words
 from pipeline.decide.policy import GUARDS, is_shown
 from pipeline.words import count, listed, plain, signed, span
 
@@ -46,7 +45,7 @@ def clauses(verdict: Verdict) -> list[str]:
     Return the outcome of a verdict, or of its `brief`, what was measured, and remarks, a clause each.
 
     The outcome names the first guard that failed; measured are gain and interval, as `+11.5 points (+5.9 to +16.9)`, or
-    the records that a verdict lacks. The remarks are on small drops, collapsed answers and replaced held-out answers.
+    the records that a verdict lacks. The remarks are on small drops and collapsed answers.
     """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
@@ -66,9 +65,7 @@ def clauses(verdict: Verdict) -> list[str]:
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
     few = len(unguarded(verdict)) + verdict.slices_not_listed
     small = [f"not guarded: {count(few, 'small drop or tag', 'small drops or tags')}"] if few else []
-    moved = verdict.heldout_replaced if verdict.outcome == "promoted" else None
-    replaced = [] if moved is None else [replaced_words(moved)]
-    return [words, f"{gain}{between}", *small, *collapse_words(verdict), *replaced]
+    return [words, f"{gain}{between}", *small, *collapse_words(verdict)]
 
 
 def unguarded(verdict: Verdict) -> list[str]:

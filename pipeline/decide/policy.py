@@ -23,8 +23,6 @@ GUARD_HARM_P_VALUE = 0.005
 #: With one record of -1 added, a gain may have a p-value larger by this factor: .05 at a limit of .01. A sample may
 #: hold none of the losses if they are rare and large. Row "200 records, 1.2 % lose all and the others gain as much".
 WITH_ONE_LOSS_MORE = 5
-#: If new drops replace more than this share of the scored answers of older drops, a person has to approve a win.
-MOST_REPLACED = 0.1
 
 # --- the guards
 

@@ -32,7 +32,6 @@ def decide(attempt: Attempt) -> Verdict:
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
         rules = Rules(gate, attempt.config.guards, known, evaluation.records_seen_by_candidate)
         verdict = decide_verdict(comparison, rules)
-    replacing = {replaced.new for replaced in dataset.replacements if replaced.heldout_rows}
     return verdict.model_copy(
         update={
             "champion_generation": champion.generation,
@@ -41,8 +40,6 @@ def decide(attempt: Attempt) -> Verdict:
             "uses": spec.uses,
             "same_set_uses": spec.judged_versions.get(version, 0),
             "heldout_version": version,
-            # Where the champion has learned the new drops, a person has approved them.
-            "heldout_replaced": None if replacing.issubset(champion.drops or ()) else dataset.heldout_replaced,
         }
     )
 

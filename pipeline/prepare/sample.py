@@ -1,25 +1,17 @@
-"""
-Select the held-out records that are scored: a core that is the same for all champions, then others for each.
-
-Also say which of their answers, and which rows, later drops replace.
-"""
+"""Select the held-out records that are scored: a core that is the same for all champions, then others for each."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pipeline.artifacts import AnswerPair, HeldoutReplaced, Replacement
 from pipeline.contract import Attempt
-from pipeline.decide.policy import CORE_OF_DROP, CORE_SHARE, MOST_REPLACED
+from pipeline.decide.policy import CORE_OF_DROP, CORE_SHARE
 from pipeline.models.manifest import trained_ids
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, Splits, find_groups
 from pipeline.prepare.split import DropRow, Prompt, row_line
-
-#: Examples of replaced answers.
-_MOST_EXAMPLES = 10
 
 
 class Scored(NamedTuple):
@@ -134,44 +126,3 @@ def heldout_line(scored: Scored, group: str) -> dict[str, Any]:
     tags = sorted({tag for row in rows for tag in row.tags})
     more = {"pinned": first.pinned, "tags": tags, "near": scored.near, "group": group}
     return row_line(first, references=[row.output for row in rows], drop=scored.drop, **more)
-
-
-def replacements(prompts: Iterable[Prompt]) -> tuple[Replacement, ...]:
-    """Return the numbers of replaced rows by their drop and the drop that replaces them."""
-    counts = Counter(
-        (row.drop, prompt.drops[0], prompt.split == "heldout") for prompt in prompts for row in prompt.replaced
-    )
-    return tuple(
-        Replacement(old=old, new=new, rows=counts[old, new, False] + held_out, heldout_rows=held_out)
-        for old, new in sorted({(old, new) for old, new, _ in counts})
-        for held_out in [counts[old, new, True]]
-    )
-
-
-def replaced_heldout(
-    scored: Sequence[Scored], known: Collection[int]
-) -> tuple[HeldoutReplaced | None, tuple[AnswerPair, ...]]:
-    """
-    Return which new drops replace more than a tenth of the scored answers of the drops in `known`, and examples.
-
-    `known` are the drops that the champion was trained on. `None` and no examples if at most a tenth is replaced.
-    """
-    moved = []
-    for record in scored:
-        old = next((row for row in record.prompt.replaced if row.drop in known), None)
-        if old is not None and record.drop not in known:
-            moved.append((old, record))
-    older = len(moved) + sum(record.drop in known for record in scored)
-    if len(moved) <= MOST_REPLACED * older:
-        return None, ()
-    new = tuple(drop for drop, _ in Counter(record.drop for _, record in moved).most_common())
-    return HeldoutReplaced(drops=new, answers=len(moved), older=older), tuple(
-        AnswerPair(
-            old_drop=old.drop,
-            old_prompt=old.input or old.instruction,
-            old_answer=old.output,
-            new_drop=record.drop,
-            new_answer=record.prompt.rows[0].output,
-        )
-        for old, record in moved[:_MOST_EXAMPLES]
-    )

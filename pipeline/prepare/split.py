@@ -3,8 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import groupby, islice, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,7 +42,7 @@ class DropRow(NamedTuple):
     id: str
     pinned: bool
     order: int
-    """Number of its drop in the snapshot: a later drop's answers replace an earlier one's."""
+    """Number of its drop in the snapshot, the oldest 0."""
     number: int
     """Its number among the drop's records, from 0."""
     drop: int
@@ -54,13 +54,17 @@ class DropRow(NamedTuple):
     """Hash of salt and the record's `group`; empty without one."""
     document: str = ""
     """Hash of salt and input, if that has at least 13 words; else empty."""
+    accepted: bool = False
+    """Whether its drop's new answers to the questions of earlier drops replace those."""
+    elder: bool = False
+    """Whether its drop is not among the run's: its answer counts, and the row itself is not used."""
 
 
 class DropRows(NamedTuple):
     """The rows of all drops, and the numbers of those that are in no split, by reason."""
 
     rows: list[DropRow]
-    """Sorted by their hash; per prompt pinned rows are first, then those of later drops."""
+    """Sorted by their hash; per prompt pinned rows are first, then those of earlier drops."""
     too_long: int
     """Rows that certainly exceed the window."""
     special_tokens: int
@@ -83,7 +87,8 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
     lengths: list[int] = []
     done = too_long = spelled = 0
     attempt.progress(0, total, phase="reading")
-    for order, drop in enumerate(attempt.spec.drops):
+    elders = {drop.id for drop in attempt.spec.elders}
+    for order, drop in enumerate(sorted((*attempt.spec.drops, *attempt.spec.elders), key=lambda drop: drop.id)):
         for number, record in enumerate(_records(attempt, drop)):
             texts, prompt = (record.instruction, record.input, record.output), fold(record.instruction, record.input)
             if done % stride == 0 and window.counts:
@@ -96,12 +101,13 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
                 prompt, salt = normalise(prompt), attempt.config.salt
                 hashes, pinned = (split_hash(salt, prompt), hash_id(prompt)), drop.role == "heldout"
                 units = _units(salt, record)
-                rows.append(DropRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units))
+                marks = (drop.answers_accepted, drop.id in elders)
+                rows.append(DropRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units, *marks))
             done += 1
             if done % CHECK_EVERY == 0:
                 attempt.check_stop()
                 attempt.progress(done, total)
-    rows.sort(key=lambda row: (row.hash, not row.pinned, -row.order, row.number))
+    rows.sort(key=lambda row: (row.hash, not row.pinned, row.order, row.number))
     return DropRows(rows, too_long, spelled, lengths)
 
 
@@ -145,17 +151,22 @@ class Prompt(NamedTuple):
     """One prompt, its split and its rows."""
 
     split: SplitName
-    rows: list[DropRow]
-    """The latest drop's, each answer once; the first one is scored."""
-    drops: tuple[int, ...]
-    """The drops since the answers last changed, the earliest first."""
-    removed: list[DropRow]
-    """Training rows of a pinned prompt."""
-    duplicates: int
-    replaced: list[DropRow]
-    """Rows of earlier drops with other answers, the latest drop's first."""
     unit: str
     """Hash of its group, its document or itself: prompts with the same one are on one side, and count as one."""
+    removed: list[DropRow]
+    """Training rows of a pinned prompt."""
+    rows: list[DropRow] = []  # noqa: RUF012 - never changed
+    """A row for each answer that counts; the first one is scored."""
+    drops: tuple[int, ...] = ()
+    """The run's drops with these answers and no others, the earliest first."""
+    counts: DropRow | None = None
+    """The first row whose answer counts, which the run may not use."""
+    duplicates: int = 0
+    """Rows that repeat an answer that counts."""
+    replaced: Sequence[DropRow] = ()
+    """Rows with other answers, which counted until a person accepted those of a later drop; the earliest first."""
+    proposed: Sequence[DropRow] = ()
+    """Rows of later drops with other answers, which no person accepted."""
 
 
 def choose_unit(rows: Iterable[DropRow]) -> Unit:
@@ -185,17 +196,14 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
         everything = list(group)
         pinned_rows = [row for row in everything if row.pinned]
         others = everything[len(pinned_rows) :]
-        first = (pinned_rows if pinned_rows and pinned else others or pinned_rows)[-1]
+        first = (pinned_rows if pinned_rows and pinned else others or pinned_rows)[0]
         of = first.group or (first.document if unit == "document" else "") or digits
         chosen: SplitName = "heldout" if pinned_rows and pinned else _split_of(of, split, pinned=pinned)
         counted, removed = others, []
         if pinned_rows and (pinned or chosen != "heldout"):
             counted, removed = pinned_rows if pinned else [], others
-        if not counted:
-            yield Prompt("train", [], (), removed, 0, [], of)
-            continue
-        kept, duplicates, replaced = _current(counted)
-        yield Prompt(chosen, kept, _since(counted), removed, duplicates, replaced, of)
+        answers = _answers(counted) if counted else {}
+        yield Prompt(chosen if answers.get("rows") else "train", of, removed, **answers)
 
 
 def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
@@ -206,30 +214,41 @@ def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
     return "dev" if u < split.heldout + split.dev else "train"
 
 
-def _current(rows: list[DropRow]) -> tuple[list[DropRow], int, list[DropRow]]:
-    """Return the latest drop's rows of one prompt, each answer once, how many repeat these, and the other rows."""
-    latest = rows[0].order
-    kept: dict[str, DropRow] = {}
-    duplicates, replaced = 0, []
-    for row in rows:
-        if row.output in kept:
-            duplicates += 1
-        elif row.order == latest:
-            kept[row.output] = row
-        else:
-            replaced.append(row)
-    return list(kept.values()), duplicates, replaced
+def _answers(rows: list[DropRow]) -> dict[str, Any]:
+    """
+    Return the fields of a `Prompt` that follow from its `rows`, which must be in the order of their drops.
+
+    Those answers count that its earliest drop brought, or the last one whose new answers a person accepted. An answer
+    is new unless it is the same as prompts are; within a drop, and where a person accepted them, each spelling is one.
+    """
+    current: list[DropRow] = []
+    for _, of_drop in groupby(rows, key=lambda row: row.order):
+        same = _each_once(of_drop, lambda row: row.output)
+        if not current or (same[0].accepted and {row.output for row in same} != {row.output for row in current}):
+            current = same
+    first, counting = current[0], {normalise(row.output) for row in current}
+    usable = [row for row in rows if not row.elder]
+    repeats = [row for row in usable if normalise(row.output) in counting]
+    others = [row for row in usable if normalise(row.output) not in counting]
+    kept = _each_once(repeats, lambda row: normalise(row.output)) if first.elder else current
+    changed = {row.drop for row in others}
+    drops = {row.drop: None for row in repeats if row.order >= first.order and row.drop not in changed}
+    return {
+        "rows": kept,
+        "drops": tuple(drops) or tuple(row.drop for row in kept[:1]),
+        "counts": first,
+        "duplicates": len(repeats) - len(kept),
+        "replaced": [row for row in others if row.order < first.order],
+        "proposed": [row for row in others if row.order > first.order],
+    }
 
 
-def _since(rows: list[DropRow]) -> tuple[int, ...]:
-    """Return the ids of the drops from the last change of a prompt's answers on, oldest first."""
-    answers: dict[int, set[str]] = {}
+def _each_once(rows: Iterable[DropRow], key: Callable[[DropRow], str]) -> list[DropRow]:
+    """Return the first of the rows with the same key, in their order."""
+    firsts: dict[str, DropRow] = {}
     for row in rows:
-        answers.setdefault(row.order, set()).add(row.output)
-    latest = answers[rows[0].order]
-    same = takewhile(lambda order: answers[order] == latest, answers)
-    names = {row.order: row.drop for row in rows}
-    return tuple(names[order] for order in same)[::-1]
+        firsts.setdefault(key(row), row)
+    return list(firsts.values())
 
 
 def row_line(row: DropRow, **more: Any) -> dict[str, Any]:

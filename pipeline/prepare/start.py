@@ -114,8 +114,6 @@ def general_rows(share: float, rows: Sequence[DropRow], splits: Splits) -> list[
         _NO_DROP._replace(id=prompt_id(row["instruction"], ""), **row) for row in durable.read_jsonl(GENERAL_ROWS)
     )
     general = [
-        row
-        for row in built_in
-        if row.id not in taken and not splits.heldout.compare(Prompt("train", [row], (), [], 0, [], ""))
+        row for row in built_in if row.id not in taken and not splits.heldout.compare(Prompt("train", "", [], [row]))
     ]
     return list(islice(cycle(general), round(len(rows) * share / (1 - share))))

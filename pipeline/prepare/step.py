@@ -24,7 +24,8 @@ from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
-from pipeline.prepare.sample import Selection, heldout_line, replaced_heldout, replacements, select
+from pipeline.prepare.new_answers import proposals, proposed_answers, replacements
+from pipeline.prepare.sample import Selection, heldout_line, select
 from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops, row_line
 from pipeline.prepare.start import Start, choose_start, general_rows
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, long_rows
@@ -79,8 +80,7 @@ def prepare(attempt: Attempt) -> Dataset:
 def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selection, start: Start) -> dict[str, Any]:
     """Return the fields of `Dataset` that say how many rows are on each side, and how many in none and why."""
     pinned = attempt.config.gate.on == "pinned" and any(drop.role == "heldout" for drop in attempt.spec.drops)
-    replaced = replacements(splits.prompts)
-    heldout_replaced, replaced_answers = replaced_heldout(selection.scored, attempt.spec.champion.drops or ())
+    replaced, proposed = replacements(splits.prompts), proposals(splits.prompts)
     return {
         "start": start.champion,
         "from_base": start.from_base,
@@ -92,13 +92,14 @@ def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selecti
         "heldout_groups": len(set(selection.groups)),
         "heldout_pinned": pinned,
         "heldout_version": version_of([row.id for row in selection.rows]),
-        "heldout_replaced": heldout_replaced,
-        "replaced_answers": replaced_answers,
         "heldout_duplicates": splits.heldout_duplicates,
         "unit": splits.unit,
         "duplicates": sum(prompt.duplicates for prompt in splits.prompts),
         "replaced": sum(part.rows for part in replaced),
         "replacements": replaced,
+        "proposed": sum(one.rows for one in proposed),
+        "proposals": proposed,
+        "proposed_answers": proposed_answers(splits.prompts),
         "removed_heldout": splits.removed.total(),
         "near_duplicates": splits.near_duplicates,
         "overlaps": tuple(part.example for part in splits.left_out[:MOST_EXAMPLES]),

@@ -57,10 +57,15 @@ def dataset_hash(folder: Path) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return a text as prompts are compared: NFKC, case folded, each run of white space one space, none at the ends."""
+    """
+    Return a text as prompts and answers are compared: NFKC, case folded, without invisible signs (category Cf).
+
+    Each run of white space is one space, and there is none at the ends.
+    """
     if text.isascii():
         return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    seen = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
+    folded = unicodedata.normalize("NFKC", seen).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 

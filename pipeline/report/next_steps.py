@@ -58,15 +58,13 @@ def _after_a_win(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
         command=f"dropforge rollback --track {config.track} --reason TEXT",
     )
     costs = " The answers that became worse, in the report, show what it costs." if verdict.losses else ""
-    if config.gate.approval == "manual" or verdict.heldout_replaced:
+    if config.gate.approval == "manual":
         blind = NextStep(
             words=f"Judge {count(config.gate.review, 'pair')} of answers blind: the promotion waits for it.",
             command=f"dropforge review {run}",
         )
         serve = NextStep(words=f"Let it serve.{costs}", command=f"dropforge promote {run}")
-        wrong = "Compare the old and new answers, in the report. If the new ones are wrong, take the new drop out."
-        withdraw = NextStep(words=wrong, command=_withdraw(spec))
-        return [*([withdraw] if verdict.heldout_replaced else []), *([blind] if config.gate.review else []), serve]
+        return [*([blind] if config.gate.review else []), serve]
     serves = "The new model serves by itself; only one that you rolled back from before waits for you."
     return [NextStep(words=f"{serves}{costs}"), undo]
 
@@ -150,15 +148,20 @@ def ways_out(drop: int, lost: Sequence[int], track: str) -> list[NextStep]:
     """Return what to do if a suspended drop is a correction of older answers, those of the drops `lost`."""
     older = f"{'drop' if len(lost) == 1 else 'drops'} {listed(list(map(str, lost)))}" if lost else "older drops"
     withdraw = f"dropforge drops withdraw {lost[0] if len(lost) == 1 else 'DROP'} --reason TEXT"
-    submit = f"dropforge submit FILE --heldout --track {track}"
     return [
         NextStep(
             words=f"If drop {drop} corrects answers of {older}, do one of these three and then restore it.",
             command=f"dropforge drops restore {drop} --reason TEXT",
         ),
         NextStep(words="Withdraw what is out of date.", command=withdraw),
-        NextStep(words=f"Or drop all prompts of {older} again with their new answers."),
-        NextStep(words='Or set gate.on = "pinned" and judge on held-out records of your own.', command=submit),
+        NextStep(
+            words=f"Or drop all prompts of {older} again with their new answers.",
+            command=f"dropforge submit FILE --new-answers --track {track}",
+        ),
+        NextStep(
+            words='Or set gate.on = "pinned" and judge on held-out records of your own.',
+            command=f"dropforge submit FILE --heldout --track {track}",
+        ),
     ]
 
 

@@ -56,7 +56,7 @@ def render_page(report: Report) -> str:
 def _environment() -> "Environment":
     made = make_environment()
     made.filters |= {"p_value_of": p_value_words, "review": review_words}
-    for worded in (data_words.start_words, data_words.warning_words, data_words.replaced_words):
+    for worded in (data_words.start_words, data_words.warning_words):
         made.filters[worded.__name__] = worded
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
     made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
@@ -81,5 +81,6 @@ def make_environment(*folders: Path) -> "Environment":
     for name in ("count", "duration", "local", "plain", "short", "signed", "size_words", "span", "tick", "until"):
         made.filters[name] = getattr(words, name)
     made.filters["thousands"] = "{:,}".format
+    made.filters["proposed_words"] = data_words.proposed_words
     made.globals["plots"] = plots
     return made

@@ -2,7 +2,6 @@
 
 from pipeline.artifacts import Adapter, Dataset, Evaluation, Outcome, Verdict
 from pipeline.contract import StepSpec
-from pipeline.data_words import replaced_words
 from pipeline.decide.explain import REASONS, collapse_words, guard_words, unguarded
 from pipeline.decide.policy import GENERAL_SHARE, GUARDS, HARM_P_VALUE, LEVEL
 from pipeline.report.facts import BlindReview, Story
@@ -27,11 +26,10 @@ def tell(
 ) -> Story:
     """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
     config = spec.config
-    headline, moved = _HEADLINES[verdict.outcome], None
+    headline = _HEADLINES[verdict.outcome]
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
-        moved = verdict.heldout_replaced
-        headline += " It waits for your approval." if moved or config.gate.approval == "manual" else " It wins."
+        headline += " It waits for your approval." if config.gate.approval == "manual" else " It wins."
     why = [
         *_numbers(verdict),
         *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
@@ -39,7 +37,6 @@ def tell(
         *_because(verdict, evaluation, spec),
         *_collapsed(verdict, spec),
         *_limits(verdict, dataset, spec),
-        *([f"{replaced_words(moved).capitalize()}."] if moved else []),
     ]
     return Story(headline=headline, why=tuple(why), next_steps=tuple(next_steps(verdict, dataset, spec, adapter)))
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from sqlmodel import col, select
 
-from daemon.champions import decisions
 from daemon.dispatch.step_process import step_command
 from daemon.inbox.watcher import make_inbox
+from daemon.queue import drops
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.tables import Drop, Run
@@ -85,9 +85,14 @@ class Box:
         value = durable.read_json(self.daemon.root / f"runs/{run.id}/decide.json")
         return Night(run, Verdict.model_validate(value), len(self.runs()) - (run.id or 0))
 
-    def approve(self, run: Run) -> None:
-        """Approve a win, as `dropforge promote` does."""
-        decisions.approve(self.daemon.engine, self.daemon.settings.work_folder, run.id or 0, Word("", self._now, "a"))
+    def accept_new_answers(self) -> list[str]:
+        """Accept all new answers to old questions, as `dropforge drops accept` does; return the names of the files."""
+        with transaction(self.daemon.engine) as session:
+            asked = col(Drop.new_answers) > 0, ~col(Drop.answers_accepted)
+            found = session.exec(select(Drop).where(*asked)).all()
+        for drop in found:
+            drops.accept_answers(self.daemon.engine, drop.id or 0, Word("", self._now, "a"), self.daemon.settings)
+        return [drop.name for drop in found]
 
     def runs(self) -> list[Run]:
         """Return the runs in their order."""

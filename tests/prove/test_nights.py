@@ -1,7 +1,7 @@
 """
-Nine nights of one track: what is honest ends in the champion, what is wrong ends suspended, a correction waits.
+Nine nights of one track: what is honest ends in the champion, what is wrong ends suspended, a correction is asked for.
 
-A person does nothing but approve the correction. On SmolLM2-135M, by `make prove` alone.
+A person does nothing but accept the new answers of the correction. On SmolLM2-135M, by `make prove` alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from daemon.state.clauses import verdict_clauses
-from daemon.state.states import AWAITING
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.decide.explain import sentence
@@ -76,24 +75,24 @@ def test_nine_nights_with_a_correction(
         {"honest-last.jsonl": [*urgency.rows(ROWS), *colour.rows(ROWS // 4), *desk.rows(ROWS // 4)]},
     ]
     box = ground.box(tmp_path / "box", trials=7, least=LEAST, quantization="none", epochs=EPOCHS)
-    waited: list[str] = []
+    asked: list[str] = []
     for drops in nights:
         # A drop queues its run at once.
         before = len(box.runs())
         for name, rows in drops.items():
             box.drop(name, rows)
         box.night()
+        if accepted := box.accept_new_answers():
+            asked += accepted
+            box.night()
         for run in box.runs()[before:]:
             record_property(
                 "table", f"{' and '.join(drops)}: run {run.id}, {run.purpose}: {sentence(verdict_clauses(run))}"
             )
-            if run.outcome == AWAITING:
-                waited += drops
-                box.approve(run)
     states = box.drop_states()
     wrong = {name for name in states if "wrong" in name}
     assert {name for name, state in states.items() if state == "suspended"} == wrong
-    assert waited == ["correction.jsonl"], "it moves what the model is judged by"
+    assert asked == ["correction.jsonl"], "of the other drops no question is old"
     promoted = [run for run in box.runs() if run.outcome == "promoted"]
     assert box.drops_of(promoted[-1]) == states.keys() - wrong
     # An honest drop may be blamed by the luck of a training: then its trial or the control clears it.

@@ -29,7 +29,8 @@ from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
-from pipeline.data_words import left_out_words, warning_words
+from pipeline.artifacts import Dataset
+from pipeline.data_words import left_out_words, proposed_words, warning_words
 from pipeline.decide.explain import sentence
 from pipeline.words import count, printable, worth_words
 
@@ -156,6 +157,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
         yield f"Why: {drop.reason}."
     elif drop.state == DropState.ACCEPTED and drop.role == "heldout":
         yield f"Accepted: {use_of_pinned(settings, drop.track)}."
+        yield from _new_answers(session, settings, drop)
     elif drop.state == DropState.ACCEPTED:
         suspects = select(Suspect).where(Suspect.drop_id == drop.id).order_by(col(Suspect.id).desc())
         suspect = session.exec(suspects).first()
@@ -171,6 +173,7 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
                 yield f"It is worth {words}: run {drop.worth_run} was trained without it."
         else:
             yield from _not_serving(session, settings, drop, past)
+        yield from _new_answers(session, settings, drop)
     else:
         yield from _taken_out(drop, past)
 
@@ -208,14 +211,34 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
 
 def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator[str]:
     """Yield what a run left out of its data, and the warnings about it; nothing before that is prepared."""
-    data = None
-    with suppress(ArtifactDamaged, OSError):
-        data = load_dataset(settings.work_folder, run.id or 0) if run else None
+    data = _data_of(settings, run)
     if run and data is not None:
         left = left_out_words(data)
         rows = count(session.scalars(_ROWS, {"run": run.id}).one() or 0, "row")
         yield from [f"Run {run.id} left out, of {rows} in all: {left}."] if left else []
         yield from (f"{words[0].upper()}{words[1:]}." for words in warning_words(data))
+
+
+def _new_answers(session: Session, settings: Settings, drop: Drop) -> Iterator[str]:
+    """Yield how many new answers to old questions a drop brings, the command that accepts them, and examples."""
+    if not drop.new_answers or drop.answers_accepted:
+        return
+    words = proposed_words(drop.new_answers)
+    yield f"{words[0].upper()}{words[1:]}. They are not used, the old ones are."
+    yield f"Whoever runs Dropforge can let them count: dropforge drops accept {drop.id} --answers."
+    data = _data_of(settings, _last_run(session, drop))
+    for pair in data.proposed_answers if data else ():
+        if pair.new_drop == drop.id:
+            yield f"  {pair.old_prompt}"
+            yield f"    drop {pair.old_drop}: {pair.old_answer}"
+            yield f"    new: {pair.new_answer}"
+
+
+def _data_of(settings: Settings, run: Run | None) -> Dataset | None:
+    """Return a run's prepared data; `None` without a run, before that is prepared, and if it is damaged."""
+    with suppress(ArtifactDamaged, OSError):
+        return load_dataset(settings.work_folder, run.id or 0) if run else None
+    return None
 
 
 def _last_run(session: Session, drop: Drop) -> Run | None:

@@ -118,26 +118,6 @@ def house(tmp_path: Path) -> House:
 # --- a win that waits
 
 
-def test_a_win_that_changed_the_held_out_answers_waits_for_a_person_whatever_the_settings(
-    tmp_path: Path, dropforge: Callable[..., Any]
-) -> None:
-    house, moved = House(tmp_path, PINNED), "drop 1 replaces 40 of 120 held-out answers of older drops"
-    replaced = {"drops": [1], "answers": 40, "older": 120}
-    for outcome in ("worse", "promoted"):
-        run = house.at("evaluate", outcome)
-        data = house.root / f"runs/{run}/prepare.json"
-        durable.write_json(data, {**durable.read_json(data), "heldout_replaced": replaced})
-        house.daemon.finish_runs(house.now, outcome)
-    assert [house.row(number).outcome for number in (1, 2)] == ["worse", "awaiting_approval"]
-    assert house.serves == (0, b"base weights")
-    for command in (("status",), ("show", "2")):
-        said = " ".join(dropforge(*command).out.split())
-        assert f"(dropforge promote 2): 0.0 points; {moved}" in said, command
-    assert moved not in " ".join(dropforge("show", "1").out.split())
-    house.approve(run)
-    assert house.serves == (1, b"weights of run 2")
-
-
 def test_only_a_win_that_waits_is_approved(house: House) -> None:
     with pytest.raises(DropforgeError, match="no run 9"):
         house.approve(9)

@@ -19,7 +19,7 @@ from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import result_of_dead
-from daemon.queue import run_queue, states, suspects
+from daemon.queue import drops, run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, create, open_engine, transaction
@@ -28,7 +28,7 @@ from daemon.state.states import AttemptState, DropState, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.artifacts import Judgement, Shortfall, TrialScores
+from pipeline.artifacts import Judgement, Replacement, Shortfall, TrialScores
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN
@@ -1121,3 +1121,25 @@ def test_a_failure_counts_though_what_it_left_cannot_be_deleted(box: Box, monkey
     box.drop("a")
     box.ticks()
     assert (box.run().state, box.run().failures) == (RunState.WAITING, 1)
+
+
+def test_new_answers_of_a_drop_are_noted_and_count_in_the_run_after_they_are_accepted(
+    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
+) -> None:
+    def proposes(spec: StepSpec) -> StepResult:
+        found = (Replacement(old=1, new=2, rows=30), Replacement(old=7, new=2, rows=10))
+        return good_result(spec, made_dataset(spec, proposals=found))
+
+    executor.script["prepare"] = [proposes]
+    add_drop(engine, "a")
+    drop = add_drop(engine, "b")
+    ticks(dispatcher)
+    with transaction(engine) as session:
+        assert session.get_one(Drop, drop).new_answers == 40
+    assert [drop.answers_accepted for drop in executor.submitted[0].drops] == [False, False]
+    drops.accept_answers(engine, drop, Word("", NOW), settings)
+    ticks(dispatcher, now=NOW + 10**7)
+    again = next(spec for spec in executor.submitted if spec.run == 2)
+    assert [drop.answers_accepted for drop in again.drops] == [False, True]
+    with transaction(engine) as session:
+        assert session.get_one(Drop, drop).new_answers == 0

@@ -16,12 +16,10 @@ from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Run, Track
 from daemon.state.troubles import Troubles
-from pipeline import durable
-from pipeline.artifacts import Replacement, Verdict
+from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from tests import run_owner
 from tests.daemon.queue.test_suspects import DAY, QUIET, WINS, WORSE, Box, in_snapshot
-from tests.made_artifacts import made_dataset, made_spec
 
 LOST = QUIET.model_copy(update={"gain": -1.8, "interval": (-3.2, -0.8)})
 WON = WINS.model_copy(update={"gain": 3.0, "interval": (1.0, 5.0)})
@@ -121,17 +119,11 @@ def test_a_track_without_news_is_not_asked_again(box: Idle) -> None:
     assert box.trial() is not None, "another champion"
 
 
-def test_a_correction_and_what_a_person_restored_are_not_left_out(box: Idle) -> None:
-    spec = made_spec(box.settings.work_folder, "prepare", run=1)
-    Path(spec.root, spec.folder).mkdir(parents=True)
-    made = made_dataset(spec, replacements=(Replacement(old=2, new=1, rows=40, heldout_rows=4),))
-    durable.write_json(Path(spec.root, "runs/1/prepare.json"), made.model_dump(mode="json"))
-    box.withdraw(2)
-    drops.restore(box.engine, 2, Word("right customer", box.tick()), box.settings)
+def test_what_a_person_restored_is_not_left_out(box: Idle) -> None:
+    box.withdraw(1)
+    drops.restore(box.engine, 1, Word("right customer", box.tick()), box.settings)
     box.end(box.claim(), QUIET)
-    assert in_snapshot(box.next_trial()) == [1, 2], (
-        "without the old answers of drop 2, or the new of drop 1, others judge"
-    )
+    assert in_snapshot(box.next_trial()) == [1, 3]
 
 
 def test_a_drop_whose_run_was_cancelled_is_not_left_out_again(box: Idle) -> None:

@@ -51,8 +51,7 @@ def test_where_every_former_champion_has_a_withdrawn_drop_none_is_named(
 def test_replaced_rows_are_told_with_both_drops_by_the_last_run_that_is_no_trial(
     lived_in: LivedIn, dropforge: Callable[..., Any]
 ) -> None:
-    pairs = [(2, 6, 40, 12), (2, 5, 1, 0), (5, 6, 3, 0)]
-    found = [Replacement(old=old, new=new, rows=rows, heldout_rows=held) for old, new, rows, held in pairs]
+    found = [Replacement(old=old, new=new, rows=rows) for old, new, rows in [(2, 6, 40), (2, 5, 1), (5, 6, 3)]]
     folder = lived_in.settings.work_folder / "runs"
     for run, replacements in ((2, found[:1]), (3, found)):
         data = dataset_of(120, replacements=replacements)

@@ -10,10 +10,8 @@ from pipeline import durable
 from pipeline.__main__ import _run
 from pipeline.artifacts import (
     FormerScores,
-    HeldoutReplaced,
     Judgement,
     ModelRef,
-    Replacement,
     Shortfall,
     SuiteScores,
     Verdict,
@@ -200,21 +198,6 @@ def test_a_short_pinned_set_asks_for_rows_in_its_own_folder(make: Callable[..., 
     verdict = decide(make(None, shortfall=short, heldout_pinned=True))
     assert "into the track's folder heldout. 64 more are needed." in story_of(tmp_path, verdict)
     assert sentence(clauses(verdict)).endswith("a verdict needs 100"), "rows to train on bring none"
-
-
-def test_new_answers_need_no_second_approval_once_a_champion_has_learned_them(make: Callable[..., Attempt]) -> None:
-    moved = HeldoutReplaced(drops=(9,), answers=80, older=431)
-    replaced = (
-        Replacement(old=8, new=9, rows=200, heldout_rows=80),
-        Replacement(old=8, new=10, rows=1, heldout_rows=0),
-    )
-    spec = make(yes_or_no(100, 2, 18), replacements=replaced, heldout_replaced=moved).spec
-    for known, said in (((8,), moved), ((8, 9), None)):
-        champion, folder = spec.champion.model_copy(update={"drops": known}), f"attempt/{len(known)}"
-        (Path(spec.root) / folder).mkdir()
-        verdict = decide(Attempt(spec.model_copy(update={"champion": champion, "folder": folder})))
-        assert (verdict.outcome, verdict.heldout_replaced) == ("promoted", said)
-        assert ("take the new drop out" in story_of(Path(spec.root), verdict)) == bool(said)
 
 
 def test_a_report_on_another_heldout_set_is_refused(make: Callable[..., Attempt]) -> None:

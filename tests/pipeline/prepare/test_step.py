@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import binom
 
-from pipeline.artifacts import Dataset, HeldoutReplaced
+from pipeline.artifacts import Dataset
 from pipeline.config import EvaluateConfig, GateConfig, SplitConfig, TrainConfig
 from pipeline.data_words import warning_words
 from pipeline.decide.explain import clauses, sentence
@@ -63,59 +63,6 @@ def test_a_prompt_that_differs_in_case_blanks_or_unicode_form_only_is_the_same(t
     assert prompt_place("s", "ab", "c") != prompt_place("sa", "b", "c")
     twins = [{"instruction": "Tell me", "output": "x"}, {"instruction": "tell  ME", "output": "x"}]
     assert Snapshot(tmp_path, gate=PINNED, split=SplitConfig(dev=0)).drop(twins).prepare().dataset.duplicates == 1
-
-
-def test_a_later_drop_replaces_the_answers_of_an_earlier_one_and_no_others(tmp_path: Path) -> None:
-    old = rows(400, answer="old")
-    made = Snapshot(tmp_path).drop(old).drop(rows(100, answer="new")).prepare()
-    answers = {row["instruction"]: row["output"] for side in (made.train, made.dev, made.heldout) for row in side}
-    assert {answers[f"Question {number}?"] for number in range(100)} == {"new"}
-    assert {answers[f"Question {number}?"] for number in range(100, 400)} == {"old"}
-    assert (made.dataset.replaced, made.dataset.duplicates) == (100, 0)
-    again = Snapshot(tmp_path).drop(old).drop(rows(100, answer="old")).prepare()
-    assert (again.dataset.replaced, again.dataset.duplicates) == (0, 100)
-    assert again.dataset.replacements == ()
-
-
-def test_replaced_rows_are_counted_by_their_drop_and_the_drop_that_replaces_them(tmp_path: Path) -> None:
-    corrected = rows(100, answer="corrected")
-    made = Snapshot(tmp_path).drop(rows(400)).drop(corrected).drop(rows(40, start=90, answer="new")).drop(corrected)
-    found = {(one.old, one.new): (one.rows, one.heldout_rows) for one in made.prepare().dataset.replacements}
-    held = {int(row["instruction"][9:-1]) for row in made.prepare().heldout}
-    kept = {**dict.fromkeys(range(90), 2), **dict.fromkeys(range(90, 100), 4), **dict.fromkeys(range(100, 130), 3)}
-    pairs = [(1, new, number in held) for number, new in kept.items()]
-    pairs += [(3, 4, number in held) for number in range(90, 100)]
-    assert found == {
-        pair: (sum(one[:2] == pair for one in pairs), pairs.count((*pair, True)))
-        for pair in [(1, 2), (1, 3), (1, 4), (3, 4)]
-    }
-    assert 0 < found[1, 2][1] < 90 == found[1, 2][0]
-
-
-def test_new_answers_to_more_than_a_tenth_of_the_older_held_out_records_are_for_a_person_to_approve(
-    tmp_path: Path,
-) -> None:
-    def after(*known: int, new: int) -> Dataset:
-        made = Snapshot(tmp_path).drop(rows(400)).drop(rows(500, answer="old <b>" + "x" * 9000))
-        for drop in (rows(new, answer="new"), rows(400, start=1000)):
-            made.drop(drop)
-        made.champion = made.champion.model_copy(update={"drops": known or None})
-        return made.prepare().dataset
-
-    few = rows(500)
-    held = [row for row in few if int(prompt_place("s", row["instruction"], "")[:13], 16) / 2**52 < 0.15]
-    tenth = len(held) // 10
-    numbers = [few.index(row) for row in held]
-    assert after(1, 2, new=numbers[tenth]).heldout_replaced is None
-    moved = after(1, 2, new=numbers[tenth] + 1)
-    assert moved.heldout_replaced == HeldoutReplaced(drops=(3,), answers=tenth + 1, older=len(held))
-    assert len(moved.replaced_answers) == tenth + 1
-    pair = moved.replaced_answers[0]
-    assert (pair.old_drop, pair.new_drop, pair.new_answer, pair.new_prompt) == (2, 3, "new", "")
-    assert pair.old_answer == ("old <b>" + "x" * 9000)[:300]
-    assert len(after(1, 2, new=500).replaced_answers) == 10
-    for known, new in (((), 500), ((1, 2, 3), 500), ((3, 4), 500)):
-        assert after(*known, new=new).heldout_replaced is None, "no answer of the champion's drops is replaced"
 
 
 def test_several_answers_within_one_drop_are_references_or_rows(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, HeldoutReplaced, Remark, Trial
+from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, Remark, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.decide.policy import GUARDS
@@ -240,22 +240,19 @@ def test_a_win_that_waits_for_a_person_says_how_to_promote_it(made_reports: Any,
     assert "dropforge promote 1" in [step["command"] for step in card["story"]["next_steps"]]
 
 
-def test_new_answers_to_held_out_prompts_stand_beside_the_old_ones(made_reports: Any, tmp_path: Path) -> None:
-    replaces, old = "drop 9 replaces 40 of 120 held-out answers of older drops", made_reports.HOSTILE
-    moved = HeldoutReplaced(drops=(9,), answers=40, older=120)
+def test_new_answers_to_old_questions_stand_beside_the_old_ones(made_reports: Any, tmp_path: Path) -> None:
+    old = made_reports.HOSTILE
     pair = AnswerPair(old_drop=3, old_prompt=old, old_answer=old + "old", new_drop=9, new_answer=old + "new")
-    change = {"heldout_replaced": moved, "replaced_answers": (pair,) * 10}
     attempt, verdict = made_reports.case(tmp_path, "promoted")
     path = tmp_path / attempt.spec.inputs["prepare"]
-    durable.write_json(path, made_reports.dataset(**change).model_dump(mode="json"))
-    verdict = verdict.model_copy(update={"heldout_replaced": change["heldout_replaced"]})
-    card, source = read(tmp_path / write_report(attempt, verdict))
+    data = made_reports.dataset(proposed=150, proposed_answers=(pair,) * 10)
+    durable.write_json(path, data.model_dump(mode="json"))
+    _, source = read(tmp_path / write_report(attempt, verdict))
     page = Page(source)
-    assert "It waits for your approval." in page.all("h1")[0]["text"]
-    assert f"{replaces.capitalize()}." in card["story"]["why"]
-    commands = [step["command"] for step in card["story"]["next_steps"]]
-    assert commands == ["dropforge drops withdraw DROP --reason TEXT", "dropforge promote 1"]
-    assert f"In this run {replaces}. Examples (10):" in page.words()
+    words = (
+        "150 rows bring new answers to old questions: they are neither trained on nor judged by until you accept them"
+    )
+    assert f"{words} (dropforge drops accept DROP --answers). Examples (10):" in page.words()
     cells = [one["text"] for one in page.all("td") if one["text"].endswith(("old", "new"))]
     assert [cell[-3:] for cell in cells] == ["old", "new"] * 10
     assert all(cell.startswith("<script>") for cell in cells)
