@@ -114,7 +114,7 @@ class Overlap(Frozen):
 
 
 class Replacement(Frozen):
-    """Rows of one drop whose answers another drop's are beside, of which one counts."""
+    """The rows of two drops that answer the same prompts differently; one of the answers counts."""
 
     old: int
     """The earlier drop."""
@@ -175,12 +175,10 @@ class Dataset(Artifact):
     """Rows with answers that no longer count, as a person accepted a later drop's to the same prompts."""
     replacements: tuple[Replacement, ...] = ()
     """The same by pairs of drops."""
-    proposed: int = 0
-    """Rows with other answers to prompts of earlier drops, which no person has accepted: they are in no split."""
     proposals: tuple[Replacement, ...] = ()
-    """The same by pairs of drops; the answers of `old` count."""
+    """Rows with other answers to prompts of earlier drops, which no person accepted: they are in no split."""
     proposed_answers: tuple[AnswerPair, ...] = ()
-    """Up to 20 of each drop beside those that count."""
+    """Up to 20 of each of the ten latest such drops, beside the answers that count."""
     removed_heldout: int
     """Training rows left out because their prompt is in the held-out set."""
     rows_too_long: int = 0
@@ -201,6 +199,11 @@ class Dataset(Artifact):
     metric: str
     max_new_tokens: int
     shortfall: Shortfall | None = None
+
+    @property
+    def proposed(self) -> int:
+        """How many rows have new answers to old questions that no person accepted."""
+        return sum(drops.rows for drops in self.proposals)
 
 
 class CurvePoint(Frozen):

@@ -198,7 +198,7 @@ class GateConfig(Frozen):
     on: Literal["all", "seen", "pinned"] = "all"
     """Evaluation set: the drops' own held-out shares, those of drops that the champion knows, or pinned files."""
     approval: Literal["auto", "manual"] = "auto"
-    """`manual`: a win waits for `dropforge promote RUN`; `auto`: it serves at once."""
+    """`manual`: a win waits for `dropforge promote RUN`; `auto`: it serves, unless its model was rolled back from."""
     review: int = Field(default=0, ge=0, le=1000)
     """With `manual`, pairs of answers to be judged blind by `dropforge review RUN` before it is promoted; 0: none."""
     p_value: float = Field(default=0.01, gt=0, le=0.5)

@@ -41,7 +41,7 @@ from pipeline.data_words import left_out_words, warning_words
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
 from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, MOST_KINDS, Options, Validation, good_rows
-from pipeline.words import count
+from pipeline.words import count, printable
 
 _START_FILE = """\
 # Settings of Dropforge. `dropforge config` lists all of them, systemd/dropforge.toml describes them.
@@ -174,12 +174,13 @@ def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
     overview, settings = open_overview(context), load_settings(context)
     while file.exists():
         if not overview.daemon().alive:
-            hint = "start it with dropforge run, then: dropforge drops accept DROP --answers"
-            raise DropforgeError(f"{file} was not taken, so its new answers are not accepted", hint, EXIT_UNAVAILABLE)
+            hint = "start it: dropforge run; once it has taken the file: dropforge drops accept DROP --answers"
+            message = f"its new answers are not accepted yet: no daemon runs that takes {file}"
+            raise DropforgeError(message, hint, EXIT_UNAVAILABLE)
         time.sleep(_LOOK_SECONDS)
-    drop = overview.drops(track, most=1, name=file.name)[0]
-    row = accept_answers(open_writer(context), drop.duplicate_of or drop.id, word_of_user(), settings)
-    print_lines(confirmations.accepted_answers(overview, settings, row))
+    for drop in overview.drops(track, most=1, name=printable(file.name)):
+        row = accept_answers(open_writer(context), drop.duplicate_of or drop.id, word_of_user(), settings)
+        print_lines(confirmations.accepted_answers(overview, settings, row))
 
 
 def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:

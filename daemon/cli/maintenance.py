@@ -55,7 +55,9 @@ def attention(
     elif left_out:
         print_lines(map(confirmations.dismissed, left_out))
     else:
-        print_table(("KEY", "WHAT"), [(entry.key, entry.title) for entry in entries])
+        print_table(
+            ("KEY", "WHAT"), [(entry.key, ": ".join(filter(None, (entry.title, entry.detail)))) for entry in entries]
+        )
 
 
 def gc(context: typer.Context, *, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:

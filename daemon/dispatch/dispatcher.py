@@ -149,7 +149,7 @@ class Dispatcher:
                 self._perform(claim, facts, action, now)
                 waits = action.what in {Do.SUBMIT, Do.CANCEL, Do.WAIT}
                 if waits and facts.spec is not None:
-                    self._at_work[claim.run_id] = facts.spec.model_copy(update={"drops": ()})
+                    self._at_work[claim.run_id] = facts.spec.model_copy(update={"drops": (), "elders": ()})
         except ShareGone:
             raise
         except states.LostClaim as error:
@@ -224,7 +224,7 @@ class Dispatcher:
             attempt = states.begin_attempt(self._engine, claim, step.name, now)
         spec = spec_of(self._engine, self._settings, facts.run, attempt, facts.done)
         self._executors[step.name].submit(spec)
-        self._at_work[claim.run_id] = spec.model_copy(update={"drops": ()})
+        self._at_work[claim.run_id] = spec.model_copy(update={"drops": (), "elders": ()})
         log.info("step_submitted", run=claim.run_id, step=step.name, attempt=attempt.number)
 
     def _end(self, claim: states.Claim, facts: Facts, end: End, error: DropforgeError | None, now: int) -> None:

@@ -63,7 +63,7 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
 
 
 def note_new_answers(engine: Engine, run: Run, proposals: Iterable[Replacement], now: int) -> None:
-    """Store how many rows of each drop of a run bring new answers, with an event for a drop that had none before."""
+    """Store how many rows of each drop of a run bring new answers, with an event for each number that changes."""
     rows: Counter[int] = Counter()
     for proposal in proposals:
         rows[proposal.new] += proposal.rows
@@ -71,18 +71,21 @@ def note_new_answers(engine: Engine, run: Run, proposals: Iterable[Replacement],
     with transaction(engine) as session:
         for drop in session.exec(select(Drop).where(changed, col(Drop.id).in_(run.snapshot or ()))).all():
             number = rows[drop.id or 0]
-            if number and not drop.new_answers and not drop.answers_accepted:
-                record_event(session, "answers_proposed", now, track=drop.track, drop_id=drop.id, rows=number)
-            drop.new_answers = number
-            session.add(drop)
+            if number != drop.new_answers:
+                is_first = not drop.new_answers and not drop.answers_accepted
+                kind = "answers_proposed" if is_first else "answers_counted"
+                record_event(session, kind, now, track=drop.track, drop_id=drop.id, rows=number)
+                drop.new_answers = number
+                session.add(drop)
 
 
 def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop:
     """
     Let an accepted drop's new answers to questions of earlier drops count from the next run on; return the drop.
 
-    If a run has begun with it, it counts as new and starts a run. An event records the decision `word`. Raises
-    `DropforgeError` if the drop is unknown, not accepted or on trial, or if its data is prepared and has no new answer.
+    If a run has begun with it, it counts as new and starts a run; trials that used it are repeated. An event records
+    the decision `word`. Raises `DropforgeError` if the drop is unknown, not accepted or on trial, or if its data is
+    prepared and has no new answer.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -97,6 +100,7 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
         drop.answers_accepted = True
         session.add(drop)
         _note(session, drop, "answers_accepted", word)
+        suspects.leave(session, settings, drop, word.at)
         if drop.first_run is not None:
             drop.first_run = None
             session.flush()

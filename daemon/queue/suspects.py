@@ -88,15 +88,15 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
     """
     End the suspicion of a drop that a person restored or withdrew, with its trial and control.
 
-    If the drop was the last of its search, a run may be queued. Another suspect whose trial used a drop that was
-    withdrawn is tested by a new trial.
+    If the drop was the last of its search, a run may be queued. Another suspect whose trial used the drop is tested by
+    a new trial: the drop was withdrawn, or its new answers were accepted, by which the control would be judged.
     """
     for suspect in session.exec(_open().where(Suspect.track == drop.track)).all():
         if suspect.drop_id == drop.id:
             _take_back(session, suspect, now)
             suspect.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
             _end(session, settings, suspect, now)
-        elif drop.state == DropState.WITHDRAWN and suspect.trial_run and drop.id in _used(session, suspect.trial_run):
+        elif suspect.trial_run and drop.id in _used(session, suspect.trial_run):
             _take_back(session, suspect, now)
 
 

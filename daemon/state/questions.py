@@ -39,6 +39,12 @@ SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'acc
 #: The event that recorded a drop; its detail has the findings.
 TAKEN_IN = "SELECT * FROM event WHERE drop_id = :drop ORDER BY id LIMIT 1"
 
+#: A track's last run that has prepared its data. One about a drop has not all of the track's drops.
+PREPARED = """
+SELECT id FROM run WHERE track = :track AND about_drop IS NULL AND EXISTS
+(SELECT 1 FROM attempt WHERE run_id = run.id AND step = 'prepare' AND state = 'published') ORDER BY id DESC LIMIT 1
+"""
+
 #: The condition that selects the drops with new answers to old questions which no person has accepted.
 NEW_ANSWERS = "new_answers > 0 AND NOT answers_accepted AND state = 'accepted'"
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
-from daemon.state.questions import IS_DISMISSAL
+from daemon.state.questions import IS_DISMISSAL, NEW_ANSWERS
 from daemon.storage.disk import Disk
 from daemon.system.clock import now_ms
 from daemon.views.champion_history import ServingView
@@ -57,6 +57,9 @@ AND NOT EXISTS (
 _PROPOSED = """
 SELECT id, track, name, reason, received_at FROM "drop" WHERE state = 'proposed' ORDER BY id DESC LIMIT ?
 """
+_ANSWERS = f"""
+SELECT id, track, name, new_answers, received_at FROM "drop" WHERE {NEW_ANSWERS} ORDER BY id DESC LIMIT ?
+"""  # noqa: S608 - our own words
 
 
 class Attention(Frozen):
@@ -86,8 +89,8 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     Return the entries that need a person, most urgent first; empty if there are none.
 
     A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day. Failed runs
-    and rejected files older than a week are left out, and rejected files that their owner dropped again. Of failed,
-    rejected and proposed ones five each are listed, and the others counted in one more entry. Raises `DropforgeError`
+    and rejected files older than a week are left out, and rejected files that their owner dropped again. Of the kinds
+    in `_CUT` five each are listed, and the others counted in one more entry. Raises `DropforgeError`
     if the state folder cannot be read.
     """
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR)
@@ -163,12 +166,9 @@ def _ended(overview: Overview) -> Iterator[Attention]:
         yield _of_run("blocked", run, f"Run {run.id} won, but {run.blocker}", run.sentence or "")
     for drop in overview.rows(_PROPOSED, _MOST_LOOKED_AT):
         yield _of_drop("proposed", drop, f"{drop.name} waits for a person before it judges models", drop.reason)
-    for view in overview.drops_with_new_answers(_MOST_LOOKED_AT):
-        title = f"{view.name}: {proposed_words(view.new_answers)}"
-        detail = f"they are not used until you accept them: dropforge drops accept {view.id} --answers"
-        yield Attention(
-            kind="answers", title=title, detail=detail, track=view.track, drop=view.id, since=view.received_at
-        )
+    for drop in overview.rows(_ANSWERS, _MOST_LOOKED_AT):
+        what = f"{drop.name}: {proposed_words(drop.new_answers)}"
+        yield _of_drop("answers", drop, what, f"to let them count: dropforge drops accept {drop.id} --answers")
 
 
 def _failed_hooks(settings: Settings, champion: ServingView) -> Iterator[Attention]:

@@ -70,9 +70,10 @@ def accepted_answers(overview: Overview, settings: Settings, row: "Drop") -> lis
 
 
 def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
-    """Return lines on a restored drop: that the next run uses it, and the track's queued runs with when they begin."""
+    """Return lines on a restored drop: that the next run uses it, its answers, and the track's queued runs."""
     again = f"drop {row.id} ({row.name}) is accepted again: the next run of track {row.track} uses it"
-    return [again, *_queued(overview, settings, row.track)]
+    answers = ["its answers to old questions count again, as they were accepted"] if row.answers_accepted else []
+    return [again, *answers, *_queued(overview, settings, row.track)]
 
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:

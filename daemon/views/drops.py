@@ -9,7 +9,7 @@ from typing import Any
 
 from daemon.champions import history
 from daemon.state.clauses import drop_clauses
-from daemon.state.questions import CHAMPIONS, NEW_ANSWERS, TAKEN_IN
+from daemon.state.questions import CHAMPIONS, NEW_ANSWERS, PREPARED, TAKEN_IN
 from daemon.system.folders import WorkFolder
 from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import NotThere, Reader, Time, newest_rows
@@ -24,11 +24,6 @@ MOST_ROWS = 20
 MOST_CHARACTERS = 2000
 #: Most champions that are listed.
 _MOST_CHAMPIONS = 20
-#: The last run of a track that has prepared its data. One about a drop has not all of the track's drops.
-_PREPARED = """
-SELECT id FROM run WHERE track = ? AND about_drop IS NULL AND EXISTS
-(SELECT 1 FROM attempt WHERE run_id = run.id AND step = 'prepare' AND state = 'published') ORDER BY id DESC LIMIT 1
-"""
 #: The number of drops by track and state, and of those on trial, which the index of states does not have.
 _COUNTS = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
 _ON_TRIAL = 'SELECT "drop".track, state FROM suspect JOIN "drop" ON "drop".id = drop_id WHERE ended IS NULL'
@@ -167,7 +162,7 @@ def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[in
 
 def last_prepared(reader: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
     """Return the track's last run with prepared data, and that data; 0 and `None` if there is none or it is damaged."""
-    run = reader.execute(_PREPARED, (track,)).fetchone()
+    run = reader.execute(PREPARED, {"track": track}).fetchone()
     data = None if run is None else readable_dataset(work_folder, run.id)
     return (0, None) if run is None or data is None else (run.id, data)
 

@@ -10,15 +10,17 @@ from pipeline.prepare.split import Prompt
 _MOST_PAIRS, _MOST_DROPS = 20, 10
 
 
-def replacements(prompts: Iterable[Prompt]) -> tuple[Replacement, ...]:
-    """Return the numbers of replaced rows by their drop and the drop whose answers count."""
-    pairs = Counter((row.drop, prompt.counts.drop) for prompt in prompts if prompt.counts for row in prompt.replaced)
-    return tuple(Replacement(old=old, new=new, rows=rows) for (old, new), rows in sorted(pairs.items()))
+def counts_by_drops(prompts: Iterable[Prompt]) -> tuple[tuple[Replacement, ...], tuple[Replacement, ...]]:
+    """Return the numbers of replaced rows and of rows with proposed answers, each by the older and the newer drop."""
+    replaced, proposed = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for prompt in prompts:
+        if prompt.counts is not None:
+            replaced.update((row.drop, prompt.counts.drop) for row in prompt.replaced)
+            proposed.update((prompt.counts.drop, row.drop) for row in prompt.proposed)
+    return _listed(replaced), _listed(proposed)
 
 
-def proposals(prompts: Iterable[Prompt]) -> tuple[Replacement, ...]:
-    """Return the numbers of rows with proposed answers by the drop whose answers count and the drop of the rows."""
-    pairs = Counter((prompt.counts.drop, row.drop) for prompt in prompts if prompt.counts for row in prompt.proposed)
+def _listed(pairs: Counter[tuple[int, int]]) -> tuple[Replacement, ...]:
     return tuple(Replacement(old=old, new=new, rows=rows) for (old, new), rows in sorted(pairs.items()))
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,7 +42,7 @@ class DropRow(NamedTuple):
     id: str
     pinned: bool
     order: int
-    """Number of its drop in the snapshot, the oldest 0."""
+    """Number of its drop among those that are read, the oldest 0."""
     number: int
     """Its number among the drop's records, from 0."""
     drop: int
@@ -61,7 +61,7 @@ class DropRow(NamedTuple):
 
 
 class DropRows(NamedTuple):
-    """The rows of all drops, and the numbers of those that are in no split, by reason."""
+    """The rows of all drops, and how many of the run's drops are in no split, by reason."""
 
     rows: list[DropRow]
     """Sorted by their hash; per prompt pinned rows are first, then those of earlier drops."""
@@ -75,33 +75,35 @@ class DropRows(NamedTuple):
 
 def read_drops(attempt: Attempt, window: Window) -> DropRows:
     """
-    Read the rows of the attempt's drops.
+    Read the rows of the attempt's drops and of its elders.
 
     Raises `CannotTrain` if a drop's file is missing or changed or a line of it is no record, `Interrupted` if stopped.
     """
     special = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
-    total = sum(drop.rows for drop in attempt.spec.drops)
+    elders = {drop.id for drop in attempt.spec.elders}
+    drops = sorted((*attempt.spec.drops, *attempt.spec.elders), key=lambda drop: drop.id)
+    total = sum(drop.rows for drop in drops)
     stride = max(1, math.ceil(total / _COUNTED_ROWS))
     rows: list[DropRow] = []
     lengths: list[int] = []
     done = too_long = spelled = 0
     attempt.progress(0, total, phase="reading")
-    elders = {drop.id for drop in attempt.spec.elders}
-    for order, drop in enumerate(sorted((*attempt.spec.drops, *attempt.spec.elders), key=lambda drop: drop.id)):
+    for order, drop in enumerate(drops):
+        is_elder = drop.id in elders
         for number, record in enumerate(_records(attempt, drop)):
             texts, prompt = (record.instruction, record.input, record.output), fold(record.instruction, record.input)
             if done % stride == 0 and window.counts:
                 lengths.append(_length(f"{prompt}\n{record.output}", window))
             if window.is_exceeded(*texts):
-                too_long += 1
+                too_long += not is_elder
             elif holds_token is not None and any(map(holds_token, texts)):
-                spelled += 1
+                spelled += not is_elder
             else:
                 prompt, salt = normalise(prompt), attempt.config.salt
                 hashes, pinned = (split_hash(salt, prompt), hash_id(prompt)), drop.role == "heldout"
                 units = _units(salt, record)
-                marks = (drop.answers_accepted, drop.id in elders)
+                marks = (drop.answers_accepted, is_elder)
                 rows.append(DropRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units, *marks))
             done += 1
             if done % CHECK_EVERY == 0:
@@ -221,16 +223,19 @@ def _answers(rows: list[DropRow]) -> dict[str, Any]:
     Those answers count that its earliest drop brought, or the last one whose new answers a person accepted. An answer
     is new unless it is the same as prompts are; within a drop, and where a person accepted them, each spelling is one.
     """
-    current: list[DropRow] = []
+    current: dict[str, DropRow] = {}
     for _, of_drop in groupby(rows, key=lambda row: row.order):
-        same = _each_once(of_drop, lambda row: row.output)
-        if not current or (same[0].accepted and {row.output for row in same} != {row.output for row in current}):
-            current = same
-    first, counting = current[0], {normalise(row.output) for row in current}
+        brought = _each_once(of_drop)
+        accepted = next(iter(brought.values())).accepted
+        if not current or (accepted and brought.keys() != current.keys()):
+            current = brought
+    forms = {row.output: normalise(row.output) for row in rows}
+    counting = {forms[output] for output in current}
+    first = next(iter(current.values()))
     usable = [row for row in rows if not row.elder]
-    repeats = [row for row in usable if normalise(row.output) in counting]
-    others = [row for row in usable if normalise(row.output) not in counting]
-    kept = _each_once(repeats, lambda row: normalise(row.output)) if first.elder else current
+    repeats = [row for row in usable if forms[row.output] in counting]
+    others = [row for row in usable if forms[row.output] not in counting]
+    kept = list((_each_once(repeats, forms) if first.elder else current).values())
     changed = {row.drop for row in others}
     drops = {row.drop: None for row in repeats if row.order >= first.order and row.drop not in changed}
     return {
@@ -243,12 +248,12 @@ def _answers(rows: list[DropRow]) -> dict[str, Any]:
     }
 
 
-def _each_once(rows: Iterable[DropRow], key: Callable[[DropRow], str]) -> list[DropRow]:
-    """Return the first of the rows with the same key, in their order."""
+def _each_once(rows: Iterable[DropRow], forms: Mapping[str, str] | None = None) -> dict[str, DropRow]:
+    """Map each answer, or its form in `forms`, to the first of the rows with it, in their order."""
     firsts: dict[str, DropRow] = {}
     for row in rows:
-        firsts.setdefault(key(row), row)
-    return list(firsts.values())
+        firsts.setdefault(forms[row.output] if forms else row.output, row)
+    return firsts
 
 
 def row_line(row: DropRow, **more: Any) -> dict[str, Any]:

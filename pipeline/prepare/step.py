@@ -24,7 +24,7 @@ from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
-from pipeline.prepare.new_answers import proposals, proposed_answers, replacements
+from pipeline.prepare.new_answers import counts_by_drops, proposed_answers
 from pipeline.prepare.sample import Selection, heldout_line, select
 from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops, row_line
 from pipeline.prepare.start import Start, choose_start, general_rows
@@ -80,7 +80,7 @@ def prepare(attempt: Attempt) -> Dataset:
 def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selection, start: Start) -> dict[str, Any]:
     """Return the fields of `Dataset` that say how many rows are on each side, and how many in none and why."""
     pinned = attempt.config.gate.on == "pinned" and any(drop.role == "heldout" for drop in attempt.spec.drops)
-    replaced, proposed = replacements(splits.prompts), proposals(splits.prompts)
+    replaced, proposed = counts_by_drops(splits.prompts)
     return {
         "start": start.champion,
         "from_base": start.from_base,
@@ -97,7 +97,6 @@ def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selecti
         "duplicates": sum(prompt.duplicates for prompt in splits.prompts),
         "replaced": sum(part.rows for part in replaced),
         "replacements": replaced,
-        "proposed": sum(one.rows for one in proposed),
         "proposals": proposed,
         "proposed_answers": proposed_answers(splits.prompts),
         "removed_heldout": splits.removed.total(),
@@ -182,6 +181,7 @@ def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, lon
         "held out": sum(len(prompt.rows) for prompt in splits.heldout.prompts),
         "with a prompt in the held-out set": splits.removed.total(),
         "duplicates": sum(prompt.duplicates for prompt in splits.prompts),
+        "with new answers to old questions": sum(len(prompt.proposed) for prompt in splits.prompts),
         "near-duplicates of held-out records": splits.near_duplicates,
         "with special tokens of the base model's tokenizer": read.special_tokens,
         "longer than train.max_length": read.too_long,

@@ -121,9 +121,9 @@ def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
     return _table("Beginnings of both texts", ("Training row", "Held-out record", "In common"), rows)
 
 
-def pairs_table(pairs: Sequence[AnswerPair]) -> Table:
-    """Return the table of older answers and the newer answers to the same prompts, or to similar ones."""
-    heads = ("Prompt", "#Drop", "Old answer", "Similar prompt", "#Drop", "New answer")
+def pairs_table(pairs: Sequence[AnswerPair], used: str = "") -> Table:
+    """Return the table of older answers, marked by `used`, and newer ones to the same prompts, or to similar ones."""
+    heads = ("Prompt", "#Drop", f"Old answer{used}", "Similar prompt", "#Drop", "New answer")
     rows = [
         (
             pair.old_prompt,

@@ -24,7 +24,7 @@ from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.database import transaction
 from daemon.state.queries import rows_of
-from daemon.state.questions import CHAMPIONS, GAVE_BACK, SNAPSHOT
+from daemon.state.questions import CHAMPIONS, GAVE_BACK, PREPARED, SNAPSHOT
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
@@ -226,7 +226,8 @@ def _new_answers(session: Session, settings: Settings, drop: Drop) -> Iterator[s
     words = proposed_words(drop.new_answers)
     yield f"{words[0].upper()}{words[1:]}. They are not used, the old ones are."
     yield f"Whoever runs Dropforge can let them count: dropforge drops accept {drop.id} --answers."
-    data = _data_of(settings, _last_run(session, drop))
+    last = session.scalars(text(PREPARED), {"track": drop.track}).first()
+    data = _data_of(settings, session.get(Run, last))
     for pair in data.proposed_answers if data else ():
         if pair.new_drop == drop.id:
             yield f"  {pair.old_prompt}"

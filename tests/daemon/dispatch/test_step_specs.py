@@ -10,7 +10,7 @@ from daemon.settings.model import SuspectSettings
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState
-from daemon.state.tables import Attempt, Drop, Run
+from daemon.state.tables import Attempt, Drop, Promotion, Run
 from daemon.state.troubles import Troubles
 from pipeline import durable
 from pipeline.contract import StepSpec
@@ -89,6 +89,24 @@ def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[]
     leave_one_out.go_on(made.engine, wanted, ["default"], made.tick(), Troubles(), (0, 0))
     told = spec(made, made.claim())
     assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
+
+
+def test_a_drop_whose_new_answers_were_accepted_since_is_not_told_as_known_to_the_champion(
+    new_workspace: Callable[[], Any],
+) -> None:
+    made = new_workspace()
+    made.win("a", "b")
+    with transaction(made.engine) as session:
+        session.get_one(Drop, 1).new_answers = 9
+    drops.accept_answers(made.engine, 1, Word("", made.tick()), made.settings)
+    claim = made.claim()
+    assert [drop.answers_accepted for drop in spec(made, claim, "prepare").drops] == [True, False]
+    assert spec(made, claim, "prepare").champion.drops == (2,), "so a training over the champion takes them for new"
+    with transaction(made.engine) as session:
+        promoted = {"track": "default", "generation": 2, "kind": "promotion", "run_id": claim.run_id}
+        model = {"model_id": MODEL_ID, "model_path": f"models/{MODEL_ID}", "reason": "better"}
+        session.add(Promotion(**promoted, **model, drops=[1, 2], created_at=made.tick()))
+    assert spec(made, claim, "prepare").champion.drops == (1, 2)
 
 
 def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: Callable[[], Any]) -> None:

@@ -117,6 +117,11 @@ class Box:
     def go_on(self) -> None:
         suspects.go_on(self.engine, self.settings, self.tick(), Troubles())
 
+    def propose(self, drop: int) -> None:
+        """Let a drop have new answers to old questions."""
+        with transaction(self.engine) as session:
+            session.get_one(Drop, drop).new_answers = 9
+
     def withdraw(self, drop: int) -> drops.Withdrawal:
         return drops.withdraw(self.engine, drop, Word("wrong customer", self.tick()), self.settings)
 
@@ -352,17 +357,14 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert control.config is not None
     assert RunConfig.model_validate(control.config).train.seed == 42 + (control.id or 0)
     assert box.states() == {1: "accepted", pinned: "accepted", 3: "accepted", 4: "accepted", 5: "suspended"}
-    ways, submit = (
-        "If drop 5 corrects answers of drop 1, do one of these three",
-        "dropforge submit FILE --heldout --track default",
-    )
+    ways, submit = "If drop 5 corrects answers of drop 1, do one of these three", "dropforge submit FILE"
     assert box.why(5) == [
         "run 2 was worse with it, and so was run 3, which tried it alone",
         "the control, run 4, was better on 23 and worse on 5 of 120 groups of records: dropforge report 3",
         f"{ways} and then restore it: dropforge drops restore 5 --reason TEXT",
         "Withdraw what is out of date: dropforge drops withdraw 1 --reason TEXT",
-        "Or drop all prompts of drop 1 again with their new answers.",
-        f'Or set gate.on = "pinned" and judge on held-out records of your own: {submit}',
+        f"Or drop all prompts of drop 1 again with their new answers: {submit} --new-answers --track default",
+        f'Or set gate.on = "pinned" and judge on held-out records of your own: {submit} --heldout --track default',
     ]
     assert box.queued() == [5]
     assert in_snapshot(box.claim()) == [1, pinned, 3, 4]
@@ -557,6 +559,21 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
     assert (in_snapshot(again), box.states()[3]) == ([2, 3], "on trial")
     assert in_snapshot(box.control(again)) == [2], "which lacks the withdrawn drop as the trial does"
     assert box.states()[3] == "suspended"
+
+
+def test_new_answers_that_are_accepted_between_a_trial_and_its_control_let_the_drop_be_tried_anew(box: Box) -> None:
+    blamed(box, 1)
+    trial = box.next_trial()
+    box.end(trial, WORSE)
+    control = box.next_trial()
+    box.propose(1)
+    drops.accept_answers(box.engine, 1, Word("", box.tick()), box.settings)
+    assert box.row(control.id or 0).cancel_requested, "it would be judged by other answers than the trial"
+    box.cancel(control)
+    again = box.next_trial()
+    assert (again.purpose, in_snapshot(again)) == ("trial", [1, 2])
+    box.control(again)
+    assert box.states()[2] == "suspended"
 
 
 def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_cancelled(box: Box) -> None:

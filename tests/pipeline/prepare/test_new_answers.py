@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import TrainConfig
 from pipeline.decide.comparison import compare
 from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, weigh
+from pipeline.errors import CannotTrain
 from pipeline.metrics.registry import METRICS
 from tests.records_made import lines_of
 from tests.snapshot import Prepared, Rows, Snapshot, rows
@@ -145,6 +147,24 @@ def test_an_answer_counts_though_its_drop_is_on_trial_or_left_out(tmp_path: Path
     assert len(asked) == 400 + 90 + 50 * repeated
     assert [(one.old, one.new, one.rows) for one in made.dataset.proposals] == [(2, 3, 800)]
     assert made.dataset.proposed_answers[0].old_answer == "old"
+
+
+def test_where_all_rows_have_new_answers_the_refusal_says_so(tmp_path: Path) -> None:
+    world = Snapshot(tmp_path).drop(OLD).drop(wrong(800))
+    world.aside = {1}
+    with pytest.raises(CannotTrain, match=r"rows are left of 800: 800 with new answers to old questions$"):
+        world.prepare()
+
+
+def test_a_row_that_is_left_out_protects_no_answer_and_is_not_counted_for_a_drop_that_is_not_used(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    world = Snapshot(tmp_path, base_model=str(tiny_llama), train=TrainConfig(max_length=64))
+    world.drop(rows(90, answer="word-" * 100_000)).drop(wrong(90))
+    assert world.prepare().dataset.rows_too_long == 90
+    world.aside = {1}
+    made = world.prepare()
+    assert (made.dataset.rows_too_long, made.dataset.proposed, len(answers(made))) == (0, 0, 90)
 
 
 def test_what_an_accepted_answer_overtook_is_not_proposed_again(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ HALF = SplitConfig(heldout=0.5, dev=0.1)
 ANCHOR = rows(1, start=9000)
 
 
-def prepared(root: Path, *drops: Rows, champion: tuple[int, ...] | None = None) -> Prepared:
+def prepared(root: Path, *drops: Rows, champion: tuple[int, ...] | None = None, accepted: bool = False) -> Prepared:
     snapshot = Snapshot(root, split=HALF)
     snapshot.champion = ModelRef(model_id="m", path="models/m", generation=1, drops=champion)
     for drop in drops:
-        snapshot.drop(drop)
+        snapshot.drop(drop, accepted=accepted)
     return snapshot.prepare()
 
 
@@ -70,8 +70,9 @@ def answers(*some: str) -> list[dict[str, str]]:
 def test_a_record_belongs_to_the_drop_that_last_changed_its_answers(
     tmp_path: Path, history: list[str], drop: int
 ) -> None:
-    made = prepared(tmp_path, *(answers(*some.split()) for some in history))
-    assert drops_of(made) == {drop}
+    drops = [answers(*some.split()) for some in history]
+    assert drops_of(prepared(tmp_path, *drops, accepted=True)) == {drop}
+    assert drops_of(prepared(tmp_path, *drops)) == {1}, "no person accepted a change"
 
 
 def test_a_drop_that_came_back_does_not_make_new_what_the_champion_knows_from_a_later_one(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_drop_that_came_back_does_not_make_new_what_the_champion_knows_from_a_
     made = prepared(tmp_path, rows(300), rows(400), champion=(2,))
     assert {row["drop"] for row in made.heldout} == {2}
     assert {row["drop"] for row in made.train} == {1, 2}
-    changed = prepared(tmp_path, rows(300), rows(300), rows(300, answer="no"), champion=(1, 2))
+    changed = prepared(tmp_path, rows(300), rows(300), rows(300, answer="no"), champion=(1, 2), accepted=True)
     assert drops_of(changed) == {3}
 
 

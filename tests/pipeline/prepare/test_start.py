@@ -78,7 +78,7 @@ def test_a_row_whose_answer_changed_is_new_and_one_that_is_only_repeated_is_not(
     snapshot = going_on(tmp_path, replay=0).drop(rows(200))
     first = snapshot.prepare()
     crown(snapshot, first)
-    snapshot.drop([*rows(40, answer="no"), *rows(60, start=40)])
+    snapshot.drop([*rows(40, answer="no"), *rows(60, start=40)], accepted=True)
     second = snapshot.prepare()
     changed = {row["id"] for row in first.train if int(row["instruction"].split()[1].rstrip("?")) < 40}
     assert second.ids("train") == changed

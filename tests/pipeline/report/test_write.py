@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pipeline import durable
-from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, Remark, Trial
+from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, Remark, Replacement, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.decide.policy import GUARDS
@@ -245,16 +245,16 @@ def test_new_answers_to_old_questions_stand_beside_the_old_ones(made_reports: An
     pair = AnswerPair(old_drop=3, old_prompt=old, old_answer=old + "old", new_drop=9, new_answer=old + "new")
     attempt, verdict = made_reports.case(tmp_path, "promoted")
     path = tmp_path / attempt.spec.inputs["prepare"]
-    data = made_reports.dataset(proposed=150, proposed_answers=(pair,) * 10)
+    proposals = tuple(Replacement(old=3, new=new, rows=25) for new in (4, 5, 6, 7, 8, 9))
+    data = made_reports.dataset(proposals=proposals, proposed_answers=(pair,) * 30)
     durable.write_json(path, data.model_dump(mode="json"))
     _, source = read(tmp_path / write_report(attempt, verdict))
     page = Page(source)
-    words = (
-        "150 rows bring new answers to old questions: they are neither trained on nor judged by until you accept them"
-    )
-    assert f"{words} (dropforge drops accept DROP --answers). Examples (10):" in page.words()
+    words = "150 rows bring new answers to old questions: they are neither trained on nor judged by"
+    assert f"{words} until you accept them, drop by drop: dropforge drops accept 9 --answers, " in page.words()
+    assert page.words().count("--answers") == 5
     cells = [one["text"] for one in page.all("td") if one["text"].endswith(("old", "new"))]
-    assert [cell[-3:] for cell in cells] == ["old", "new"] * 10
+    assert [cell[-3:] for cell in cells] == ["old", "new"] * 20
     assert all(cell.startswith("<script>") for cell in cells)
     assert {one["tag"] for one in page.elements} <= TAGS
     assert not re.search(CONTROL, source)
