@@ -17,7 +17,7 @@ from daemon.queue import drops, run_queue
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, RunState
-from daemon.state.tables import Drop, Promotion, Run
+from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.errors import DropforgeError
 from tests.chaos.faults import Death
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
@@ -275,6 +275,30 @@ def _done_without(daemon: Daemon) -> None:
     assert _serving(daemon) == (1, [None, 2])
 
 
+def _new_answers(folder: Path) -> None:
+    """Bring a run to its end that found new answers to old questions in its drop."""
+    _came_to("promoted")(folder)
+    with transaction(Daemon(folder, START).engine) as session:
+        session.get_one(Drop, 1).new_answers = 9
+
+
+def _accepting(folder: Path) -> Callable[[], object]:
+    daemon = Daemon(folder, NOW)
+    return lambda: drops.accept_answers(daemon.engine, 1, Word("the prices changed", NOW), daemon.settings)
+
+
+def _answered(daemon: Daemon) -> None:
+    with transaction(daemon.engine) as session:
+        drop, queued = session.get_one(Drop, 1), session.get(Run, 2) is not None
+        events = session.exec(select(Event).where(Event.kind == "answers_accepted")).all()
+    found = (drop.answers_accepted, drop.first_run is None, queued, len(events) == 1)
+    assert found in {(False,) * 4, (True,) * 4}, "all of it or nothing"
+    for _ in range(2):
+        _accepting(daemon.folder)()
+    daemon.finish_runs(LATER)
+    assert _runs(daemon) == ["succeeded", "succeeded"]
+
+
 def _approving(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
     return lambda: decisions.approve(daemon.engine, daemon.root, 1, Word("", NOW, "ada"))
@@ -396,6 +420,7 @@ OPERATIONS = {
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
     "withdraw, a run in hand": Operation(_two_drops, _withdrawing, _done_without),
+    "accept new answers": Operation(_new_answers, _accepting, _answered),
     "approve": Operation(_by_hand(_came_to("promoted")), _approving, _approved),
     "hook": Operation(
         _by_hand(_came_to("promoted"), '[hooks]\nafter_promotion = ["badly"]\nhealth = ["well"]\n'), _hooking, _hooked

@@ -164,6 +164,8 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "attempt.started_at": (row(f"UPDATE attempt SET started_at = {-(2**63)} WHERE id = 1"), "started_at_typed"),
     "run.cancel_requested": (row("UPDATE run SET cancel_requested = 7 WHERE id = 1"), "cancel_requested_typed"),
     "drop.rows": (row(f'UPDATE "drop" SET rows = {2**62} WHERE id = 1'), "rows_typed"),
+    "drop.new_answers": (row(f'UPDATE "drop" SET new_answers = {2**62} WHERE id = 1'), "new_answers_typed"),
+    "drop.answers_accepted": (row('UPDATE "drop" SET answers_accepted = 7 WHERE id = 1'), "answers_accepted_typed"),
     "no such column": (row("ALTER TABLE event RENAME COLUMN track TO other"), "no such column"),
     "journal beside the database": (
         lambda folder: (folder / f"{DATABASE_NAME}-wal").write_text("rows that would not be put back"),

@@ -103,9 +103,9 @@ def test_a_drop_whose_new_answers_were_accepted_since_is_not_told_as_known_to_th
     assert [drop.answers_accepted for drop in spec(made, claim, "prepare").drops] == [True, False]
     assert spec(made, claim, "prepare").champion.drops == (2,), "so a training over the champion takes them for new"
     with transaction(made.engine) as session:
-        promoted = {"track": "default", "generation": 2, "kind": "promotion", "run_id": claim.run_id}
-        model = {"model_id": MODEL_ID, "model_path": f"models/{MODEL_ID}", "reason": "better"}
-        session.add(Promotion(**promoted, **model, drops=[1, 2], created_at=made.tick()))
+        promoted: dict[str, Any] = {"track": "default", "generation": 2, "kind": "promotion", "run_id": claim.run_id}
+        model: dict[str, Any] = {"model_id": MODEL_ID, "model_path": f"models/{MODEL_ID}", "drops": [1, 2]}
+        session.add(Promotion(**promoted, **model, reason="better", created_at=made.tick()))
     assert spec(made, claim, "prepare").champion.drops == (1, 2)
 
 
