@@ -45,8 +45,11 @@ SELECT id FROM run WHERE track = :track AND about_drop IS NULL AND EXISTS
 (SELECT 1 FROM attempt WHERE run_id = run.id AND step = 'prepare' AND state = 'published') ORDER BY id DESC LIMIT 1
 """
 
-#: The condition that selects the drops with new answers to old questions which no person has accepted.
-NEW_ANSWERS = "new_answers > 0 AND NOT answers_accepted AND state = 'accepted'"
+#: The condition that selects the drops with new answers to old questions that a person may accept now.
+NEW_ANSWERS = """
+new_answers > 0 AND NOT answers_accepted AND state = 'accepted'
+AND id NOT IN (SELECT drop_id FROM suspect WHERE ended IS NULL)
+"""
 
 #: The columns of `artifacts.Drop`.
 _DROP = "sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows, answers_accepted"

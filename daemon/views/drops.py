@@ -62,7 +62,7 @@ class DropView(Frozen):
     replaced: str | None = None
     """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
     new_answers: int
-    """Rows with other answers to questions of earlier drops, which are not used; 0 once a person accepted them."""
+    """Rows with other answers to questions of earlier drops that a person may accept now."""
 
 
 class DropUses(Frozen):
@@ -96,7 +96,7 @@ class Drops(Reader):
         return drops[0]
 
     def drops_with_new_answers(self, most: int) -> list[DropView]:
-        """Return the drops with new answers to old questions that no person has accepted, newest first."""
+        """Return the drops with new answers to old questions that a person may accept now, newest first."""
         return self._drops(f"WHERE {NEW_ANSWERS} ORDER BY id DESC LIMIT ?", [most])
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
@@ -139,7 +139,7 @@ def _view(row: Any, tried: str | None, replacement: str | None) -> DropView:
         "evidence": why[1:],
         "on_trial": tried,
         "replaced": replacement,
-        "new_answers": row.new_answers if row.state == "accepted" and not row.answers_accepted else 0,
+        "new_answers": 0 if row.state != "accepted" or row.answers_accepted or tried else row.new_answers,
     }
     if None not in (row.worth_run, row.worth_points, row.worth_half_width):
         fields["worth"] = f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"

@@ -163,7 +163,8 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
         suspect = session.exec(suspects).first()
         if suspect is not None and suspect.ended is None:
             yield from _on_trial(suspect)
-        elif drop.id in past.champion:
+            return
+        if drop.id in past.champion:
             yield "In use: the model that serves was trained on it."
             first = past.first[drop.id]
             yield _how_it_came(first)

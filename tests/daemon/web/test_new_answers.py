@@ -13,7 +13,7 @@ from daemon.inbox.watcher import Settled
 from daemon.messages.texts import text_of
 from daemon.queue import drops
 from daemon.state.database import transaction
-from daemon.state.tables import Drop, Event, Run
+from daemon.state.tables import Drop, Event, Run, Suspect
 from daemon.views.overview import DaemonView, Overview
 from pipeline import durable
 from pipeline.artifacts import AnswerPair, Replacement
@@ -104,6 +104,18 @@ def test_only_an_accepted_drop_has_answers_to_accept(dropforge: Callable[..., En
     assert dropforge("drops", "accept", "6").code == 1, "it is no proposed drop"
     refused = dropforge("drops", "accept", "2", "--answers")
     assert (refused.code, "drop 2 brings no new answer" in refused.err) == (1, True)
+
+
+def test_of_a_drop_on_trial_none_are_asked_for(
+    lived_in: LivedIn, dropforge: Callable[..., Ended], person: TestClient
+) -> None:
+    propose(lived_in)
+    with transaction(lived_in.engine) as session:
+        session.add(Suspect(track="default", drop_id=6, blamed_run=2))
+    refused = dropforge("drops", "accept", "6", "--answers")
+    assert (refused.code, "drop 6 is on trial" in refused.err) == (1, True)
+    shown = note(lived_in) + person.get("/drops/6").text + "".join(dropforge(name).out for name in ("status", "drops"))
+    assert "new answers" not in shown + dropforge("attention").out
 
 
 def test_what_is_accepted_while_a_run_prepares_is_asked_for_no_more(
