@@ -55,6 +55,9 @@ def test_they_are_said_with_the_command_that_accepts_them(
     assert words.count("    drop 2: a\n    new: b <b>") == 3
     assert "\x1b" not in words
     with transaction(lived_in.engine) as session:
+        session.get_one(Drop, 6).first_run = None
+    assert note(lived_in).count("    drop 2: a\n") == 3, "though it waits for a run again"
+    with transaction(lived_in.engine) as session:
         events = session.exec(select(Event).where(Event.kind == "answers_proposed")).all()
         message = text_of(session, events[0])
     assert message is not None

@@ -113,11 +113,25 @@ def test_the_same_answer_again_is_nothing_new(tmp_path: Path, role: str) -> None
 
 def test_an_honest_export_that_grows_proposes_nothing(tmp_path: Path) -> None:
     world = Snapshot(tmp_path)
-    for length in (100, 200, 400):
+    for length in (100, 200, 800):
         world.drop(rows(length, answer="old"))
     made = world.prepare()
-    assert outcome(made, "old") == "insufficient_evidence"
-    assert (made.dataset.proposed, made.dataset.duplicates, len(answers(made))) == (0, 300, 400)
+    assert outcome(made, "old") == "promoted"
+    assert (made.dataset.proposed, made.dataset.duplicates, len(answers(made))) == (0, 300, 800)
+
+
+def test_a_correction_is_worse_until_it_is_accepted_however_late(tmp_path: Path) -> None:
+    world = Snapshot(tmp_path).drop(OLD).drop(rows(800, answer="now"))
+    world.champion = world.champion.model_copy(update={"drops": (1, 2)})
+    assert outcome(world.prepare(), "now", (1, 2)) == "worse"
+    world.drop(rows(300, start=2000))
+    world.drops[1] = world.drops[1].model_copy(update={"answers_accepted": True})
+    made = world.prepare()
+    asked = answers(made)
+    assert {text for row in OLD for text in asked.get(row["instruction"], ())} == {"now"}
+    # Those of the third drop have answers of their own.
+    made.heldout = [row for row in made.heldout if row["drop"] == 2]
+    assert outcome(made, "now", (1,)) == "promoted"
 
 
 def test_a_second_reference_for_all_prompts_counts_once_it_is_accepted(tmp_path: Path) -> None:
