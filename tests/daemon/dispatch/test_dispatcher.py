@@ -19,12 +19,12 @@ from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import result_of_dead
-from daemon.queue import drops, run_queue, states, suspects
+from daemon.queue import drops, one_drop, run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, create, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.states import AttemptState, DropState, RunState
+from daemon.state.states import AttemptState, DropState, Purpose, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from daemon.views.overview import Overview
 from pipeline import durable
@@ -1143,3 +1143,9 @@ def test_new_answers_of_a_drop_are_noted_and_count_in_the_run_after_they_are_acc
     assert [drop.answers_accepted for drop in again.drops] == [False, True]
     with transaction(engine) as session:
         assert session.get_one(Drop, drop).new_answers == 0
+        one_drop.queue_run(session, Purpose.TRIAL, "default", drop, NOW + 10**7, tested=[drop])
+    executor.script["prepare"] = [proposes]
+    ticks(dispatcher, now=NOW + 10**7)
+    assert executor.submitted[-1].run == 3
+    with transaction(engine) as session:
+        assert session.get_one(Drop, drop).new_answers == 0, "a trial has not all drops of the track"
