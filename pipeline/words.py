@@ -49,8 +49,8 @@ def span(interval: tuple[float, float], digits: int = 1) -> str:
 
 
 def worth_words(points: float, half_width: float) -> str:
-    """Format a change in points with half of its interval's width, as `+1.8 points ±1.2`."""
-    return f"{signed(points)} points ±{plain(half_width)}"
+    """Format a drop's worth with half of its interval's width, as `+1.8 points ±1.2 of these two models`."""
+    return f"{signed(points)} points ±{plain(half_width)} of these two models"
 
 
 def size_words(octets: int) -> str:

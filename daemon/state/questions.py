@@ -51,6 +51,13 @@ new_answers > 0 AND NOT answers_accepted AND state = 'accepted'
 AND id NOT IN (SELECT drop_id FROM suspect WHERE ended IS NULL)
 """
 
+#: The mean worth in points of the drops of one champion, that of a run that left out a drop, and their number.
+MEAN_WORTH = """
+SELECT avg(worth_points) AS points, count(*) AS drops
+FROM run JOIN "drop" ON "drop".id = about_drop AND worth_run = run.id
+WHERE about_champion = (SELECT about_champion FROM run WHERE id = :run)
+"""
+
 #: The columns of `artifacts.Drop`.
 _DROP = "sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows, answers_accepted"
 

@@ -135,6 +135,7 @@ class Run(SQLModel, table=True):
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
         Index("run_ends", "ended_at", sqlite_where=text("ended_at IS NOT NULL")),
         Index("run_awaiting", "outcome", sqlite_where=text("outcome = 'awaiting_approval'")),
+        Index("run_left_out", "about_champion", sqlite_where=text("about_champion IS NOT NULL")),
     )
 
     id: int | None = Field(default=None, primary_key=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 from daemon.champions import history
 from daemon.state.clauses import drop_clauses
-from daemon.state.questions import CHAMPIONS, NEW_ANSWERS, PREPARED, TAKEN_IN
+from daemon.state.questions import CHAMPIONS, MEAN_WORTH, NEW_ANSWERS, PREPARED, TAKEN_IN
 from daemon.system.folders import WorkFolder
 from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import NotThere, Reader, Time, newest_rows
 from pipeline.artifacts import AnswerPair, Dataset, Frozen
 from pipeline.records import records
-from pipeline.words import count, first_of, worth_words
+from pipeline.words import count, first_of, signed, worth_words
 
 #: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
@@ -58,7 +58,7 @@ class DropView(Frozen):
     on_trial: str | None = None
     """Why only a trial run may use it, and which run that is; `None` unless it is on trial."""
     worth: str | None = None
-    """Points that the champion loses without it, by the newest run that left it out; `None` if none did."""
+    """Points that the champion loses without it, and on average without a drop; `None` if no run left it out."""
     replaced: str | None = None
     """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
     new_answers: int
@@ -127,23 +127,38 @@ class Drops(Reader):
             tried = on_trial(reader)
             rows = reader.execute(f'SELECT * FROM "drop" {which}', values).fetchall()  # noqa: S608 - our own words
             replacements = {track: replaced(reader, self.folder, track) for track in {row.track for row in rows}}
-            return [_view(row, tried.get(row.id), replacements[row.track].get(row.id)) for row in rows]
+            return [
+                _view(row, tried.get(row.id), replacements[row.track].get(row.id), _worth(reader, row)) for row in rows
+            ]
 
         return self.read(views)
 
 
-def _view(row: Any, tried: str | None, replacement: str | None) -> DropView:
+def _view(row: Any, tried: str | None, replacement: str | None, worth: str | None) -> DropView:
     why = drop_clauses(row)
     fields = {
         "reason": next(iter(why), None),
         "evidence": why[1:],
         "on_trial": tried,
         "replaced": replacement,
+        "worth": worth,
         "new_answers": 0 if row.state != "accepted" or row.answers_accepted or tried else row.new_answers,
     }
-    if None not in (row.worth_run, row.worth_points, row.worth_half_width):
-        fields["worth"] = f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
     return DropView.model_validate({**vars(row), **fields}, extra="ignore")
+
+
+def _worth(reader: Connection, row: Any) -> str | None:
+    """
+    Return what a drop is worth, and the mean over all drops of the same champion that were left out, if several.
+
+    The champion's luck on the held-out records is in each of them alike.
+    """
+    if None in (row.worth_run, row.worth_points, row.worth_half_width):
+        return None
+    words = f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
+    mean = reader.execute(MEAN_WORTH, {"run": row.worth_run}).fetchone()
+    beside = f"; the mean of {mean.drops} drops is {signed(mean.points)}" if mean.drops > 1 else ""
+    return f"{words}{beside}"
 
 
 def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:

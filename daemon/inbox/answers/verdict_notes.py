@@ -172,6 +172,8 @@ def _sentences(session: Session, settings: Settings, drop: Drop, past: TrackPast
             if drop.worth_points is not None and drop.worth_half_width is not None:
                 words = worth_words(drop.worth_points, drop.worth_half_width)
                 yield f"It is worth {words}: run {drop.worth_run} was trained without it."
+                # The mean changes with other drops' runs, and the note of this one stays.
+                yield "The champion's luck is in the worth of each drop. Compare it with the mean: dropforge drops."
         else:
             yield from _not_serving(session, settings, drop, past)
         yield from _new_answers(session, settings, drop)

@@ -10,6 +10,7 @@ from sqlmodel import Session
 from daemon.queue import leave_one_out, suspects
 from daemon.queue.states import Claim
 from daemon.settings.model import SuspectSettings
+from daemon.state.database import transaction
 from daemon.state.tables import Run
 from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
@@ -43,6 +44,23 @@ def suspend(made: Any) -> None:
     report = made_report(made_spec(made.settings.work_folder, "evaluate", run=control.run_id), trial=scores)
     durable.write_json(folder.parents[1] / "evaluate.json", report.model_dump(mode="json"))
     end(made, control, WORSE.model_copy(update={"outcome": "not_shown_better"}))
+
+
+def leave_out(made: Any) -> None:
+    """Queue a run without a drop of the champion's."""
+    wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
+    leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick(), Troubles(), (0, 0))
+
+
+def lose(made: Any, points: float) -> None:
+    """End the next run, which left a drop out, with a candidate that has so many points less than the champion."""
+    interval = (-points - 1.4, -points + 1.0)
+    said = WORSE.model_copy(update={"gain": -points, "interval": interval, "champion_model_id": MODEL_ID})
+
+    def still(session: Session, run: Run) -> None:
+        leave_one_out.follow_verdict(session, run, said, made.now)
+
+    run_owner.finish(made.engine, made.claim(), (said.outcome, said), made.tick(), still)
 
 
 @pytest.fixture
@@ -119,17 +137,30 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
 ) -> None:
     made = new_workspace()
     made.win("a", "b")
-    wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
-    leave_one_out.go_on(made.engine, wanted, leave_one_out.tracks_of(wanted), made.tick(), Troubles(), (0, 0))
+    leave_out(made)
     tries = "tries the champion's data without drop 1; begins in its turn"
     assert any(line.endswith(tries) for line in words(dropforge("status")))
-    claim = made.claim()
-    said = WORSE.model_copy(update={"gain": -1.8, "interval": (-3.2, -0.8), "champion_model_id": MODEL_ID})
-
-    def still(session: Session, run: Run) -> None:
-        leave_one_out.follow_verdict(session, run, said, made.now)
-
-    run_owner.finish(made.engine, claim, (said.outcome, said), made.tick(), still)
+    lose(made, 1.8)
     assert "tried the champion's data without drop 1" in words(dropforge("show", "2"))
     lines = words(dropforge("drops"))
-    assert [line.partition("jsonl")[2] for line in lines[1:3]] == ["", ": worth +1.8 points ±1.2 (run 2)"]
+    worth = ": worth +1.8 points ±1.2 of these two models (run 2)"
+    assert [line.partition("jsonl")[2] for line in lines[1:3]] == ["", worth]
+
+
+def test_what_a_drop_is_worth_is_shown_with_the_mean_over_the_drops_of_the_same_champion(
+    new_workspace: Callable[[], Any], dropforge: Command
+) -> None:
+    made = new_workspace()
+    made.win("a", "b")
+    for points in (1.8, -0.6):
+        leave_out(made)
+        lose(made, points)
+    lines = words(dropforge("drops"))
+    assert [line.partition(" of these two models ")[2] for line in lines[1:3]] == [
+        "(run 3); the mean of 2 drops is +0.6",
+        "(run 2); the mean of 2 drops is +0.6",
+    ]
+    with transaction(made.engine) as session:
+        session.get_one(Run, 3).about_champion = "another"
+    lines = words(dropforge("drops"))
+    assert [line.partition(" of these two models ")[2] for line in lines[1:3]] == ["(run 3)", "(run 2)"]

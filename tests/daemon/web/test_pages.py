@@ -174,9 +174,9 @@ def test_a_drop_that_was_left_out_says_what_it_is_worth(visitor: TestClient, liv
     with transaction(lived_in.engine) as session:
         drop = session.get_one(Drop, 2)
         drop.worth_points, drop.worth_half_width, drop.worth_run = -3.0, 0.5, 3
-    worth = "worth −3.0 points ±0.5 (run 3)"
+    worth = "worth −3.0 points ±0.5 of these two models (run 3)"
     assert f"<small><bdi>{worth}</bdi></small>" in visitor.get("/drops").text
-    assert f"It is {worth}: " in visitor.get("/drops/2").text
+    assert f"It is {worth}. " in visitor.get("/drops/2").text
 
 
 def test_a_suspended_drop_lists_what_was_found_and_what_helps(visitor: TestClient, lived_in: Any) -> None:

@@ -139,7 +139,10 @@ def test_the_note_of_a_drop_that_was_left_out_says_what_it_is_worth(house: House
         drop = session.get_one(Drop, 1)
         drop.worth_points, drop.worth_half_width, drop.worth_run = 1.8, 1.2, without
         record_event(session, "drop_worth", NOW, track="default", run_id=without, drop_id=1)
-    assert house.said()[4:] == [f"It is worth +1.8 points ±1.2: run {without} was trained without it."]
+    assert house.said()[4:] == [
+        f"It is worth +1.8 points ±1.2 of these two models: run {without} was trained without it.",
+        "The champion's luck is in the worth of each drop. Compare it with the mean: dropforge drops.",
+    ]
 
 
 def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house: House) -> None:
