@@ -11,6 +11,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "web": ("service", "Serve the web page until Ctrl-C, with or without a daemon."),
         "init": ("inbox", "Make a workspace: settings, inbox, state folder."),
         "check": ("inbox", "Say what is wrong with a file, line by line."),
+        "convert": ("convert", "Make records of a table: CSV, TSV, Parquet, gzip."),
         "submit": ("inbox", "Check a file and copy it into the inbox."),
         "status": ("status", "Say what the daemon does and what waits."),
         "attention": ("maintenance", "List what needs a person, the most urgent first, each behind its key."),
@@ -59,6 +60,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "worker": ("dropforge worker", "dropforge worker --state .dropforge"),
         "init": ("dropforge init", "dropforge init ~/forge --base-model ~/models/SmolLM2-135M-Instruct"),
         "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),
+        "convert": (
+            "dropforge convert table.csv -o records.jsonl",
+            "dropforge convert table.csv --map instruction=question --map output=answer --drop",
+        ),
         "submit": ("dropforge submit data.jsonl --track support", "dropforge submit test.jsonl --heldout"),
         "status": ("dropforge status", "dropforge status --json | jq .runs"),
         "attention": ("dropforge attention", "dropforge attention --dismiss failed-7"),

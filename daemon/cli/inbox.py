@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -155,16 +156,21 @@ def submit(
         hint = f"mend it, then look again: dropforge check {file}"
         raise DropforgeError(f"{file} was not submitted: {ruling.reason}", hint, EXIT_BAD_DATA)
     target = copy_in(file, settings, track, heldout=heldout)
-    print_line(f"copied {count(validation.rows, 'record')} to {target}")
+    say_copied(settings, target, validation.rows)
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {file}")
+    if new_answers:
+        _accept_answers(context, target, track)
+
+
+def say_copied(settings: Settings, target: Path, records: int) -> None:
+    """Say that `records` were copied to `target` in the inbox, and when they are taken."""
+    print_line(f"copied {count(records, 'record')} to {target}")
     print_line(f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s")
     with suppress(DropforgeError):  # who may drop a file need not see the state folder
         if not Overview.of(settings).daemon().alive:
             print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
-    if new_answers:
-        _accept_answers(context, target, track)
 
 
 def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
@@ -187,7 +193,10 @@ def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ru
     """Validate a file for a track and rule whether it is accepted. Raises `DropforgeError` if it is no regular file."""
     if not file.is_file():
         words = f"{file} is not a file" if file.exists() else f"there is no file {file}"
-        raise DropforgeError(words, "name a .jsonl or .json file of records: instruction, input, output", EXIT_BAD_DATA)
+        hint = "name a .jsonl or .json file of records: instruction, input, output"
+        if file.is_dir():
+            hint += f"; if datasets saved this folder: dropforge convert {shlex.quote(str(file))}"
+        raise DropforgeError(words, hint, EXIT_BAD_DATA)
     refused = too_large(file.stat(), settings.intake.max_bytes)
     validation = one_finding(*refused) if refused else examine(file, validation_options(settings, track, str(file)))
     return validation, rule(validation, settings.intake)

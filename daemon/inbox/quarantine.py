@@ -46,8 +46,8 @@ def examine(path: Path, options: Options) -> Validation:
         foreign = foreign_format(file.read(HEAD_BYTES))
     if foreign is not None:
         return one_finding("format", f"the file is {foreign.name}", name_file(foreign.remedy, options.path))
-    remedy = "if it holds records, rename it to end in .jsonl"
-    return one_finding("name", "the name does not end in .jsonl or .json", remedy)
+    remedy = "if it holds records, rename it to end in .jsonl; if it is a table, convert it: dropforge convert FILE"
+    return one_finding("name", "the name does not end in .jsonl or .json", name_file(remedy, options.path))
 
 
 def one_finding(name: str, message: str, remedy: str) -> Validation:

@@ -10,21 +10,18 @@ from pipeline.words import printable
 
 HEAD_BYTES = 1 << 16
 """So many first bytes are enough for `foreign_format`."""
-# No double quotes in a command: an error list is JSON, where they cannot be copied as they are.
-_PANDAS = (
-    "convert it: python3 -c 'import pandas, sys; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], "
-    "orient=sys.argv[3], lines=True)' FILE NEW records"
-)
-_SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that"
+_CONVERT = "convert it: dropforge convert FILE"
+_SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that: dropforge convert TABLE.csv"
 _ICONV = "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+# No double quotes in a command: an error list is JSON, where they cannot be copied as they are.
 _ARRAY = (
     "convert it: python3 -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], "
     "encoding=sys.argv[2]))]' FILE utf-8-sig > NEW"
 )
 _MAGIC = (
-    (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE"),
+    (b"\x1f\x8b", "gzip-compressed", _CONVERT),
     (b"PK\x03\x04", "a zip archive or an Excel file", _SHEET),
-    (b"PAR1", "Parquet", _PANDAS),
+    (b"PAR1", "Parquet", _CONVERT),
     (b"\xff\xfe", "UTF-16 text", _ICONV),
     (b"\xfe\xff", "UTF-16 text", _ICONV),
 )
@@ -32,11 +29,7 @@ _SPREAD = re.compile(rb"\s*\{[ \t\r]*\n\s*\"")
 _COLUMNS = frozenset(
     {"instruction", "input", "output", "prompt", "response", "completion", "question", "answer", "text"}
 )
-_TABLE = (
-    "convert it: python3 -c 'import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader("
-    "open(sys.argv[1], encoding=sys.argv[2], newline=str()), delimiter=chr({}))]' FILE utf-8-sig > NEW"
-)
-_SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
+SEPARATORS = {",": "CSV", ";": "CSV with semicolons", "\t": "TSV", "|": "a table with bars"}
 
 
 class Foreign(NamedTuple):
@@ -72,10 +65,10 @@ def foreign_format(head: bytes) -> Foreign | None:
 
 def _table(line: str) -> Foreign | None:
     """Return the format of a table whose header `line` names known columns; `None` if it is no such table."""
-    for separator, name in _SEPARATORS.items():
+    for separator, name in SEPARATORS.items():
         cells = {re.sub(r'^["\']|["\']$', "", cell.strip()).casefold() for cell in line.split(separator)}
         if len(cells) > 1 and cells & _COLUMNS:
-            return Foreign(name, _TABLE.format(ord(separator)))
+            return Foreign(name, _CONVERT)
     return None
 
 

@@ -61,7 +61,8 @@ A file that ends in .jsonl or .json, in UTF-8, a record a line:
 given for; "group": "page 7" names the text or conversation that a row is of, so
 that all of it is trained on, or none. Other keys are not used.
 A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().max_line_bytes)}.
-"dropforge check FILE" tells beforehand what is wrong with a file.
+"dropforge check FILE" tells beforehand what is wrong with a file;
+"dropforge convert FILE" makes such a file of a table (CSV, TSV, Parquet).
 
 {_what_judges(settings.track(track))}
 

@@ -110,8 +110,7 @@ def test_the_command_in_an_error_list_can_be_pasted(tmp_path: Path, name: str) -
     box = Box(tmp_path)
     box.drop(name, b"instruction,output\nq,a\n")
     (found,) = box.read(f"rejected/{name}.errors.json")["findings"]
-    assert f"' '{name}' utf-8-sig > 'my table" in found["remedy"]
-    assert '"' not in found["remedy"]
+    assert found["remedy"] == f"convert it: dropforge convert '{name}'"
 
 
 def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path: Path) -> None:

@@ -9,13 +9,11 @@ import pytest
 from pipeline.records.file_formats import foreign_format, name_file
 from pipeline.records.validate import Options, validate
 
-LINES = [("instruction", "output"), ("café?", "b"), ('"c\nd"', "e")]
-FILES = {separator: "".join(separator.join(cells) + "\n" for cells in LINES) for separator in ",;\t|"}
-FILES["array"] = '\ufeff[{"instruction": "café?", "output": "b"},\n {"instruction": "c", "output": "e"}]'
+FILES = {"array": '\ufeff[{"instruction": "café?", "output": "b"},\n {"instruction": "c", "output": "e"}]'}
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_table_or_an_array_is_converted_with_python_alone(tmp_path: Path, kind: str) -> None:
+def test_an_array_is_converted_with_python_alone(tmp_path: Path, kind: str) -> None:
     (tmp_path / "it's mine.txt").write_text(FILES[kind], encoding="utf-8")
     found = foreign_format((tmp_path / "it's mine.txt").read_bytes())
     assert found is not None
@@ -29,8 +27,8 @@ def test_a_table_or_an_array_is_converted_with_python_alone(tmp_path: Path, kind
 @pytest.mark.parametrize(
     ("content", "command"),
     [
-        (b"PAR1", "orient=sys.argv[3], lines=True)' notes.jsonl notes-new.jsonl records"),
-        (b"\x1f\x8b", "unpack it first: gunzip notes.jsonl"),
+        (b"PAR1", "convert it: dropforge convert notes.jsonl"),
+        (b"\x1f\x8b", "convert it: dropforge convert notes.jsonl"),
         (b'{\n "instruction": "q"\n}', "jq -c . notes.jsonl > notes-new.jsonl"),
         (b'{"instruction": "q", "output": "\xe9"}', "iconv -f WINDOWS-1252 -t UTF-8 notes.jsonl > notes-new.jsonl"),
     ],

@@ -1,0 +1,105 @@
+"""`convert`: make records of a table, to a file or into the inbox."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from daemon.cli.inbox import say_copied
+from daemon.cli.output import print_line, print_lines
+from daemon.cli.workspace import OneTrackOption, config_path, load_settings
+from daemon.inbox.quarantine import validation_options
+from daemon.inbox.submit import copy_in
+from daemon.inbox.tables import conversion
+from daemon.inbox.tables.conversion import Choice, Conversion
+from daemon.inbox.tables.reading import Table, open_table
+from daemon.settings.load import load
+from daemon.settings.model import Settings
+from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+
+#: Most characters of a record, and columns that are not used, that are shown.
+_WIDTH, _MOST_COLUMNS = 500, 20
+MapOption = Annotated[
+    list[str] | None, typer.Option("--map", metavar="KEY=COLUMN", help="The column of a record's key; repeatable.")
+]
+
+
+def convert(  # noqa: PLR0913 - its options
+    context: typer.Context,
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="A table, or what datasets saved.")],
+    output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the records to a new file.")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="Copy the records into the inbox.")] = False,
+    maps: MapOption = None,
+    track: OneTrackOption = "default",
+) -> None:
+    """
+    Make records of a table: CSV, TSV, Parquet, gzip.
+
+    Also of JSON Lines with other keys, and of a folder that datasets saved. Shows which column is read as what, three
+    records, and how many rows are lost and why; writes nothing without -o and --drop. Columns of a known form
+    (instruction and output, prompt and completion, question and answer) need no --map. All cells are text. Exit code 65
+    if there are no records, or the columns are only guessed.
+    """
+    if output is not None and (drop or output.exists()):
+        raise typer.BadParameter("-o and --drop exclude each other" if drop else f"{output} is there already")
+    given = {key: column for key, _, column in (text.partition("=") for text in maps or ())}
+    settings = load_settings(context, as_owner=False) if drop else load(config_path(context))
+    beside = None if output is None else output.absolute().parent
+    with TemporaryDirectory(prefix=".dropforge-convert-", dir=beside) as name:
+        made = Path(name, conversion.new_name(file.absolute().name or "table"))
+        choice, result = _converted(file, made, given, settings, track)
+        pairs = [f"{key}={column}" for key, column in choice.columns.items() if given or not choice.known]
+        options = [word for pair in pairs for word in ("--map", pair)] + ["--track", track] * (track != "default")
+        again = shlex.join(["dropforge", "convert", str(file), *options])
+        if output is None and not drop:
+            print_line("nothing is written yet; next:")
+            print_lines([f"  {again} -o {shlex.quote(made.name)}", f"  {again} --drop"])
+        elif not choice.known:
+            hint = f"if they are right: {again} {'--drop' if drop else shlex.join(['-o', str(output)])}"
+            raise DropforgeError("nothing is written: the columns are guessed from their names", hint, EXIT_BAD_DATA)
+        elif output is None:
+            say_copied(settings, copy_in(made, settings, track, heldout=False), result.records)
+        else:
+            made.chmod(0o644)
+            made.rename(output)
+            print_line(f"wrote {output}; next: dropforge submit {shlex.quote(str(output))}")
+
+
+def _converted(
+    file: Path, made: Path, given: Mapping[str, str], settings: Settings, track: str
+) -> tuple[Choice, Conversion]:
+    """Convert the table `file` to the file `made`, and print what is read as what, three records and what is lost."""
+    if not file.exists():
+        raise DropforgeError(f"there is no file {file}", "name a table: CSV, TSV, Parquet, gzip", EXIT_BAD_DATA)
+    table = open_table(file, str(file), made.parent, settings.intake.max_bytes)
+    choice = conversion.choose(table.columns, given)
+    _print_columns(file, table, choice)
+    options = validation_options(settings, track, str(file))
+    result = conversion.convert(table, choice.columns, made, options, settings.intake.max_bytes)
+    _print_records(file, table, result)
+    return choice, result
+
+
+def _print_columns(file: Path, table: Table, choice: Choice) -> None:
+    """Print which column is read as what. Raises `DropforgeError` if no column is known for a question or an answer."""
+    print_line(f"{file}: {table.kind}{'' if choice.known else '; the columns are guessed from their names'}")
+    print_lines(f"  {key}: column {column}" for key, column in choice.columns.items())
+    print_lines(f"  not used: column {column}" for column in choice.unused[:_MOST_COLUMNS])
+    if choice.missing:
+        hint = f"name it: {' '.join(f'--map {key}=COLUMN' for key in choice.missing)}"
+        raise DropforgeError(f"{file}: no column is known as {' or '.join(choice.missing)}", hint, EXIT_BAD_DATA)
+
+
+def _print_records(file: Path, table: Table, result: Conversion) -> None:
+    """Print the first records and what is lost. Raises `DropforgeError` if there are no records."""
+    texts = [json.dumps(record, ensure_ascii=False) for record in result.first]
+    shown = [text if len(text) <= _WIDTH else f"{text[:_WIDTH]}…" for text in texts]
+    print_lines([*([f"  {table.note}"] if table.note else []), *shown, *result.losses, f"{file}: {result.words}"])
+    if not result.records:
+        hint = "mend what is said above, or name other columns: --map output=COLUMN"
+        raise DropforgeError(f"{file} gave no records", hint, EXIT_BAD_DATA)

@@ -1,0 +1,160 @@
+"""
+Convert a table to records: which column is which key, and how many rows are lost and why.
+
+Rows are written on the lines that they have in the table, validated as the inbox does, and sifted: so the result passes
+`dropforge check`, and what is said of a row names its line in the table.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from daemon.inbox.quarantine import sift
+from daemon.inbox.tables.reading import Table
+from pipeline.durable import read_jsonl
+from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.records.fast_path import KEYS
+from pipeline.records.records import LABELS, misnamed_key
+from pipeline.records.strict_json import BadJson, parse
+from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Options, Validation, validate
+from pipeline.words import count
+
+#: Keys that hold a whole conversation.
+_CONVERSATIONS = ("messages", "conversations")
+_LISTS = {"tags", "history", *_CONVERSATIONS}
+OUTPUTS = (*KEYS, "system", "history", *LABELS, *_CONVERSATIONS)
+#: Names of columns that probably hold what a key means, the likeliest first.
+_LIKELY = {
+    "instruction": ("text", "sentence", "sentence1", "premise", "query", "message", "document", "article", "review"),
+    "input": ("sentence2", "hypothesis", "passage"),
+    "output": ("label", "labels", "class", "category", "intent", "sentiment", "summary", "highlights", "translation"),
+}
+_SHOWN = 3
+
+
+class Choice(NamedTuple):
+    """Which column of a table is which key of a record."""
+
+    columns: dict[str, str]
+    """Key -> column."""
+    known: bool
+    """Whether these are the columns of a known form, or were given: none is guessed."""
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Keys that a record must have, and that no column is known for."""
+
+
+class Conversion(NamedTuple):
+    """The records that a table gave; rows = records + lost rows."""
+
+    rows: int
+    records: int
+    losses: tuple[str, ...]
+    """Why rows are lost, how many, and which is the first; a row can have several reasons."""
+    first: tuple[dict[str, Any], ...]
+
+    @property
+    def words(self) -> str:
+        """The numbers of rows, records and lost rows."""
+        lost = count(self.rows - self.records, "row")
+        return f"{count(self.rows, 'row')} = {count(self.records, 'record')} + {lost} lost"
+
+
+def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
+    """
+    Choose the columns of a record's keys: those `given` (key -> column, "" for none), then by their names.
+
+    Raises `DropforgeError` for a key or a column that there is not.
+    """
+    for key, column in given.items():
+        if key not in OUTPUTS:
+            raise DropforgeError(f"{key} is no key of a record", f"the keys: {', '.join(OUTPUTS)}", EXIT_BAD_DATA)
+        if column and column not in columns:
+            hint = f"its columns: {', '.join(columns)}"[:2000]
+            raise DropforgeError(f"there is no column {column}", hint, EXIT_BAD_DATA)
+    free = {column: None for column in columns if column and column not in given.values()}
+    chosen, known = dict(given), True
+    for key in OUTPUTS:
+        named = None if key in chosen else key if key in free else misnamed_key(free, key)
+        if named is not None:
+            chosen[key] = named
+            del free[named]
+            known = known and (named == key or misnamed_key(free, key) is None)
+    talks = [key for key in _CONVERSATIONS if chosen.get(key)]
+    names = {column.strip().casefold(): column for column in reversed(free)}
+    for key, likely in _LIKELY.items():
+        guess = next((names[name] for name in likely if name in names), None)
+        if key not in chosen and not talks and guess in free:
+            chosen[key], known = guess, False
+            del free[guess]
+    chosen = {key: chosen[key] for key in OUTPUTS if chosen.get(key)}
+    missing = tuple(key for key in ("instruction", "output") if key not in chosen and not talks)
+    return Choice(chosen, known and len(talks) + ("output" in chosen) == 1, tuple(free), missing)
+
+
+def convert(table: Table, columns: Mapping[str, str], target: Path, options: Options, most: int) -> Conversion:
+    """
+    Write the records of `table` to the new file `target`, as JSON Lines, and count what is lost.
+
+    `columns` maps keys to columns; `options` say what a good record is. Raises `DropforgeError` if the table cannot be
+    read to its end or the file exceeds `most` bytes, `OSError` if it cannot be written.
+    """
+    unread: dict[str, list[int]] = {}
+    rows = last = 0
+    with target.open("wb") as file:
+        for line, cells in table.read(list(columns.values())):
+            rows += 1
+            record = cells if isinstance(cells, str) else _record(list(columns), cells)
+            if isinstance(record, str):
+                reason = record if record in unread or len(unread) < MOST_FINDINGS else "further reasons"
+                unread.setdefault(reason, [line, 0])[1] += 1
+                continue
+            file.write(b"\n" * (line - last - 1) + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            last = line
+            if file.tell() > most:
+                message = f"the records have more than {most:,} bytes, the limit (intake.max_bytes)"
+                raise DropforgeError(message, "split the table, or raise intake.max_bytes", EXIT_BAD_DATA)
+    validation = validate(target, replace(options, most_bad_rows=rows))
+    sift(target, options)
+    losses = [(line, words, times) for words, (line, times) in unread.items()] + (_kinds(validation) if last else [])
+    texts = [
+        f"{options.path}:{line}: {words}{f' (in {times:,} rows, first here)' if times > 1 else ''}"
+        for line, words, times in losses
+    ]
+    more = [f"... and {count(len(texts) - MOST_KINDS, 'further reason')}"] if len(texts) > MOST_KINDS else []
+    first = tuple(islice(read_jsonl(target), _SHOWN))
+    return Conversion(rows, validation.good_rows, (*texts[:MOST_KINDS], *more), first)
+
+
+def new_name(name: str) -> str:
+    """Return the name of the file of records that is made of the table `name`."""
+    new = Path(name.removesuffix(".gz")).with_suffix(".jsonl").name
+    return new if new != name else f"{Path(name).stem}-new.jsonl"
+
+
+def _record(keys: Sequence[str], cells: Sequence[Any]) -> dict[str, Any] | str:
+    """Return the record of a row's cells, or why it is none. A list may stand in its cell as JSON."""
+    record = dict(zip(keys, cells, strict=True))
+    for key in _LISTS & record.keys():
+        text = record[key]
+        if isinstance(text, str) and text.lstrip().startswith("["):
+            try:
+                record[key] = parse(text.encode())
+            except BadJson as error:
+                return f"{key}: {error.message}"
+        elif key == "tags" and isinstance(text, str):
+            record[key] = [text] if text.strip() else []
+    # No cell is no text: of a label, nothing is said then.
+    return {key: "" if value is None else value for key, value in record.items() if value is not None or key in KEYS}
+
+
+def _kinds(validation: Validation) -> list[tuple[int, str, int]]:
+    """Return (first line, words, number) for each kind of finding; of too many findings, for each broken rule."""
+    if validation.findings_total <= MOST_FINDINGS:
+        return [(kind.line or 1, f"{kind.message}; {kind.remedy}", kind.rows) for kind in validation.kinds]
+    first = {finding.rule: (finding.line or 1, finding.message) for finding in reversed(validation.findings)}
+    told = {rule: first.get(rule, (1, "not among the first rows")) for rule in validation.rules}
+    return [(told[rule][0], f"{rule}, as: {told[rule][1]}", times) for rule, times in validation.rules.items()]
