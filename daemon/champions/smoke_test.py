@@ -51,17 +51,18 @@ def require_answer(folder: Path, seconds: float = _SECONDS, stop: threading.Even
         raise DropforgeError(f"the model in {folder} does not answer: {message}", hint)
 
 
-def ask(request: Mapping[str, Any], device: str) -> Iterator[dict[str, Any]]:
+def ask(request: Mapping[str, Any], device: str, module: str = "pipeline.models.ask") -> Iterator[dict[str, Any]]:
     """
     Yield {"text": PART} for each part of a model's answer, then {"tokens": N, "ended": whether the model ended it}.
 
-    `request` has the fields of `pipeline.models.ask.Ask`. A child process loads the model on `device`, and is killed
-    when the generator is closed. Raises `DropforgeError` if it fails, or if torch or transformers is missing.
+    `request` has the fields of `pipeline.models.ask.Ask`, or is what another `module` reads, which prints objects of
+    its own. A child process loads the model on `device`, and is killed when the generator is closed. Raises
+    `DropforgeError` if it fails, or if torch or transformers is missing.
     """
     if not can_try():
         message = "the training stack, which loads models, is not installed here"
         raise DropforgeError(message, "ask where the daemon's worker runs")
-    with _started(device, subprocess.PIPE, "pipeline.models.ask") as process:
+    with _started(device, subprocess.PIPE, module) as process:
         assert process.stdin is not None  # noqa: S101 - both are pipes
         assert process.stdout is not None  # noqa: S101
         process.stdin.write(json.dumps(request).encode())

@@ -59,7 +59,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "web": ("dropforge web", "dropforge web --url"),
         "worker": ("dropforge worker", "dropforge worker --state .dropforge"),
         "init": ("dropforge init", "dropforge init ~/forge --base-model ~/models/SmolLM2-135M-Instruct"),
-        "check": ("dropforge check data.jsonl", "dropforge check data.jsonl --track support --json"),
+        "check": (
+            "dropforge check data.jsonl",
+            "dropforge check data.jsonl --track support --json",
+            "dropforge check data.jsonl --show 3",
+        ),
         "convert": (
             "dropforge convert table.csv -o records.jsonl",
             "dropforge convert table.csv --map instruction=question --map output=answer --drop",

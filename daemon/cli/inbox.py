@@ -12,7 +12,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -106,6 +106,9 @@ def check(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to look at.")],
     track: OneTrackOption = "default",
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, max=20, help="Show the first N records as the model sees them.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """
@@ -117,16 +120,30 @@ def check(
     """
     settings = load(config_path(context))  # the defaults where there is no workspace: a file can be checked anywhere
     validation, ruling = _look_at(file, settings, track)
+    shown = _shown(file, settings, track, show) if show else []
     foreseen = []
     if ruling.accepted and validation.good_rows >= _LEAST_ROWS:
         foreseen = _foresee(file, settings, track, validation_options(settings, track, str(file)))
     if as_json:
         fields = validation.model_dump(mode="json")
-        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields, foreseen=foreseen)
+        print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields, foreseen=foreseen, shown=shown)
     else:
+        _print_shown(file, shown)
         _print_findings(file, validation, ruling, foreseen)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
+
+
+def _shown(file: Path, settings: Settings, track: str, most: int) -> list[dict[str, Any]]:
+    from daemon.views.shown_records import shown_records  # noqa: PLC0415 - `check` is quick
+
+    return shown_records(file, settings, track, most)
+
+
+def _print_shown(file: Path, shown: Sequence[dict[str, Any]]) -> None:
+    for record in shown:
+        print_line(f"{file}:{record['line']}: {record['words']}, from ⟦ to ⟧:")
+        print_lines([*f"{record['prompt']}⟦{record['learned']}⟧".split("\n"), ""])
 
 
 def submit(

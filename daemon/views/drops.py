@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
@@ -271,11 +272,17 @@ def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_
 
     Lines that are not JSON objects are skipped and not counted; each text is cut after 2,000 characters.
     """
-    path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
-    if not drop.sha256 or not path.is_file():
+    path = stored_file(overview, drop)
+    if path is None:
         return ()
     rows = (row for row in records.read_rows(path) if isinstance(row, records.Row) and isinstance(row.value, dict))
     return tuple(_row(row) for row in islice(rows, after, after + most))
+
+
+def stored_file(overview: Drops, drop: DropView) -> Path | None:
+    """Return the file of a drop's rows; `None` if it was not kept."""
+    path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
+    return path if drop.sha256 and path.is_file() else None
 
 
 def _new_answers(overview: Drops, drop: DropView) -> tuple[AnswerPair, ...]:

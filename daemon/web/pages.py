@@ -8,9 +8,10 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
 from daemon.views.attention import attention, rejected_words
-from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows
+from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows, stored_file
 from daemon.views.reader import NotThere
 from daemon.views.reports import report_folder, story_of
+from daemon.views.shown_records import shown_records
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
@@ -19,6 +20,7 @@ from pipeline.report.story import review_words
 router = APIRouter(default_response_class=HTMLResponse)
 #: Most rows on a page of a list, champions on a page of a track, and rows of each list on the overview.
 MOST_LISTED, MOST_CHAMPIONS, _MOST_LATEST = 50, 25, 10
+_MOST_SHOWN = 3
 Before = Annotated[int | None, Query(ge=1, le=MOST)]
 #: A form sends an empty text for "all".
 _OR_ALL = AfterValidator(lambda chosen: chosen or None)
@@ -110,6 +112,17 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
         "lacks": site.overview.missing_rows(site.settings, detail.drop.track).values(),
     }
     return draw(request, "drop.html", context)
+
+
+@router.post("/drops/{drop_id}/shown")
+def shown(request: Request, site: SiteOf, drop_id: Number) -> Response:
+    """Render the first 3 records of a drop as the model sees them: by a form, as it starts a process of seconds."""
+    drop = site.overview.drop(drop_id)
+    file = stored_file(site.overview, drop)
+    if file is None:
+        raise NotThere(f"the rows of drop {drop_id} were not kept", "drop the file again")
+    records = shown_records(file, site.settings, drop.track, _MOST_SHOWN)
+    return draw(request, "shown.html", {"drop": drop, "records": records})
 
 
 @router.get("/tracks/{name}")

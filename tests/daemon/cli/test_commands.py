@@ -15,6 +15,8 @@ import pytest
 from daemon.cli.commands import COMMANDS
 from daemon.settings.load import load
 from daemon.settings.model import SettingsError
+from pipeline.models.generation import load_template
+from pipeline.models.template import fold, single_turn
 from tests.daemon.conftest import SCRIPT
 from tests.model_folder import write_model
 
@@ -290,6 +292,29 @@ def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_pa
         65,
         True,
     )
+
+
+def test_check_shows_the_first_records_as_the_model_sees_them(
+    dropforge: Command, tmp_path: Path, tiny_llama: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}{{}}\n" + GOOD.replace('"output": "', '"output": "' + "word " * 900))
+    ended = dropforge("check", "a.jsonl", "--show", "2")
+    assert (ended.code, "no base model is set" in ended.err, "set base_model" in ended.err) == (1, True, True)
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{tiny_llama}"\n[train]\nmax_length = 256\n')
+    ended = dropforge("check", "a.jsonl", "--show", "2")
+    good = json.loads(GOOD)
+    template = load_template(tiny_llama, "auto")
+    turns = single_turn(fold(good["instruction"], ""), good["output"])
+    prompt, target = template.prompt(turns[:-1]), template.target(turns)
+    texts = [template.tokenizer.decode(part, skip_special_tokens=False) for part in (prompt, target)]
+    head = f"a.jsonl:1: {len(prompt) + len(target)} tokens, of which the last {len(target)} are learned"
+    assert ended.out.startswith(f"{head}, from ⟦ to ⟧:\n{texts[0]}⟦{texts[1]}⟧\n\na.jsonl:3: ")
+    assert texts[1].endswith("<|im_end|>")
+    assert "learned; it is longer than the window (train.max_length) and left out, from ⟦ to ⟧:\n" in ended.out
+    assert " […] " in ended.out
+    shown = dropforge("check", "a.jsonl", "--show", "1", "--json").json["shown"]
+    assert [(record["line"], record["prompt"], record["learned"]) for record in shown] == [(1, *texts)]
+    assert dropforge("check", "a.jsonl", "--json").json["shown"] == []
 
 
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
+from daemon.web.app import make_app
+from daemon.web.security import cookie_name
 from pipeline import durable
 from pipeline.artifacts import TrialScores
 from tests.daemon.conftest import lines
+from tests.daemon.web.conftest import HERE, TOKEN
 
 PAGES = (
     "/",
@@ -209,3 +212,29 @@ def test_no_request_reads_more_of_a_drop_than_its_first_10_000_rows(lived_in: An
     assert "Rows after the first 10,020 are not shown here." in last
     for path in (f"/drops/{drop.id}", f"/api/v1/drops/{drop.id}/rows"):
         assert visitor.get(f"{path}?after=10001").status_code == 422
+
+
+def test_the_first_records_of_a_drop_are_shown_as_the_model_sees_them(lived_in: Any, tiny_llama: Path) -> None:
+    settings = lived_in.settings.model_copy(update={"base_model": str(tiny_llama)})
+    there: dict[str, Any] = {"base_url": HERE, "follow_redirects": False}
+    person = TestClient(
+        make_app(settings, TOKEN), **there, cookies={cookie_name(TOKEN): TOKEN}, headers={"origin": HERE}
+    )
+    row = {"instruction": "say </pre>", "output": "<b>ok</b>"}
+    lived_in.take("seen.jsonl", json.dumps(row) + "\n")
+    drop = Overview.of(settings).drops(most=1)[0].id
+    assert f'action="/drops/{drop}/shown"' in person.get(f"/drops/{drop}").text
+    page = person.post(f"/drops/{drop}/shown")
+    assert page.status_code == 200, page.text
+    begin, learned = (
+        "say &lt;/pre&gt;&lt;|im_end|&gt;\n&lt;|im_start|&gt;assistant\n",
+        "&lt;b&gt;ok&lt;/b&gt;&lt;|im_end|&gt;",
+    )
+    assert f"{begin}<mark>{learned}</mark>" in page.text
+    assert "of which the last" in page.text
+    stranger = TestClient(make_app(settings, TOKEN), **there)
+    assert stranger.post(f"/drops/{drop}/shown").status_code in {401, 403}
+    assert "/shown" not in stranger.get(f"/drops/{drop}").text
+    (lived_in.settings.state_folder / "drops" / f"{Overview.of(settings).drop(drop).sha256}.jsonl").unlink()
+    gone = person.post(f"/drops/{drop}/shown")
+    assert (gone.status_code, "were not kept" in gone.text) == (404, True)
