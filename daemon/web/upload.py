@@ -2,20 +2,27 @@
 Uploads: put files into the inbox as `dropforge submit` does; the intake takes them from there.
 
 The whole form is received into temporary files; then each is copied into the inbox under a name that the watcher
-ignores, and all are renamed.
+ignores, and all are renamed. A table is sent twice: nothing is kept between its preview and its drop.
 """
 
 import shutil
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from fastapi.responses import Response
 
+from daemon.inbox.quarantine import validation_options
 from daemon.inbox.submit import incoming, require_usable
+from daemon.inbox.tables import conversion
+from daemon.inbox.tables.reading import open_table
 from daemon.web.actions import Done
-from daemon.web.site import SiteOf, draw
+from daemon.web.site import Site, SiteOf, draw
 from pipeline.errors import DropforgeError
+from pipeline.records.fast_path import KEYS
+from pipeline.records.records import LABELS
 from pipeline.words import size_words
 
 router = APIRouter(tags=["act"])
@@ -59,19 +66,51 @@ def put(
     return results
 
 
-Results = Annotated[list[str], Depends(put)]
-
-
 @router.post("/upload")
-def upload(results: Results) -> Done:
+def upload(results: Annotated[list[str], Depends(put)]) -> Done:
     """Put files into the inbox of a track, or into its folder for held-out records."""
     return Done(words=tuple(results))
 
 
+async def texts(request: Request) -> dict[str, str]:
+    """Return the fields of a form that hold text."""
+    return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
+
+
 @forms.post("/upload")
-def by_form(request: Request, results: Results) -> Response:
-    """Put files into the inbox, and render `done.html`."""
-    return draw(request, "done.html", {"words": results, "back": "/inbox"})
+def by_form(
+    request: Request, site: SiteOf, file: list[UploadFile], fields: Annotated[dict[str, str], Depends(texts)]
+) -> Response:
+    """Put files into the inbox, and render `done.html`; for a table first `table.html`, with what its columns are."""
+    tables = [name for name in (each.filename or "" for each in file) if not name.lower().endswith((".json", ".jsonl"))]
+    if not tables:
+        results = put(site, file, fields.get("track", "default"), fields.get("heldout"))
+        return draw(request, "done.html", {"words": results, "back": "/inbox"})
+    if len(file) > 1:
+        message = f"{tables[0]} is no .jsonl or .json file, so its columns are to be looked at"
+        raise DropforgeError(message, "send it alone")
+    with TemporaryDirectory(prefix="upload-") as folder:
+        return _table(request, site, file[0], fields, Path(folder))
+
+
+def _table(request: Request, site: Site, file: UploadFile, fields: dict[str, str], folder: Path) -> Response:
+    """Render how a table is converted; or drop its records, if the form says so and the columns are no guess."""
+    name, track, most = _plain_name(file.filename or ""), fields.get("track", "default"), site.settings.intake.max_bytes
+    options = validation_options(site.settings, track, name)
+    with folder.joinpath("table").open("wb") as copy:
+        shutil.copyfileobj(file.file, copy)
+    table = open_table(folder / "table", name, folder, most)
+    keys, made = (*KEYS, *LABELS), folder / "records.jsonl"
+    choice = conversion.choose(table.columns, {key: fields[key] for key in keys if key in fields})
+    result = None if choice.missing else conversion.convert(table, choice.columns, made, options, most)
+    if result is None or not result.records or not choice.known or "drop" not in fields:
+        context = {"name": name, "table": table, "choice": choice, "result": result, "fields": fields, "keys": keys}
+        return draw(request, "table.html", context)
+    with made.open("rb") as old, incoming(site.settings) as new:
+        shutil.copyfileobj(old, new.file)
+        path = new.place(conversion.new_name(name), track, heldout="heldout" in fields)
+    words = [f"{path.name} is in the inbox: {result.words}", *result.losses]
+    return draw(request, "done.html", {"words": words, "back": "/inbox"})
 
 
 def _plain_name(name: str) -> str:

@@ -183,6 +183,32 @@ def test_a_dropped_file_becomes_a_run_a_curve_and_a_verdict_without_a_reload(
     served.wait(lambda: served.driver.title == f"Won: run {begun.run_id} of track default")
 
 
+def test_a_dropped_table_shows_its_columns_and_is_sent_again_without_being_chosen_again(
+    served: Served, room: tuple[LivedIn, Claim, Path], tmp_path_factory: pytest.TempPathFactory, axe: str
+) -> None:
+    made, _, _ = room
+    file = tmp_path_factory.mktemp("elsewhere") / "table.csv"
+    file.write_text("text,label,rating\na,x,1\nb,y,2\n")
+    served.open("/inbox")
+    served.drop(file)
+    served.wait_for("table.csv: which column is what?", "h1")
+    assert "The columns are guessed" in served.text()
+    assert served.was_kept()
+    served.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})
+    assert served.driver.execute_async_script(_AXE) == []
+    served.driver.execute_script("document.querySelector('select[name=output]').value = 'rating'")
+    served.find("form.target button:not(.main)").click()
+    served.wait_for("Record 1 instruction a output 1 Record 2 instruction b output 2")
+    assert "guessed" not in served.text()
+    served.find("form.target button.main").click()
+    served.wait_for("table.jsonl is in the inbox: 2 rows = 2 records + 0 rows lost", '[role="status"]')
+    assert (made.settings.inbox_folder / "table.jsonl").read_text() == (
+        '{"instruction": "a", "output": "1"}\n{"instruction": "b", "output": "2"}\n'
+    )
+    served.link("Continue").click()
+    served.wait_for("Drop a file, and see what becomes of it", "h1")
+
+
 @pytest.mark.parametrize("room", ["tiny_llama"], indirect=True)
 def test_a_rollback_asks_for_its_reason_and_happens(served: Served, room: tuple[LivedIn, Claim, Path]) -> None:
     made, _, _ = room

@@ -75,23 +75,39 @@ addEventListener("pageshow", (event) => { if (event.persisted) location.reload()
 
 // ---- Files that are dropped, anywhere on a page that has a place for them.
 
-const target = document.querySelector(".target");
-if (target) {
-  const carries = (event) => [...event.dataTransfer.types].includes("Files");
-  addEventListener("dragover", (event) => {
-    if (!carries(event)) return;
-    event.preventDefault();
-    target.classList.add("over");
-  });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) target.classList.remove("over"); });
-  addEventListener("drop", (event) => {
-    if (!carries(event)) return;
-    event.preventDefault();
-    target.classList.remove("over");
-    target.querySelector("input[type=file]").files = event.dataTransfer.files;
-    target.requestSubmit();
-  });
-}
+const target = () => document.querySelector(".target");
+const carries = (event) => target() && [...event.dataTransfer.types].includes("Files");
+addEventListener("dragover", (event) => {
+  if (!carries(event)) return;
+  event.preventDefault();
+  target().classList.add("over");
+});
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) target()?.classList.remove("over"); });
+addEventListener("drop", (event) => {
+  if (!carries(event)) return;
+  event.preventDefault();
+  target().classList.remove("over");
+  target().querySelector("input[type=file]").files = event.dataTransfer.files;
+  target().requestSubmit();
+});
+
+// ---- A table: the page with its columns wants the same file again, and gets it from here.
+
+const showTable = async (form, submitter, input) => {
+  const answer = await fetch(form.action, { method: "post", body: new FormData(form, submitter), headers: { accept: "text/html" } });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const main = document.adoptNode(page.getElementById("main"));
+  main.querySelector("input[type=file]")?.replaceWith(input);
+  document.title = page.title;
+  document.getElementById("main").replaceWith(main);
+  main.focus();
+};
+addEventListener("submit", (event) => {
+  const input = event.target.querySelector("input[type=file]");
+  if (!input || input.files.length !== 1 || /\.jsonl?$/i.test(input.files[0].name)) return;
+  event.preventDefault();
+  showTable(event.target, event.submitter, input).catch(() => say("· no connection"));
+});
 
 // ---- Forms: what changes something is sent once; what is folded out for it folds back with Escape.
 

@@ -114,3 +114,60 @@ def test_a_track_that_there_is_not_takes_nothing(person: TestClient, lived_in: A
     answer = person.post("/upload", files={"file": ("new.jsonl", GOOD)}, data={"track": "suport"})
     assert (answer.status_code, "support" in answer.text) == (404, True)
     assert inbox(lived_in) == []
+
+
+TABLE = b"text,answer,score\n<b>a</b>,1,x\nb,,y\nc,2,z\n"
+
+
+def test_a_table_shows_its_columns_and_records_and_is_dropped_once_they_are_right(
+    person: TestClient, lived_in: Any
+) -> None:
+    sent: dict[str, Any] = {"files": {"file": ("my table.csv", TABLE)}, "data": {"track": "support", "heldout": "1"}}
+    page = person.post("/upload", **sent)
+    assert (page.status_code, inbox(lived_in)) == (200, [])
+    assert "The columns are guessed from their names." in page.text
+    assert "3 rows = 2 records + 1 row lost" in page.text
+    assert "my table.csv:3: output is blank; write the output, or leave the row out" in page.text
+    assert "<pre>&lt;b&gt;a&lt;/b&gt;</pre>" in page.text
+    assert page.text.count("<option selected>") == 2
+    assert "nothing is dropped yet" in person.post("/upload", **{**sent, "data": {"drop": "1"}}).text.casefold()
+    assert inbox(lived_in) == []
+    sent["data"] |= {"instruction": "text", "input": "", "output": "score", "tags": "", "group": ""}
+    page = person.post("/upload", **sent)
+    assert (page.status_code, inbox(lived_in)) == (200, [])
+    assert ("guessed" in page.text, "3 rows = 3 records + 0 rows lost" in page.text) == (False, True)
+    sent["data"]["drop"] = "1"
+    done = person.post("/upload", **sent)
+    assert (done.status_code, "my table.jsonl is in the inbox: 3 rows = 3 records" in done.text) == (200, True)
+    assert inbox(lived_in) == ["support/heldout/my table.jsonl"]
+    first = (lived_in.settings.inbox_folder / inbox(lived_in)[0]).read_text().splitlines()[0]
+    assert first == '{"instruction": "<b>a</b>", "output": "x"}'
+    assert (person.post("/upload", **sent).status_code, len(inbox(lived_in))) == (409, 1), "it replaces nothing"
+
+
+def test_a_table_whose_columns_nobody_knows_asks_for_them(person: TestClient, lived_in: Any) -> None:
+    page = person.post("/upload", files={"file": ("a.csv", b"x,y\na,b\n")}, data={"drop": "1"})
+    assert (page.status_code, "No column is known as instruction or output: choose it." in page.text) == (200, True)
+    assert "<option>x</option>" in page.text
+    page = person.post("/upload", files={"file": ("a.csv", b"instruction,output\n,b\n")}, data={"drop": "1"})
+    assert (page.status_code, "1 row = 0 records + 1 row lost" in page.text) == (200, True)
+    assert inbox(lived_in) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("a.csv", b"instruction,output\na,\xe9\n")], "a.csv:2: not UTF-8: byte 0xe9"),
+        ([("a.csv", TABLE), ("b.jsonl", GOOD)], "send it alone"),
+        ([("a.txt", b"words")], "a.txt:1: it has no columns"),
+        ([("a.csv.gz", b"\x1f\x8bno")], "a.csv.gz: it cannot be unpacked"),
+        ([("../a.csv", TABLE)], "a file is sent under a name that is none"),
+        ([("a.part", TABLE)], "still being written"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(
+    person: TestClient, lived_in: Any, files: list[tuple[str, bytes]], message: str
+) -> None:
+    page = person.post("/upload", files=[("file", file) for file in files])
+    assert (page.status_code, inbox(lived_in)) == (409, [])
+    assert message in page.text
