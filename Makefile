@@ -68,6 +68,7 @@ bench: $(INSTALLED) ## the loop, the queue, a long history, an idle daemon, vali
 	$(BIN)/python bench/web.py
 	$(BIN)/python bench/idle.py
 	$(BIN)/python bench/gate.py
+	$(BIN)/python bench/watch.py
 	$(BIN)/python bench/search_nights.py
 	$(BIN)/python bench/contamination.py
 	$(BIN)/python bench/groups.py

@@ -58,6 +58,17 @@ FORMER = 3
 #: Drops that one verdict puts on trial at most: the newest and six more.
 MOST_SUSPECTS = 7
 
+# --- a champion on watch (`pipeline.decide.watch`, `bench/watch.py`)
+
+#: Evidence at which a person is told, and a return is proposed: of 100 watches of equal champions one reaches 100.
+WATCH_NOTICE, WATCH_RETURN = 20, 100
+#: Nights between two starts of the count. A champion that was 5 points better for 60 nights and is 5 points worse since
+#: is found after 134 nights, without further starts after 247.
+WATCH_START = 30
+#: A later former champion takes the place at this evidence, or after so many nights. With a new one for each champion a
+#: loss of 10 points was found in 14 of 100 months at most, so in 94.
+WATCH_END, WATCH_NIGHTS = 1 / 20, 90
+
 # --- what the card states and advises
 
 #: Share of the draws in which the smallest gain must be promoted. Row "true power at a card's smallest gain".
