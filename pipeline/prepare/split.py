@@ -19,7 +19,7 @@ from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.near_duplicates import LONG_RUN
 from pipeline.records.heldout import hash_id, normalise, split_hash
-from pipeline.records.records import ANY_LENGTH, Finding, Record, read_records
+from pipeline.records.records import ANY_LENGTH, SELECTED, Finding, Record, read_records
 
 SplitName = Literal["train", "dev", "heldout"]
 #: Most prompts in which the common words, runs, answers and inputs are counted.
@@ -146,6 +146,9 @@ def _records(attempt: Attempt, drop: Drop) -> Iterator[Record]:
         if isinstance(record, Finding):
             message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
             raise CannotTrain(message, f"take it out: {withdraw} 'bad row'")
+        if drop.role == "heldout" and SELECTED in record.tags:
+            message = f"drop {drop.id} ({drop.name}), line {record.line}: a held-out row has the tag {SELECTED}"
+            raise CannotTrain(message, f"drop it again without such rows, and take this one out: {withdraw} selected")
         yield record
 
 
@@ -191,7 +194,8 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on the hash of its
     unit alone, and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the
-    drop's author would choose the evaluation set. A prompt without remaining rows has the split "train". Its unit is
+    drop's author would choose the evaluation set. A prompt whose earliest row has the tag `selected` is trained on,
+    since it was chosen by what a champion answered. A prompt without remaining rows has the split "train". Its unit is
     that of its earliest drop, so that no later one moves it. `rows` must be sorted as by `read_drops`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
@@ -200,7 +204,8 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
         others = everything[len(pinned_rows) :]
         first = (pinned_rows if pinned_rows and pinned else others or pinned_rows)[0]
         of = first.group or (first.document if unit == "document" else "") or digits
-        chosen: SplitName = "heldout" if pinned_rows and pinned else _split_of(of, split, pinned=pinned)
+        chosen: SplitName = "train" if SELECTED in first.tags else _split_of(of, split, pinned=pinned)
+        chosen = "heldout" if pinned_rows and pinned else chosen
         counted, removed = others, []
         if pinned_rows and (pinned or chosen != "heldout"):
             counted, removed = pinned_rows if pinned else [], others

@@ -28,6 +28,8 @@ _BLANK_RUN = re.compile(rb"[ \t\r\n]*+")
 _SHOWN_KEY = 60
 #: Keys that the model does not see.
 LABELS = ("tags", "group")
+#: The tag of rows that are trained on and never held out: they were chosen by what a champion answered.
+SELECTED = "selected"
 #: The limits of the schema for tags, which label a record for slices of the report.
 MOST_TAGS = 20
 LONGEST_TAG = 64
