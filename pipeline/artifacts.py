@@ -32,8 +32,9 @@ class Frozen(BaseModel):
         made = handler(core_schema)
         fields = handler.resolve_ref_schema(made).get("properties", {})
         for name, text in field_docs(cls).items():
-            if name in fields:
-                fields[name]["description"] = text
+            alias = getattr(cls.model_fields.get(name), "alias", None) or name
+            if alias in fields:
+                fields[alias]["description"] = text
         return made
 
 
@@ -370,6 +371,10 @@ class Evaluation(Artifact):
     former: tuple[FormerScores, ...] = ()
     trial: TrialScores | None = None
     """Only of a control."""
+    watched: int | None = None
+    """Generation of the former champion on watch."""
+    watch: dict[int, float] = Field(default_factory=dict)
+    """By drop that is new to both: the champion's mean minus the former champion's, in points."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that computed the answers, and the device."""
     candidate: Scores

@@ -66,6 +66,10 @@ class StepSpec(Stored):
     champion: ModelRef
     former: tuple[ModelRef, ...] = ()
     """Former champions that may serve again, the latest first: the candidate is compared with them, too."""
+    watched: ModelRef | None = None
+    """The former champion on watch, which answers the held-out records of `fresh_drops`, too."""
+    fresh_drops: tuple[int, ...] = ()
+    """The run's drops that are later than those of champion and `watched`, and that were not compared before."""
     uses: int = 0
     """Candidates of the track that were evaluated before."""
     judged_versions: dict[str, int] = Field(default_factory=dict)

@@ -40,7 +40,7 @@ _ROUND = 16
 _QUESTION_TOKENS = 32
 
 
-Role = Literal["candidate", "champion", "base model"]
+Role = Literal["candidate", "champion", "base model", "former champion"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ class EvalPlan:
     records: list[HeldoutRecord]
     models: list[ModelRequests]
     """Candidate and champion; then the base model, of which only the suites are requested, if it is a third one."""
+    fresh: list[HeldoutRecord]
+    """Those that the former champion on watch answers, too; with any, it is the last of `models`."""
     too_long: int
     """Records left out because they do not fit into a window."""
     seen_by_champion: int
@@ -130,6 +132,8 @@ def make_plan(
     both = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in (candidate, champion)]
     kept, plans, too_long = _leave_out_too_long(kept, both)
     plans += [_requests(base, [], suites, decoding, engine) for base in others if suites]
+    fresh, watched = _watched(attempt, kept, decoding, plans[0])
+    plans += watched
     longest, folders = max(requests.longest() for requests in plans), (candidate.folder, champion.folder)
     first = settings.batch_size or prompts_at_once(chosen_device(), candidate.quantization, longest, folders)
     smaller = attempt.earlier(f"{predictions.name}/{_SMALLER_NAME}")
@@ -140,6 +144,7 @@ def make_plan(
     return EvalPlan(
         kept,
         plans,
+        fresh,
         too_long=too_long,
         seen_by_champion=len(records) - len(kept) - too_long,
         seen_by_candidate=sum(record.id in trained for record in kept),
@@ -164,6 +169,21 @@ def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:
     if is_base:
         return [candidate, replace(base, role="champion", folder=folders[1])]
     return [candidate, EvaluatedModel("champion", champion.model_id, folders[1], quantization), base]
+
+
+def _watched(
+    attempt: Attempt, records: list[HeldoutRecord], decoding: Decoding, candidate: ModelRequests
+) -> tuple[list[HeldoutRecord], list[ModelRequests]]:
+    """Return the fresh records and the requests for them to the former champion on watch; none if its setup differs."""
+    former = attempt.spec.watched
+    if former is None:
+        return [], []
+    model = EvaluatedModel("former champion", former.model_id, attempt.path(former.path), candidate.model.quantization)
+    trained, drops = trained_ids(model.folder), attempt.spec.fresh_drops
+    fresh = [record for record in records if record.drop in drops and not record.is_known(trained)]
+    requests = _requests(model, fresh, [], decoding, candidate.key.engine)
+    is_alike = requests.key == candidate.key.model_copy(update={"model_id": former.model_id})
+    return (fresh, [requests]) if fresh and is_alike else ([], [])
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:

@@ -180,6 +180,17 @@ def score_former(
     return tuple(scored)
 
 
+def score_watch(
+    fresh: Sequence[HeldoutRecord], former: Result, champion: Mapping[str, Line], metric: str
+) -> dict[int, float]:
+    """Return the champion's mean minus the former one's per fresh drop; `champion` has `score_answers`' lines by id."""
+    answers, references = [answer.text for answer in former.answers], [record.references for record in fresh]
+    differences: dict[int, list[float]] = {}
+    for record, score in zip(fresh, METRICS[metric].scores(answers, references), strict=True):
+        differences.setdefault(record.drop, []).append(champion[record.id]["scores"][metric] - score)
+    return {drop: _POINTS * fmean(values) for drop, values in differences.items()}
+
+
 def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | None:
     """
     Return the scores of the trial that the run of `attempt` is the control of; `None` if no record is in both.

@@ -19,11 +19,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
     Evaluate candidate and champion on the held-out records; return their scores.
 
     Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
-    champion is evaluated on the general suites, once. Answers in the prediction cache, or of an interrupted attempt,
-    are reused. Other predictions are written to `predictions/<key>.jsonl`. Raises `Interrupted` if stopped,
-    `StartAgain` if memory ran out and the next attempt uses smaller batches, `StepFailed` if memory does not suffice
-    for one prompt or vLLM fails, `CannotTrain` if a likelihood is not finite, the models' setups differ, no record is
-    left, a suite is invalid, or the base model was replaced.
+    champion is evaluated on the general suites, once, and the former champion on watch on the records of fresh drops.
+    Answers in the prediction cache, or of an interrupted attempt, are reused. Other predictions are written to
+    `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt uses
+    smaller batches, `StepFailed` if memory does not suffice for one prompt or vLLM fails, `CannotTrain` if a likelihood
+    is not finite, the models' setups differ, no record is left, a suite is invalid, or the base model was replaced.
     """
     dataset = attempt.load(Dataset)
     suites = read_suites(attempt.config.evaluate.general, attempt.spec.run)
@@ -33,6 +33,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
     records, (candidate, champion, *_) = plan.records, plan.models
     results = _infer(attempt, plan, folder)
     lines = [scoring.score_answers(records, result, dataset.metric) for result in results[:2]]
+    of_champion = {record.id: line for record, line in zip(records, lines[1], strict=True)}
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     return Evaluation(
@@ -45,9 +46,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
         records_seen_by_candidate=plan.seen_by_candidate,
         batch_size=candidate.key.batch_size,
         quantization=candidate.model.quantization,
-        suites=scoring.score_suites(report, suites, results, data / "train.jsonl"),
+        suites=scoring.score_suites(report, suites, results[:3], data / "train.jsonl"),
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         trial=scoring.score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
+        watched=attempt.spec.watched.generation if attempt.spec.watched else None,
+        watch=scoring.score_watch(plan.fresh, results[-1], of_champion, dataset.metric) if plan.fresh else {},
         versions=_versions(candidate.key),
         candidate=scoring.summarise(candidate, results[0], lines[0]),
         champion=scoring.summarise(champion, results[1], lines[1]),

@@ -776,3 +776,54 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     other = bench.attempt(rows, batch_size=2)
     others = evaluate(Attempt(other.spec.model_copy(update={"former": former}))).former
     assert [(one.generation, one.records) for one in others] == [(3, 0), (2, 0), (1, 0)]
+
+
+# A former champion on watch -----------------------------------------------------------------------------------------
+
+
+def on_watch(bench: Bench, rows: Sequence[Mapping[str, Any]], drops: tuple[int, ...], **settings: Any) -> Attempt:
+    """Return an attempt with a champion that is not the base, and a former one that was trained on the fourth row."""
+    shutil.copytree(bench.root / "models/candidate", bench.root / "models/serving")
+    shutil.copytree(bench.base, bench.root / "models/old")
+    (bench.root / "models/old/trained-ids.txt").write_text(f"{rows[3]['id']}\n")
+    champion = ModelRef(model_id="serving", path="models/serving", generation=4)
+    watched = ModelRef(model_id="old", path="models/old", generation=2)
+    update = {"champion": champion, "watched": watched, "fresh_drops": drops}
+    return Attempt(bench.attempt(rows, **settings).spec.model_copy(update=update))
+
+
+def test_a_former_champion_on_watch_answers_the_fresh_records_that_it_was_not_trained_on(
+    bench: Bench, tmp_path: Path
+) -> None:
+    rows = heldout_rows()
+    write_lines(tmp_path / "own.jsonl", task_rows(3, seed=9))
+    first = bench.attempt(rows)
+    texts = [(line["champion"]["text"], line["candidate"]["text"]) for line in lines(first, evaluate(first))]
+    assert all(base != other for base, other in texts)
+    # The champion gives the other model's answers, the former one those of the base. Of drop 2 are 1, 3, 5, 7, 9.
+    for place, (base, other) in enumerate(texts):
+        rows[place]["references"] = [base if place in {3, 9} else other]
+    attempt = on_watch(bench, rows, (2, 3), general=(str(tmp_path / "own.jsonl"),))
+    report = evaluate(attempt)
+    assert (report.watched, report.watch) == (2, {2: 100 * (3 - 1) / 4})
+    assert len(used(attempt, report.prediction_keys["old"])) == 2 * 4, "likelihood and answer of each"
+    assert report.records == RECORDS
+    assert report.suites[0].base is not None
+    assert report.former == ()
+
+
+@pytest.mark.parametrize("drops", [(), (3,)])
+def test_without_a_fresh_record_no_former_champion_is_loaded(bench: Bench, drops: tuple[int, ...]) -> None:
+    attempt = on_watch(bench, heldout_rows(), drops)
+    (bench.root / "models/old/model.safetensors").unlink()
+    report = evaluate(attempt)
+    assert report.watch == {}
+    assert "old" not in report.prediction_keys
+
+
+def test_a_former_champion_that_is_asked_in_another_form_is_not_on_watch(bench: Bench) -> None:
+    attempt = on_watch(bench, heldout_rows(), (1, 2))
+    tokenizer = load_tokenizer(bench.root / "models/old")
+    tokenizer.chat_template = ALPACA_TEMPLATE
+    tokenizer.save_pretrained(bench.root / "models/old")
+    assert evaluate(attempt).watch == {}
