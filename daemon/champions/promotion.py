@@ -175,8 +175,8 @@ def change_champion(session: Session, change: Promotion) -> Promotion:
     Make the model of `change` its track's champion and return `change`; call `sync_link` last in the transaction.
 
     The row's hooks are marked as pending (`health` only for a new model, none for generation 0), an event is recorded
-    (of a base model by the caller), and no win of the track waits for approval any more. Raises `ChampionMoved` if
-    today's champion is not of the generation before.
+    (of a base model by the caller), and no win of the track waits for approval any more. A change that is no win ends
+    the watch. Raises `ChampionMoved` if today's champion is not of the generation before.
     """
     if change.generation:
         require_generation(session, change.track, change.generation - 1)
@@ -190,6 +190,8 @@ def change_champion(session: Session, change: Promotion) -> Promotion:
     change.health_state = HookState.PENDING if change.kind in {PromotionKind.PROMOTION, PromotionKind.FORCED} else None
     track.champion_generation, track.champion_model_id = change.generation, change.model_id
     track.champion_path = change.model_path
+    if change.kind != PromotionKind.PROMOTION:
+        track.watch_former = track.watch_since = None
     session.add_all([change, track])
     if change.kind in _EVENTS:
         about = change.model_dump(include={"track", "run_id", "model_id", "generation", "reason"})

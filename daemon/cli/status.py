@@ -23,6 +23,7 @@ from daemon.cli.workspace import JsonOption, load_settings, open_overview
 from daemon.inbox.drop_folders import is_skipped, watched_folders
 from daemon.settings.model import Settings
 from daemon.settings.text import next_fire
+from daemon.state.clauses import watch_clauses
 from daemon.storage.disk import Disk
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.overview import Overview
@@ -75,6 +76,7 @@ def print_status(settings: Settings, overview: Overview) -> None:
     for champion in filter(None, champions.values()):
         for line in command_lines(champion, alive=daemon.alive):
             print_line(f"track {champion.track}, generation {champion.generation}: {line}")
+        print_lines(watch_clauses(champion.track, champion.watch) if champion.watch else ())
     _print_latest(overview)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine
 
-from daemon.champions import promotion
+from daemon.champions import decisions, promotion
 from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of, require_generation
+from daemon.champions.watch import note_watch, read_watch
 from daemon.dispatch.stale_steps import invalidate
 from daemon.queue import leave_one_out, run_queue, states, suspects
 from daemon.settings.model import Settings
@@ -27,7 +28,8 @@ from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
 from pipeline.config import RunConfig
 from pipeline.decide.explain import sentence
-from pipeline.errors import StepFailed
+from pipeline.decide.policy import WATCH_RETURN
+from pipeline.errors import DropforgeError, StepFailed
 from pipeline.models.manifest import verify_manifest
 
 log = structlog.get_logger()
@@ -84,6 +86,8 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
         invalidate(settings.work_folder, claim.run_id, "evaluate")
         return False
     log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
+    if outcome != "promoted":
+        _go_back(engine, settings, run.track, now)
     return True
 
 
@@ -100,7 +104,7 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
         showing_life(verify_manifest, root / promotion.model_of(verdict).path)
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
     # prepared for another champion and nothing was trained on it.
-    compared = verdict.outcome != "contaminated" and "evaluate" in run_files.published(root, claim.run_id)
+    compared = None if verdict.outcome == "contaminated" else run_files.load_evaluation(root, claim.run_id)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
     with transaction(engine) as session:
@@ -115,6 +119,8 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
             require_generation(session, held.track, verdict.champion_generation)
         suspects.follow_verdict(session, settings, held, verdict, now)
         leave_one_out.follow_verdict(session, held, verdict, now)
+        if compared is not None and compared.watch:
+            note_watch(session, held, compared, now)
         against = blocker(held, champions_of(session, held.track)) if waits else None
         if wins and not waits:
             promotion.sync_link(session, root, held.track)
@@ -126,3 +132,17 @@ def _is_manual(settings: Settings, run: Run) -> bool:
     # The track may have been taken out of the settings during its run.
     today = settings.track(run.track) if run.track in settings.track_names else settings
     return "manual" in {RunConfig.model_validate(run.config).gate.approval, today.gate.approval}
+
+
+def _go_back(engine: Engine, settings: Settings, track: str, now: int) -> None:
+    """Make a proposed return if `gate.return` is "auto"; after a crash, or an error, the end of the next run does."""
+    if track not in settings.track_names or settings.track(track).gate.going_back != "auto":
+        return
+    with transaction(engine) as session:
+        watch, over = read_watch(session, track), promotion.champion(session, track).generation
+    if watch and watch.reached == WATCH_RETURN:
+        root, word = settings.work_folder, Word(watch.words, now)
+        try:  # not loaded once more: it has just answered
+            showing_life(decisions.rollback, engine, root, track, word, to=watch.former, over=over)
+        except DropforgeError as error:
+            log.warning("not_returned", track=track, error=error.message, hint=error.hint)

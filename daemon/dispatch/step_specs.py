@@ -8,6 +8,7 @@ from sqlalchemy import Engine, text
 from sqlmodel import Session, col, select
 
 from daemon.champions import history, promotion
+from daemon.champions.watch import watch_fields
 from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -117,10 +118,12 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     # A drop whose new answers were accepted since is as new to the champion as they are.
     since = (col(Drop.first_run).is_(None)) | (col(Drop.first_run) > (past[-1].run_id or 0))
     renewed = session.exec(select(Drop.id).where(Drop.track == run.track, col(Drop.answers_accepted), since)).all()
+    former = history.former(past, session.get_one(Track, run.track), settings.work_folder, len(past))
     known = None if past[-1].drops is None else [drop for drop in past[-1].drops if drop not in renewed]
     return {
         "champion": {**serving.model_dump(), "drops": known},
-        "former": history.former(past, session.get_one(Track, run.track), settings.work_folder, policy.FORMER),
+        "former": former[: policy.FORMER],
+        **watch_fields(session, run, past, former),
         "uses": uses,
         "judged_versions": versions,
         "trial": {} if run.control_of is None else run_files.published(settings.work_folder, run.control_of),

@@ -21,6 +21,8 @@ _COUNTED = {
     "promoted": ("promotion", ""),
     "forced": ("forced promotion", ""),
     "rolled_back": ("rollback", ""),
+    "champion_doubted": ("champion in doubt", "champions in doubt"),
+    "return_proposed": ("proposed return", ""),
     "base_changed": ("change of the base model", "changes of the base model"),
     "run_succeeded": ("verdict", ""),
     "run_failed": ("failed run", ""),

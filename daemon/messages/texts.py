@@ -14,11 +14,12 @@ from sqlmodel import Session, select
 from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of
 from daemon.settings.model import Settings
-from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
+from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses, watch_clauses
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.data_words import proposed_words
 from pipeline.decide.explain import sentence
+from pipeline.decide.watch import Watch
 from pipeline.errors import EXIT_UNFORESEEN
 from pipeline.words import count, printable, size_words
 
@@ -189,6 +190,12 @@ def _new_answers(session: Session, event: Event) -> Text:
     )
 
 
+def _on_watch(_session: Session, event: Event) -> Text:
+    title = f"{'IN DOUBT' if event.kind == 'champion_doubted' else 'RETURN PROPOSED'}: {event.track}"
+    clauses = watch_clauses(str(event.track), Watch.model_validate(event.detail["watch"]))
+    return _text(event, "warning", title, *clauses, f"all champions: dropforge history --track {event.track}")
+
+
 _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
     **dict.fromkeys(_CHANGES, _changed),
     "run_succeeded": _awaits,
@@ -201,6 +208,7 @@ _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
     "drop_rejected": _rejected,
     "drop_suspended": _suspended,
     "answers_proposed": _new_answers,
+    **dict.fromkeys(("champion_doubted", "return_proposed"), _on_watch),
 }
 
 

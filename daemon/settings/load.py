@@ -142,7 +142,7 @@ def _unknown_setting(error: ValidationError, model: type[BaseModel]) -> tuple[tu
         for name in place[:-1]:
             section = section_of(section.model_fields[name]) if section and name in section.model_fields else None
         if section is not None and problem["type"] == "extra_forbidden":
-            return place, list(section.model_fields)
+            return place, [field.alias or name for name, field in section.model_fields.items()]
     return None
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from daemon.settings.messages import MessageSettings
 from daemon.settings.slurm import SlurmSettings
@@ -155,10 +155,14 @@ class HookSettings(Frozen):
 class GateSettings(GateConfig):
     """What a person may set of the gate."""
 
+    model_config = ConfigDict(serialize_by_alias=True)  # "return" is a word of Python
+
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""
     trials_per_week: int = Field(default=7, ge=0, le=_MANY)
     """Most trials of new drops in seven days on a track, controls included; at 0 no drop is tried or suspended."""
+    going_back: Literal["ask", "auto"] = Field(default="ask", alias="return")
+    """If later drops show that the champion is worse than a former one: a return is proposed, or made."""
 
 
 class SuspectSettings(Frozen):

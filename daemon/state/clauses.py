@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
 from pipeline.artifacts import Frozen, TrialScores, Verdict
 from pipeline.decide.explain import clauses
+from pipeline.decide.policy import WATCH_RETURN
+from pipeline.decide.watch import Watch
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
 
@@ -54,6 +56,13 @@ def drop_clauses(drop: Any) -> list[str]:
         ),
         *(way.line for way in ways_out(drop.id, scores.lost_drops, drop.track)),
     ]
+
+
+def watch_clauses(track: str, watch: Watch) -> list[str]:
+    """Return the evidence against a track's champion, and what to do, a clause each; none below the limits."""
+    command = f"to let it serve again: dropforge rollback --track {track} --to {watch.former} --reason '{watch.words}'"
+    do = command if watch.reached == WATCH_RETURN else f"a return is proposed at evidence {WATCH_RETURN}"
+    return [f"{watch.words}: evidence {watch.evidence:,.0f}", do] if watch.reached else []
 
 
 def forcing(run_id: int) -> str:

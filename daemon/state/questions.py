@@ -58,6 +58,14 @@ FROM run JOIN "drop" ON "drop".id = about_drop AND worth_run = run.id
 WHERE about_champion = (SELECT about_champion FROM run WHERE id = :run)
 """
 
+#: Of each night of a track's watch, oldest first: the former champion, and the drops on which the champion was worse
+#: and better. A drop that was taken out does not count.
+WATCHED = """
+SELECT watch_former AS former, sum(watch_points < 0) AS worse, sum(watch_points > 0) AS better
+FROM track JOIN "drop" ON "drop".track = track.name AND watch_run >= watch_since
+WHERE track.name = :track AND "drop".state = 'accepted' GROUP BY watch_run ORDER BY watch_run
+"""
+
 #: The columns of `artifacts.Drop`.
 _DROP = "sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows, answers_accepted"
 

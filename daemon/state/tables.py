@@ -60,6 +60,9 @@ class Track(SQLModel, table=True):
     champion_generation: int | None = None
     champion_model_id: str | None = None
     champion_path: str | None = None
+    #: The generation of the former champion on watch, and the first run of that watch; `None` between two watches.
+    watch_former: int | None = None
+    watch_since: int | None = Field(default=None, foreign_key="run.id")
     #: The nightly schedule, since when it applies, and when it was last checked.
     nightly: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Why it is paused, by whom and when; `None` unless it is paused.
@@ -79,6 +82,7 @@ class Drop(SQLModel, table=True):
         Index("drop_proposed", "id", sqlite_where=text("state = 'proposed'")),
         Index("drop_answers", "id", sqlite_where=text("new_answers > 0")),
         Index("drop_names", "track", "role", "name_bytes"),
+        Index("drop_watched", "track", "watch_run", sqlite_where=text("watch_run IS NOT NULL")),
         Index("drop_waiting", "track", "role", "state", sqlite_where=text("first_run IS NULL")),
     )
 
@@ -118,6 +122,9 @@ class Drop(SQLModel, table=True):
     worth_points: float | None = None
     worth_half_width: float | None = None
     worth_run: int | None = Field(default=None, foreign_key="run.id")
+    #: The champion's mean minus the former champion's on it, in points, and the run that compared them, once for ever.
+    watch_points: float | None = None
+    watch_run: int | None = Field(default=None, foreign_key="run.id")
 
 
 class Run(SQLModel, table=True):

@@ -141,10 +141,11 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
     kept.keep({_real(Path(base)) for base in bases if base})
     for track in session.exec(select(Track)).all():
         kept.keep(_places(root, track.base_path, track.champion_path))
-        # Its champion, its predecessor and former ones.
+        # Its champion, its predecessor, former ones and the one on watch.
         past = select(Promotion).where(Promotion.track == track.name)
         rows = session.exec(past.order_by(col(Promotion.generation).desc())).all()
         paths = list(dict.fromkeys(row.model_path for row in rows))[: 2 + settings.gc.keep_champions]
+        paths += [row.model_path for row in rows if row.generation == track.watch_former]
         kept.keep(_places(root, *paths, *(row.previous_path for row in rows[:1])))
         kept.champion_runs |= {row.run_id for row in rows if row.run_id is not None and row.model_path in paths}
     kept.keep({_real(link) for link in root.glob("tracks/*/*") if link.is_symlink()})

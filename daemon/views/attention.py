@@ -10,6 +10,7 @@ from pydantic import computed_field
 from sqlalchemy import Engine
 
 from daemon.settings.model import Settings
+from daemon.state.clauses import watch_clauses
 from daemon.state.database import transaction
 from daemon.state.events import Word, record_event
 from daemon.state.questions import IS_DISMISSAL, NEW_ANSWERS
@@ -24,9 +25,8 @@ from pipeline.artifacts import Frozen
 from pipeline.data_words import proposed_words
 from pipeline.words import count
 
-Kind = Literal[
-    "daemon", "disk", "trouble", "hook", "failed", "rejected", "approval", "blocked", "proposed", "answers", "paused"
-]
+_Condition = Literal["daemon", "disk", "trouble", "hook", "return", "paused"]
+Kind = _Condition | Literal["failed", "rejected", "approval", "blocked", "proposed", "answers"]
 #: Failures and rejections of longer ago are left out.
 _RECENT = timedelta(days=7)
 #: A lasting condition (no daemon, a pause) is listed again this long after it was dismissed.
@@ -148,8 +148,13 @@ def _lasting(settings: Settings, overview: Overview) -> Iterator[Attention]:
         yield Attention(kind="trouble", title=f"Trouble with {whose}", detail=words)
     for pause in overview.paused():
         yield Attention(kind="paused", title=f"Track {pause.track} is paused", detail=pause.words, track=pause.track)
-    for champion in overview.champions(settings.track_names):
+    champions = overview.champions(settings.track_names)
+    for champion in champions:
         yield from _failed_hooks(settings, champion)
+    for track, watch in ((champion.track, champion.watch) for champion in champions if champion.watch):
+        if clauses := watch_clauses(track, watch):
+            title = f"Generation {watch.former} of track {track} may be better than the champion"
+            yield Attention(kind="return", title=title, detail="; ".join(clauses), track=track)
 
 
 def _ended(overview: Overview) -> Iterator[Attention]:

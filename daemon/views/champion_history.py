@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
+from daemon.state.questions import WATCHED
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import DropState
 from daemon.system.folders import WorkFolder
@@ -16,6 +17,7 @@ from daemon.views.reader import Reader, Time
 from pipeline.artifacts import Dataset, Frozen
 from pipeline.data_words import start_words
 from pipeline.decide.explain import sentence
+from pipeline.decide.watch import Watch, watch_of
 
 #: More than any generation.
 _BEYOND = 1 << 62
@@ -94,6 +96,8 @@ class ServingView(Frozen):
     """Gain over the champion that `run` compared it with, in points of the primary metric."""
     hook: CommandView | None
     health: CommandView | None
+    watch: Watch | None = None
+    """Of the champion that serves."""
     seconds: float | None = None
     """Time that the steps of the run that made it took; `None` for a base model."""
 
@@ -121,8 +125,11 @@ class Champions(Reader):
 
     def champions(self, tracks: Iterable[str]) -> list[ServingView]:
         """Return the champions of `tracks`, in that order, without their data; a track without any is left out."""
-        rows = self.rows(_CHAMPIONS.format("generation = champion_generation"))
-        champions = {row.track: ServingView.model_validate(self._champion_fields(row), extra="ignore") for row in rows}
+        views = self.each(
+            lambda reader, row: ServingView.model_validate(self._champion_fields(reader, row), extra="ignore"),
+            _CHAMPIONS.format("generation = champion_generation"),
+        )
+        champions = {view.track: view for view in views}
         return [champions[name] for name in tracks if name in champions]
 
     def champion(self, track: str) -> ChampionView | None:
@@ -139,7 +146,7 @@ class Champions(Reader):
         data = trained_on(reader, row.drops or ())
         prepared = None if row.run is None else readable_dataset(self.folder, row.run)
         fields = {
-            **self._champion_fields(row),
+            **self._champion_fields(reader, row),
             "drops": tuple(drop.name for drop in data if drop.role == "train"),
             "data": data,
             "training": None if prepared is None else start_words(prepared),
@@ -147,7 +154,7 @@ class Champions(Reader):
         }
         return ChampionView.model_validate(fields, extra="ignore")
 
-    def _champion_fields(self, row: Any) -> dict[str, object]:
+    def _champion_fields(self, reader: Connection, row: Any) -> dict[str, object]:
         """Return the fields of a champion's view without its data, and what else is in its row."""
         run, hooks = SimpleNamespace(id=row.run, outcome=row.outcome, verdict=row.judged), self._hooks.get(row.track)
         return {
@@ -156,6 +163,7 @@ class Champions(Reader):
             "reason": sentence(change_clauses(row)),
             "verdict": sentence(verdict_clauses(run)) or None,
             "gain": (row.judged or {}).get("gain"),
+            "watch": None if row.until else watch_of(reader.execute(WATCHED, {"track": row.track}).fetchall()),
             "hook": _command(row.hook_state, row.hook_error, row.hook_output, hooks and hooks.after_promotion),
             "health": _command(row.health_state, row.health_error, row.health_output, hooks and hooks.health),
         }

@@ -58,13 +58,13 @@ def leaves(model: BaseModel, place: str = "") -> dict[str, tuple[object, str]]:
     found: dict[str, tuple[object, str]] = {}
     docs = field_docs(type(model))
     for name in type(model).model_fields:
-        value = getattr(model, name)
+        value, shown = getattr(model, name), type(model).model_fields[name].alias or name
         if isinstance(value, BaseModel):
-            found |= leaves(value, f"{place}{name}.")
+            found |= leaves(value, f"{place}{shown}.")
         elif name != "tracks":
             # TOML has lists alone, and no secrets.
             plain = value.get_secret_value() if isinstance(value, SecretStr) else value
-            found[place + name] = (list(plain) if isinstance(plain, tuple) else plain, docs.get(name, ""))
+            found[place + shown] = (list(plain) if isinstance(plain, tuple) else plain, docs.get(name, ""))
     return found
 
 
