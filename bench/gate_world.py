@@ -15,7 +15,7 @@ from scipy import special
 
 from pipeline.artifacts import Outcome
 from pipeline.decide.comparison import Comparison, Flags, Suite
-from pipeline.decide.policy import FORMER, MOST_SUSPECTS, suspends
+from pipeline.decide.policy import FORMER, suspends
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, weigh
@@ -265,7 +265,7 @@ class Loop:
             if losing:
                 well = self._ran[-1 - losing][0] if losing < len(self._ran) else set()
                 came |= self._ran[-losing][0] - well
-        return sorted(self.pending, key=lambda drop: (drop not in came, -drop))[:MOST_SUSPECTS]
+        return sorted(self.pending, key=lambda drop: (drop not in came, -drop))
 
     def _search(self, suspects: Sequence[int]) -> bool:
         """Try each with those cleared until one is blamed, and that with a control; return whether to run again."""

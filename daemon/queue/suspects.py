@@ -105,7 +105,7 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
 
 def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None:
     """
-    Put up to `policy.MOST_SUSPECTS` new drops of a run on trial, in the order in which they are to be tested.
+    Put the new drops of a run on trial, in the order in which they are to be tested.
 
     First the drops that came when an old drop began to lose, then those that were never tested, then the newest. A drop
     that a person restored is not put on trial again.
@@ -114,8 +114,7 @@ def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
     new = accepted(session, {*(run.snapshot or ())} - champion_drops(session, run.track), ~col(Drop.restored))
-    pending = sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop))
-    for drop in pending[: policy.MOST_SUSPECTS]:
+    for drop in sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop)):
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
         session.flush()
         record_event(session, "drop_suspected", now, track=run.track, run_id=run.id, drop_id=drop)

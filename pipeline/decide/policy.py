@@ -53,11 +53,6 @@ CORE_SHARE = 1 / 3
 #: Former champions whose best is the anchor on each old drop.
 FORMER = 3
 
-# --- trials of drops
-
-#: Drops that one verdict puts on trial at most: the newest and six more.
-MOST_SUSPECTS = 7
-
 # --- a champion on watch (`pipeline.decide.watch`, `bench/watch.py`)
 
 #: Evidence at which a person is told, and a return is proposed: of 100 watches of equal champions one reaches 100.

@@ -11,7 +11,7 @@ SETTLE = 5.0
 LIMIT, BACKOFF = 3, 30_000
 #: A run that is created so much later than now is due: the clock has been set back.
 AHEAD = 60_000
-SUSPECTS, TRIALS = 7, 7
+TRIALS = 7
 
 
 @dataclass
@@ -199,7 +199,7 @@ class World:
             tried_before = {one.drop for one in self.suspects if one.trial}
             new = [place for place in own - known if self.free(place) and not self.drops[place - 1].restored]
             new.sort(key=lambda place: (place in tried_before, -place))
-            self.suspects += [Suspect(place, number) for place in new[:SUSPECTS] if speaks]
+            self.suspects += [Suspect(place, number) for place in new if speaks]
             return
         for tried in [one for one in self.suspects if not one.ended and number in {one.trial, self.control(one)}]:
             if not (won and tried.trial == number) and not self.stands(tried):
