@@ -55,11 +55,23 @@ NEW_KINDS = {
 }
 RULES = Rules(known=Known(frozenset(Setup().known)))
 #: On each drop's records, in points: what a bad drop of a month does, and what one that hurts the first drop does.
-BAD = {"none": None, "everywhere": (-10.0,) * 5, "one old drop": (-25.0, 0.0, 0.0, 0.0, 0.0)}
+BAD = {
+    "none": None,
+    "everywhere": (-10.0,) * 5,
+    "one old drop": (-25.0, 0.0, 0.0, 0.0, 0.0),
+    "less": (-15.0, 0.0, 0.0, 0.0, 0.0),
+}
 #: Two drops that are harmless alone, and what they cost together, on all records.
 PAIR, TOGETHER = frozenset((FIRST + BAD_NIGHT, FIRST + BAD_NIGHT + 1)), -15.0
-BAD_WORDS = {"none": "honest +1 a night", "everywhere": "a -10 drop in night 5", "one old drop": "-25 on one old drop"}
-LEAST_GAIN, MOST_RUNS = {**dict.fromkeys(BAD, 26.0), "pair": 24.0}, dict.fromkeys((*BAD, "pair"), 4.0)
+BAD_WORDS = {
+    "none": "honest +1 a night",
+    "everywhere": "a -10 drop in night 5",
+    "one old drop": "-25 on one old drop",
+    "less": "-15 on one old drop",
+}
+FOUND = {"everywhere": 95, "one old drop": 95}
+BARRED = ("none", *FOUND)
+LEAST_GAIN, MOST_RUNS = {**dict.fromkeys(BARRED, 26.0), "pair": 24.0}, dict.fromkeys((*BARRED, "pair"), 4.0)
 ONE_OLD_LOST = (-10.0, 15.0, 15.0, 15.0, 15.0)
 
 
@@ -388,8 +400,10 @@ def month_rows(counts: Counts) -> Iterator[Row]:
     for words, (ask, bad) in asked.items():
         found = counts.each(ask, counts.months)
         if bad != "none":
-            yield Row(f"{words}: the bad drop suspended", found[:, 2] > 0, least=95 if bad in BAD else -np.inf)
-        yield Row(f"{words}: honest drops suspended", found[:, 1].astype(np.int64), most=0.05 if bad in BAD else np.inf)
+            yield Row(f"{words}: the bad drop suspended", found[:, 2] > 0, least=FOUND.get(bad, -np.inf))
+        yield Row(
+            f"{words}: honest drops suspended", found[:, 1].astype(np.int64), most=0.05 if bad in BARRED else np.inf
+        )
         yield Row(f"{words}: true gain at the end", found[:, 0], least=LEAST_GAIN.get(bad, -np.inf))
         yield Row(f"{words}: extra runs", found[:, 3], most=MOST_RUNS.get(bad, np.inf))
     for seeds, most in ((0.0, 0.1), (2.0, 0.35)):

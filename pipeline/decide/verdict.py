@@ -9,7 +9,7 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.policy import GUARD_HARM_P_VALUE, GUARDS, HARM_P_VALUE, exceeds
+from pipeline.decide.policy import GUARDS, HARM_P_VALUE, exceeds
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
@@ -187,7 +187,7 @@ def _outcome(
     Return the first that holds: contaminated, insufficient evidence, worse, guard failed, promoted, not better.
 
     A failed guard blocks any promotion. If the candidate did not win, the outcome is `guard_failed` only if the
-    likelihood is not finite or a failed guard that blames new drops has p <= `GUARD_HARM_P_VALUE`.
+    likelihood is not finite or a failed guard that blames new drops has p <= `HARM_P_VALUE`.
     """
     if "trained_on_heldout" in reasons:
         return "contaminated"
@@ -195,7 +195,7 @@ def _outcome(
         return "insufficient_evidence"
     if "harm_shown" in reasons:
         return "worse"
-    sure = any(row.p_value is not None and row.p_value <= GUARD_HARM_P_VALUE for row in blaming)
+    sure = any(row.p_value is not None and row.p_value <= HARM_P_VALUE for row in blaming)
     if failed and (wins or sure or "nll_not_finite" in reasons):
         return "guard_failed"
     return "promoted" if wins else "not_shown_better"

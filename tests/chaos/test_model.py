@@ -272,7 +272,7 @@ class House(RuleBasedStateMachine):
         number = self._in_hand()
         if not number:
             return
-        self._compare(number, 0.5 if worse else 0.01)
+        self._compare(number, 0.5 if worse else 0.005)
 
         def conclude(claim: Claim) -> None:
             follow = self._following("worse" if worse else "not_shown_better")
@@ -281,7 +281,7 @@ class House(RuleBasedStateMachine):
         self._end(conclude)
         self.world.judge(number, self.now, worse=worse)
 
-    def _compare(self, number: int, p_value: float = 0.01) -> None:
+    def _compare(self, number: int, p_value: float = 0.005) -> None:
         """Lay down what a control's evaluation says of the trial before it."""
         spec = made_spec(self.daemon.root, "evaluate", run=number)
         Path(spec.root, spec.folder).mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ class Box:
         claim = Claim(run.id or 0, run.token or "")
         run_owner.finish(self.engine, claim, (verdict.outcome, verdict), self.now, still)
 
-    def control(self, trial: Run, p_value: float = 0.01) -> Run:
+    def control(self, trial: Run, p_value: float = 0.005) -> Run:
         """End a trial with a verdict that blames its drop, then its control; return the control."""
         self.end(trial, WORSE)
         control = self.next_trial()
@@ -371,7 +371,7 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
     assert box.trial() is None
 
 
-@pytest.mark.parametrize(("p_value", "state"), [(0.011, "accepted"), (0.01, "suspended")])
+@pytest.mark.parametrize(("p_value", "state"), [(0.006, "accepted"), (0.005, "suspended")])
 def test_a_search_ends_with_its_control_whatever_that_shows(box: Box, p_value: float, state: str) -> None:
     blamed(box, 2)
     box.control(box.next_trial(), p_value)
@@ -499,7 +499,7 @@ def test_a_trial_is_made_again_where_another_champion_comes_before_its_control_e
     box.end(again, WORSE)
     control = box.next_trial()
     box.roll_back("m1")
-    box.compare(control, 0.01)
+    box.compare(control, 0.005)
     box.end(control, QUIET)
     assert box.states()[2] == "on trial"
     assert in_snapshot(box.next_trial()) == [1, 2]
@@ -645,7 +645,7 @@ def _found(box: Box) -> Callable[[], object]:
     blamed(box, 3)
     box.end(box.next_trial(), WORSE)
     control = box.next_trial()
-    box.compare(control, 0.01)
+    box.compare(control, 0.005)
     return lambda: box.end(control, QUIET)
 
 
