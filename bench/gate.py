@@ -60,7 +60,10 @@ BAD = {
     "everywhere": (-10.0,) * 5,
     "one old drop": (-25.0, 0.0, 0.0, 0.0, 0.0),
     "less": (-15.0, 0.0, 0.0, 0.0, 0.0),
+    "likelihood": (0.0,) * 5,
 }
+#: By how many nats per token the drop of this name makes the references less likely.
+LESS_LIKELY = 0.2
 #: Two drops that are harmless alone, and what they cost together, on all records.
 PAIR, TOGETHER = frozenset((FIRST + BAD_NIGHT, FIRST + BAD_NIGHT + 1)), -15.0
 BAD_WORDS = {
@@ -68,6 +71,7 @@ BAD_WORDS = {
     "everywhere": "a -10 drop in night 5",
     "one old drop": "-25 on one old drop",
     "less": "-15 on one old drop",
+    "likelihood": f"+{LESS_LIKELY:g} nats per token and nothing else",
 }
 FOUND = {"everywhere": 95, "one old drop": 95}
 BARRED = ("none", *FOUND)
@@ -108,7 +112,8 @@ def month(bad: str, seed: int) -> Month:
     culprit = FIRST + BAD_NIGHT if BAD[bad] else 0
     if BAD[bad]:
         effects[culprit] = np.array(BAD[bad])
-    loop = Loop(World.made(Setup(), seed), effects)
+    nll = {culprit: LESS_LIKELY} if bad == "likelihood" else {}
+    loop = Loop(World.made(Setup(), seed), effects, nll=nll)
     for night in range(1, NIGHTS + 1):
         loop.night(FIRST + night)
     gain, honest = float(loop.truth().mean()), loop.suspended - {culprit}
@@ -164,7 +169,7 @@ def after_win(seed: int) -> bool:
     effects = {1: np.array((0.0, 70.0)), FIRST: np.array((5.0, 0.0))}
     for place in range(10**3):
         loop = Loop(World.made(NEW_KIND_COMES, seed * 10**3 + place), effects)
-        if loop.train({0, FIRST})[0].outcome == "promoted":
+        if loop.train({0, FIRST}).verdict.outcome == "promoted":
             loop.night(1)
             return loop.promotions > 1
     raise SystemExit("+5 points win in no world")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import special
 
-from pipeline.artifacts import Outcome
+from pipeline.artifacts import Verdict
 from pipeline.decide.comparison import Comparison, Flags, Suite
 from pipeline.decide.policy import FORMER, suspends
 from pipeline.decide.slices import Known
@@ -140,18 +140,12 @@ class World:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a verdict means for the loop."""
+class Judged:
+    """A run that was put before the gate."""
 
-    outcome: Outcome
-    blames: bool
-    lost: frozenset[int]
-
-
-def decide(comparison: Comparison, known: Known) -> Said:
-    """Ask the gate."""
-    found = weigh(comparison, Rules(known=known))
-    return Said(found.outcome, found.blames_new_drops, frozenset(found.lost_drops))
+    drops: set[int]
+    model: Model
+    verdict: Verdict
 
 
 @dataclass
@@ -160,14 +154,15 @@ class Loop:
     One track, night by night: what is promoted, put on trial, suspended.
 
     As `daemon.queue.suspects` and `daemon.queue.leave_one_out` do. `effects`: what a drop does to each drop's records,
-    in points; `together`: what a set of drops does besides. Trainings differ in true quality, on all records alike,
-    with the standard deviation `seeds`, in points.
+    in points; `together`: what a set of drops does besides; `nll`: how many nats per token a drop costs. Trainings
+    differ in true quality, on all records alike, with the standard deviation `seeds`, in points.
     """
 
     world: World
     effects: dict[int, Floats]
     harm: Mapping[str, float] | None = None
     together: Mapping[frozenset[int], float] = field(default_factory=dict)
+    nll: Mapping[int, float] = field(default_factory=dict)
     seeds: float = 0.0
     pending: list[int] = field(default_factory=list)
     suspended: set[int] = field(default_factory=set)
@@ -202,7 +197,7 @@ class Loop:
             return
         self._left_out.add(left[0])
         self.trials.append(self._night)
-        if self.train(self.known - {left[0]})[0].outcome == "promoted":
+        if self.train(self.known - {left[0]}).verdict.outcome == "promoted":
             self._left_out.clear()
             self.pending.append(left[0])
             self._run_all()
@@ -218,7 +213,8 @@ class Loop:
     def trained(self, drops: set[int]) -> Model:
         """Return what a run on these drops puts before the gate."""
         quality = self.world.random.normal(0, self.seeds) if self.seeds else 0.0
-        return self.world.answers(self._truth(drops) + quality, self.harm)
+        nll = sum(self.nll.get(drop, 0.0) for drop in drops)
+        return self.world.answers(self._truth(drops) + quality, {"nll": nll, **(self.harm or {})})
 
     def _truth(self, drops: Iterable[int]) -> Floats:
         none, drops = np.zeros(len(self.world.setup.sizes)), set(drops)
@@ -230,32 +226,27 @@ class Loop:
         come = {drop for drop in range(len(self.world.setup.sizes)) if drop not in self.effects}
         return np.asarray(np.isin(self.world.drops, list(come | drops)))
 
-    def train(self, drops: set[int]) -> tuple[Said, Model]:
+    def train(self, drops: set[int]) -> Judged:
         """Train on these drops and put the result before the gate; a winner serves."""
         candidate, former = self.trained(drops), self.former[-FORMER:]
-        comparison = self.world.side_by_side(candidate, self._champion, self._base, former)
-        known = Known(frozenset(self.known) or None)
-        said = decide(comparison.part(self._held_out(drops)), known)
-        if said.outcome == "promoted":
+        comparison = self.world.side_by_side(candidate, self._champion, self._base, former).part(self._held_out(drops))
+        run = Judged(drops, candidate, weigh(comparison, Rules(known=Known(frozenset(self.known) or None))))
+        if run.verdict.outcome == "promoted":
             self.promotions += 1
             self.former.append(self._champion.scores)
             self._champion, self.known = candidate, drops
             self.pending = [drop for drop in self.pending if drop not in drops]
-        return said, candidate
+        return run
 
     def _run_all(self) -> None:
-        new = set(self.pending)
-        said, _ = self.train(self.known | new)
-        if not said.blames:
-            self._ran.append((self.known | new, said.lost))
-        else:
-            suspects = self._suspects(said.lost)
-            self._ran.append((self.known | new, said.lost))
-            if self._search(suspects) and self.pending:
-                self.again += 1
-                self._run_all()
+        run = self.train({*self.known, *self.pending})
+        suspects = self._suspects(run.verdict.lost_drops) if run.verdict.blames_new_drops else []
+        self._ran.append((run.drops, frozenset(run.verdict.lost_drops)))
+        if self._search(suspects) and self.pending:
+            self.again += 1
+            self._run_all()
 
-    def _suspects(self, lost: frozenset[int]) -> list[int]:
+    def _suspects(self, lost: Iterable[int]) -> list[int]:
         """Return the new drops as they are to be tried: first those that came when an old one began to lose."""
         came: set[int] = set()
         for drop in lost:
@@ -274,26 +265,22 @@ class Loop:
             if not self._may_try():
                 break
             self.trials.append(self._night)
-            said, tried = self.train({*self.known, *cleared, drop})
-            if said.blames:
-                if self._is_worse_than_control(tried, said):
-                    self._suspend(drop)
-                    return True
-                return won
+            tried = self.train({*self.known, *cleared, drop})
+            if tried.verdict.blames_new_drops:
+                if self._is_worse_than_control(tried):
+                    self.suspended.add(drop)
+                    self.pending.remove(drop)
+                return won or drop in self.suspended
             cleared.add(drop)
-            won = won or said.outcome == "promoted"
+            won = won or tried.verdict.outcome == "promoted"
         return won
 
     def _may_try(self) -> bool:
         return sum(night > self._night - 7 for night in self.trials) < TRIALS_A_WEEK
 
-    def _is_worse_than_control(self, tried: Model, said: Said) -> bool:
-        known, lost = set(self.known), () if said.outcome == "worse" else sorted(said.lost)
+    def _is_worse_than_control(self, tried: Judged) -> bool:
         self.trials.append(self._night)
-        _, control = self.train(known)
-        comparison = self.world.side_by_side(tried, control, self._base).part(self._held_out(known))
-        return suspends(compare_with_control(comparison, lost))
-
-    def _suspend(self, *drops: int) -> None:
-        self.suspended.update(drops)
-        self.pending = [drop for drop in self.pending if drop not in drops]
+        known = set(self.known)
+        control = self.train(known)
+        comparison = self.world.side_by_side(tried.model, control.model, self._base).part(self._held_out(known))
+        return suspends(compare_with_control(comparison, tried.verdict))

@@ -210,34 +210,33 @@ def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | N
     ]
     if not both:
         return None
-    # A model that is worse on all records together is compared on all: the drops that lost most are chosen by chance.
-    lost = () if verdict.outcome == "worse" else verdict.lost_drops
-    failed = {row.guard for row in verdict.guards if row.state == "failed"}
-    by_nll = verdict.outcome != "worse" and "nll" in failed and "slice" not in failed
-    scores = compare_with_control(compare(metric, both), lost, attempt.config.gate.on, by_nll=by_nll)
+    scores = compare_with_control(compare(metric, both), verdict, attempt.config.gate.on)
     return scores.model_copy(update={"lost_drops": verdict.lost_drops})
 
 
-def compare_with_control(
-    comparison: Comparison, lost: Sequence[int], on: str = "all", *, by_nll: bool = False
-) -> TrialScores:
+def compare_with_control(comparison: Comparison, verdict: Verdict, on: str = "all") -> TrialScores:
     """
     Test whether a trial's candidate is worse than its control's: the champion of `comparison` is the control's.
 
-    Only records of the drops `lost` are compared, on which the trial's candidate lost against the champion; without
-    any, all on which the gate judges by its setting `on`. The test is exact or corrected for skew, for a loss of the
-    primary metric, or with `by_nll` for a rise of the references' negative log-likelihood per token.
+    By its `verdict` the trial lost against the champion on some drops: then only their records are compared, otherwise
+    all on which the gate judges by its setting `on`; if its likelihood failed, the references' negative log-likelihood
+    per token, on all of these; if both, the test with the smaller p-value counts, with twice that. The tests are exact
+    or corrected for skew.
     """
-    judged = judged_on(on, Known(), comparison.drops, comparison.pinned)
-    of_lost = judged & np.isin(comparison.drops, list(lost))
-    part = comparison.part(of_lost if of_lost.any() else judged)
-    differences = part.differences()
-    if by_nll:
-        sums, tokens = (part.sums(pair) for pair in part.nll)
+    judged = comparison.part(judged_on(on, Known(), comparison.drops, comparison.pinned))
+    # A model that is worse on all records together is compared on all: the drops that lost most are chosen by chance.
+    failed = {row.guard for row in verdict.guards if row.state == "failed" and verdict.outcome != "worse"}
+    lost = np.isin(judged.drops, verdict.lost_drops if verdict.outcome != "worse" else ())
+    tests = []
+    if "nll" not in failed or "slice" in failed:
+        tests.append((judged.part(lost) if lost.any() else judged).differences())
+    if "nll" in failed:
+        sums, tokens = (judged.sums(pair) for pair in judged.nll)
         rises = sums[:, 0] / tokens[:, 0] - sums[:, 1] / tokens[:, 1]
-        differences = -np.nan_to_num(rises, nan=1.0, posinf=1.0)
+        tests.append(-np.nan_to_num(rises, nan=1.0, posinf=1.0))
+    p_value, differences = min(((statistics.one_sided_p(-test), test) for test in tests), key=lambda pair: pair[0])
     wins, losses = statistics.count_signs(differences)
-    p_value = statistics.one_sided_p(-differences)
+    p_value = min(1.0, len(tests) * p_value)
     return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value)
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import durable
-from pipeline.artifacts import Evaluation, ModelRef, TrialScores
+from pipeline.artifacts import Evaluation, GuardResult, ModelRef, TrialScores, Verdict
 from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import compare, read_comparison
@@ -456,25 +456,41 @@ def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_
     assert evaluate(control).trial == TrialScores(groups=3, wins=2, losses=0, p_value=1.0, lost_drops=(1,))
 
 
+def verdict_of(outcome: str, *failed: str) -> Verdict:
+    """Return a trial's verdict by these failed guards, which lost on drop 1."""
+    guards = [GuardResult(guard=name, label="", unit="nats", state="failed") for name in failed]
+    numbers = {"reasons": (), "metric": "exact_match", "records": 120, "groups": 120}
+    return Verdict.model_validate({"outcome": outcome, "guards": guards, "lost_drops": (1,), **numbers})
+
+
 def test_a_trial_that_lost_more_records_than_it_won_is_worse_by_the_gates_own_test() -> None:
     told = lines_of([1] + [0] * 9, [0] + [1] * 7 + [0] * 2)
     told[0]["pinned"] = told[1]["pinned"] = True
     compared = compare("exact_match", told)
     # P(7 or more of 8 | one half) = 9 / 256
-    assert compare_with_control(compared, ()) == TrialScores(groups=10, wins=1, losses=7, p_value=9 / 256)
-    assert compare_with_control(compared, (), "pinned").groups == 2
+    worse = verdict_of("worse")
+    assert compare_with_control(compared, worse) == TrialScores(groups=10, wins=1, losses=7, p_value=9 / 256)
+    assert compare_with_control(compared, worse, "pinned").groups == 2
 
 
-def test_a_trial_that_was_blamed_for_the_likelihood_is_compared_by_it() -> None:
+def test_a_trial_whose_likelihood_failed_is_compared_by_it_whatever_else_failed() -> None:
     lines = yes_or_no(5, 5, 110)
     for place, line in enumerate(lines):
+        line["drop"] = 1 + place // 60
         line["champion"].update(nll_sum=8.0, nll_tokens=8)
         line["candidate"].update(nll_sum=8 * (1.15 + (0.1 if place % 2 else -0.1)), nll_tokens=8)
     compared = compare("exact_match", lines)
-    assert compare_with_control(compared, ()).p_value > 0.01
-    assert compare_with_control(compared, (), by_nll=True).p_value < 0.01
+
+    def p_value(*failed: str, outcome: str = "guard_failed") -> float:
+        return compare_with_control(compared, verdict_of(outcome, *failed)).p_value
+
+    by_score, by_likelihood = p_value("slice"), p_value("nll")
+    assert by_likelihood < 0.01 < by_score
+    assert p_value("nll", "slice") == 2 * by_likelihood, "the smaller of two p-values"
+    assert p_value("nll", outcome="worse") == compare_with_control(compared, verdict_of("worse")).p_value
     lines[0]["candidate"]["nll_sum"] = float("inf")
-    assert compare_with_control(compare("exact_match", lines), (), by_nll=True).p_value < 0.01
+    compared = compare("exact_match", lines)
+    assert p_value("nll") < 0.01
 
 
 def test_a_batch_that_memory_did_not_hold_is_halved_by_the_next_attempt(
