@@ -45,13 +45,15 @@ POWER_SETUPS = {
     "groups of five that gain as a whole": IN_GROUPS,
     "groups of five, each record gains by itself": replace(IN_GROUPS, spread=True),
 }
+FOUR_OLD = Setup(sizes=(150,) * 4 + (100,), new_kinds=(4,))
 #: Records, the true loss on the old drops, former champions as good as today's, and the bar.
 NEW_KINDS = {
     "150 old truly unchanged": (NEW_KIND_COMES, 0, 0, 95),
     "150 old truly -2": (NEW_KIND_COMES, 2, 0, 90),
     "425 old truly -2": (Setup(sizes=(425, 75), known=(0,), new_kinds=(1,)), 2, 0, 90),
     "150 old truly unchanged, three former champions": (NEW_KIND_COMES, 0, 3, 95),
-    "four old drops of 150 truly unchanged": (Setup(sizes=(150,) * 4 + (100,), new_kinds=(4,)), 0, 0, 95),
+    "four old drops of 150 truly unchanged": (FOUR_OLD, 0, 0, 95),
+    "four old drops of 150 and three former champions": (FOUR_OLD, 0, 3, 80),
 }
 RULES = Rules(known=Known(frozenset(Setup().known)))
 #: On each drop's records, in points: what a bad drop of a month does, and what one that hurts the first drop does.

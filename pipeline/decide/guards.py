@@ -126,8 +126,8 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     """
     Yield a result per seen drop against the former champion best on it; a loss beyond the margin fails at p <= .05.
 
-    From `MANY` drops on the p-values are adjusted (Holm 1979). 4 points more of loss on a drop that has lost 6 are
-    promoted in 42 % (62). A candidate that is no worse than the champion on the drop passes.
+    The p-values are adjusted over the drops (Holm 1979). 4 points more of loss on a drop that has lost 6 are promoted
+    in 42 % (62). A candidate that is no worse than the champion on the drop passes.
     """
     seen, scores = known.seen(comparison), comparison.scores[comparison.metric][:, 0]
     best, masks = [], []
@@ -138,7 +138,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
         if rows:
             best.append(min(rows, key=lambda row: (row.p_value is None, row.change)))
             masks.append(mask)
-    for row, mask in zip(_adjusted(best) if len(best) >= policy.MANY else best, masks, strict=True):
+    for row, mask in zip(_adjusted(best), masks, strict=True):
         yield _no_further(_tested(row), comparison.differences(mask))
 
 

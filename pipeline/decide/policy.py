@@ -42,9 +42,8 @@ LEAST_EXACT = 8
 #: Fewest groups on which a slice's loss or a likelihood's rise beyond its margin fails without a test.
 #: Row "five drops, a winner (+10) truly lost 10 on one".
 LEAST_FOR_MARGIN = 100
-#: From so many slices of 100 groups on, a loss beyond the margin must also be significant by itself; from so many
-#: anchors on, their p-values are adjusted. Of many losses the largest is often large by chance.
-#: Rows "+5 everywhere, 20 drops of 100 records" and "ten new kinds, each truly -3 on the first drop".
+#: From so many slices of 100 groups on, a loss beyond the margin must also be significant by itself: of many losses the
+#: largest is often large by chance. Row "+5 everywhere, 20 drops of 100 records".
 MANY = 6
 #: Drops and tags with fewer than `LEAST_EXACT` records are listed up to this many: the newest drops, the largest tags.
 MOST_SMALL = 50
@@ -104,7 +103,7 @@ class Guard:
     level: float = SURE
     """Largest p-value at which harm counts as shown."""
     unit: Literal["points", "nats", "per cent", "records"] = "points"
-    blames: Literal["never", "always", "without a win"] = "never"
+    blames: Literal["never", "always", "with a win", "without a win"] = "never"
     """When a failure puts new drops under suspicion; otherwise the model was trained too much."""
     forgets: bool = False
     """Whether it fails if a model forgets, as one may that is trained from the champion."""
@@ -166,6 +165,7 @@ GUARDS: Mapping[str, Guard] = {
         "that was better on it serve again.",
         "dropforge rollback --track {track} --to GENERATION --reason TEXT",
         level=LEVEL,
+        blames="with a win",
         forgets=True,
         heading="What was lost since a former champion, by all since then",
     ),

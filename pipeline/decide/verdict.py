@@ -140,7 +140,7 @@ def _reasons(
 
 def _blaming(failed: Sequence[GuardResult], slices: Sequence[Slice], *, wins: bool) -> list[GuardResult]:
     """Return those of the failed guards that blame new drops; a lost tag blames none."""
-    blame = {"always"} if wins else {"always", "without a win"}
+    blame = {"always", "with a win" if wins else "without a win"}
     tags = {part.label for part in slices if part.kind == "tag"}
     return [row for row in failed if GUARDS[row.guard].blames in blame and row.label not in tags]
 

@@ -346,7 +346,7 @@ OPINION = Opinion(judgement_of(0, 90), {f"{place:06x}": "loss" for place in rang
         (won(degenerate=bad("empty")), "empty_rose", False),
         (won(degenerate=bad("truncated")), "truncated_rose", False),
         (won(degenerate=bad("looping")), "looping_rose", False),
-        (replace(of_three((0, 2, 98), (40, 0, 60), (40, 0, 60)), former=FAR), "anchor_lost", False),
+        (replace(of_three((0, 2, 98), (40, 0, 60), (40, 0, 60)), former=FAR), "anchor_lost", True),
         (won(opinion=OPINION), "judge_prefers_champion", False),
         (of_three((0, 0, 20), (0, 0, 20), (0, 0, 20)), "too_few_records", False),
         (of_three((0, 6, 94), (3, 0, 97), (3, 0, 97)), "slice_lost", False),  # no win, and not sure enough
