@@ -46,14 +46,15 @@ POWER_SETUPS = {
     "groups of five, each record gains by itself": replace(IN_GROUPS, spread=True),
 }
 FOUR_OLD = Setup(sizes=(150,) * 4 + (100,), new_kinds=(4,))
-#: Records, the true loss on the old drops, former champions as good as today's, and the bar.
+#: Records, the true loss on the old drops, former champions as good as today's, and the bars of the first and the third
+#: night.
 NEW_KINDS = {
-    "150 old truly unchanged": (NEW_KIND_COMES, 0, 0, 95),
-    "150 old truly -2": (NEW_KIND_COMES, 2, 0, 90),
-    "425 old truly -2": (Setup(sizes=(425, 75), known=(0,), new_kinds=(1,)), 2, 0, 90),
-    "150 old truly unchanged, three former champions": (NEW_KIND_COMES, 0, 3, 95),
-    "four old drops of 150 truly unchanged": (FOUR_OLD, 0, 0, 95),
-    "four old drops of 150 and three former champions": (FOUR_OLD, 0, 3, 80),
+    "150 old truly unchanged": (NEW_KIND_COMES, 0, 0, 95, 97),
+    "150 old truly -2": (NEW_KIND_COMES, 2, 0, 90, -np.inf),
+    "425 old truly -2": (Setup(sizes=(425, 75), known=(0,), new_kinds=(1,)), 2, 0, 90, -np.inf),
+    "150 old truly unchanged, three former champions": (NEW_KIND_COMES, 0, 3, 95, 97),
+    "four old drops of 150 truly unchanged": (FOUR_OLD, 0, 0, 88, 97),
+    "four old drops of 150 and three former champions": (FOUR_OLD, 0, 3, 80, 97),
 }
 RULES = Rules(known=Known(frozenset(Setup().known)))
 #: On each drop's records, in points: what a bad drop of a month does, and what one that hurts the first drop does.
@@ -82,12 +83,13 @@ ONE_OLD_LOST = (-10.0, 15.0, 15.0, 15.0, 15.0)
 
 
 class Month(NamedTuple):
-    """How a month ended: the champion's true gain in points, drops suspended, whether a bad one is, and extra runs."""
+    """How a month ended: the champion's true gain in points, drops suspended, what became of a bad one, extra runs."""
 
     gain: float
     honest_suspended: int
     bad_suspended: bool
     extra: float
+    kept_out: bool = True
 
 
 def equal_month(setup: Setup, seed: int) -> bool:
@@ -119,7 +121,7 @@ def month(bad: str, seed: int) -> Month:
     for night in range(1, NIGHTS + 1):
         loop.night(FIRST + night)
     gain, honest = float(loop.truth().mean()), loop.suspended - {culprit}
-    return Month(gain, len(honest), culprit in loop.suspended, float(loop.extra_runs()))
+    return Month(gain, len(honest), culprit in loop.suspended, float(loop.extra_runs()), culprit not in loop.known)
 
 
 def pair_month(seed: int) -> Month:
@@ -153,27 +155,34 @@ def bulk_month(quiet_nights: int, seed: int) -> Month:
     return Month(float(loop.truth().mean()), len(suspended - bad), bad <= suspended, float(loop.extra_runs()))
 
 
-def new_kind(setup: Setup, loss: float, former: int, seed: int) -> bool:
+def nights_until(loop: Loop, drop: int) -> tuple[bool, ...]:
+    """Return whether a drop serves after one, two and three nights; a drop that teaches nothing comes in each later."""
+    serves = []
+    for night in range(3):
+        loop.night(FIRST + 1 + night if night else drop)
+        serves.append(drop in loop.known)
+    return tuple(serves)
+
+
+def new_kind(setup: Setup, loss: float, former: int, seed: int) -> tuple[bool, ...]:
     """
-    Return whether a drop of a new kind is promoted, +70 points on its own records, that costs the old drops some.
+    Return `nights_until` a drop of a new kind serves, +70 points on its own records, that costs the old drops some.
 
     The anchor holds it against so many former champions, all as good on the old drops as today's.
     """
     new = len(setup.sizes) - 1
     loop = Loop(World.made(setup, seed), {new: np.array((*(-loss,) * new, 70.0))})
     loop.former += [loop.world.answers().scores for _ in range(former)]
-    loop.night(new)
-    return loop.promotions > 0
+    return nights_until(loop, new)
 
 
-def after_win(seed: int) -> bool:
-    """Return whether a drop of a new kind is promoted after a drop that brought the old one 5 points has won."""
+def after_win(seed: int) -> tuple[bool, ...]:
+    """Return `nights_until` a drop of a new kind serves after a drop that brought the old one 5 points has won."""
     effects = {1: np.array((0.0, 70.0)), FIRST: np.array((5.0, 0.0))}
     for place in range(10**3):
         loop = Loop(World.made(NEW_KIND_COMES, seed * 10**3 + place), effects)
         if loop.train({0, FIRST}).verdict.outcome == "promoted":
-            loop.night(1)
-            return loop.promotions > 1
+            return nights_until(loop, 1)
     raise SystemExit("+5 points win in no world")
 
 
@@ -362,24 +371,32 @@ class Counts:
 
 def luck_rows(counts: Counts) -> Iterator[Row]:
     """Yield false promotions."""
-    setups = {"exact match": (Setup(), 12), "ROUGE-L": (Setup(metric=ROUGE), 17), "groups of five": (IN_GROUPS, 13)}
-    for words, (setup, most) in setups.items():
+    setups = {"exact match": Setup(), "ROUGE-L": Setup(metric=ROUGE), "groups of five": IN_GROUPS}
+    for words, setup in setups.items():
         found = counts.each(partial(equal_month, setup), counts.months)
-        yield Row(f"thirty equal nights, any promotion: {words}", found, most=most)
+        yield Row(f"thirty equal nights, any promotion: {words}", found, most=14)
     found = counts.each(rare_losses, counts.candidates)
     yield Row("200 records, 1.2 % lose all and the others gain as much: promoted", found, most=1.5)
+
+
+def _nights(words: str, found: np.ndarray, least: float = -np.inf, in_the_end: float = -np.inf) -> Iterator[Row]:
+    """Yield how many are promoted after one, two and three nights, with the bars of the first and the third."""
+    for night, bar in enumerate((least, -np.inf, in_the_end)):
+        label = f"  the same by night {night + 1}" if night else f"{words}: promoted"
+        yield Row(label, found[:, night], least=bar)
 
 
 def candidate_rows(counts: Counts) -> Iterator[Row]:
     """Yield single candidates: honest, of a new kind, of many drops, bad on one old drop, a correction, the first."""
     found = counts.each(honest_month, max(counts.candidates // NIGHTS, 20))
     yield Row("thirty nights of an honest +10: honest drops suspended in the end", found, most=0.05)
-    for words, (setup, loss, former, least) in NEW_KINDS.items():
+    for words, (setup, loss, former, least, in_the_end) in NEW_KINDS.items():
         found = counts.each(partial(new_kind, setup, loss, former), counts.candidates)
-        yield Row(f"a new kind comes, {words}: promoted", found, least=least)
-    yield Row("  the champion has just won by 5 points: promoted", counts.each(after_win, counts.candidates), least=95)
+        yield from _nights(f"a new kind comes, {words}", found, least, in_the_end)
+    found = counts.each(after_win, counts.candidates)
+    yield from _nights("a new kind comes, the champion has just won by 5 points", found, 90, 97)
     found = counts.each(partial(new_kind, Setup(ROUGE, (150, 100), (0,), (1,)), 0, 0), counts.candidates)
-    yield Row("  150 old truly unchanged, ROUGE-L: promoted", found)
+    yield from _nights("a new kind comes, 150 old truly unchanged, ROUGE-L", found)
     many = counts.each(partial(many_drops, 20, 100, 0.0), counts.candidates // 4)
     yield Row("+5 everywhere, 20 drops of 100 records: promoted", many[:, 0], least=97)
     yield Row("  the same: its drop suspended", many[:, 1], most=1)
@@ -387,7 +404,7 @@ def candidate_rows(counts: Counts) -> Iterator[Row]:
     yield Row("+5 on 39 drops of 25 records, -50 on one: promoted", many[:, 0], most=10)
     lost = counts.each(one_old_lost, counts.candidates)
     yield Row("five drops, a winner (+10) truly lost 10 on one: promoted at once", lost[:, 0], most=20)
-    yield Row("  the same, with the search's trial", lost[:, 1])
+    yield Row("  the same, with the search's trial", lost[:, 1], most=20)
     for stale in (5, 20):
         found = counts.each(partial(correction, stale), counts.candidates // 2)
         yield Row(f"a correction, {stale} % of the old answers are out of date: promoted", found[:, 0])
@@ -408,6 +425,8 @@ def month_rows(counts: Counts) -> Iterator[Row]:
         found = counts.each(ask, counts.months)
         if bad != "none":
             yield Row(f"{words}: the bad drop suspended", found[:, 2] > 0, least=FOUND.get(bad, -np.inf))
+        if bad == "everywhere":
+            yield Row(f"{words}: the bad drop kept out", found[:, 4] > 0, least=95)
         yield Row(
             f"{words}: honest drops suspended", found[:, 1].astype(np.int64), most=0.05 if bad in BARRED else np.inf
         )

@@ -14,11 +14,11 @@ import numpy as np
 from scipy import special
 
 from pipeline.artifacts import Verdict
-from pipeline.decide.comparison import Comparison, Flags, Suite
+from pipeline.decide.comparison import Comparison, Flags, Suite, pool
 from pipeline.decide.policy import FORMER, suspends
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
-from pipeline.decide.verdict import Rules, weigh
+from pipeline.decide.verdict import Rules, settle, weigh
 from pipeline.evaluate.scoring import compare_with_control
 from pipeline.metrics.degenerate import DEGENERATE
 
@@ -145,6 +145,7 @@ class Judged:
 
     drops: set[int]
     model: Model
+    comparison: Comparison
     verdict: Verdict
 
 
@@ -226,23 +227,30 @@ class Loop:
         come = {drop for drop in range(len(self.world.setup.sizes)) if drop not in self.effects}
         return np.asarray(np.isin(self.world.drops, list(come | drops)))
 
-    def train(self, drops: set[int]) -> Judged:
-        """Train on these drops and put the result before the gate; a winner serves."""
+    def train(self, drops: set[int], before: Judged | None = None) -> Judged:
+        """Train on these drops and put the result before the gate, of a trial with the run before; a winner serves."""
         candidate, former = self.trained(drops), self.former[-FORMER:]
         comparison = self.world.side_by_side(candidate, self._champion, self._base, former).part(self._held_out(drops))
-        run = Judged(drops, candidate, weigh(comparison, Rules(known=Known(frozenset(self.known) or None))))
+        pooled = pool(comparison, before.comparison) if before is not None and before.drops == drops else None
+        run = Judged(drops, candidate, comparison, weigh(comparison, self._rules(), pooled))
         if run.verdict.outcome == "promoted":
-            self.promotions += 1
-            self.former.append(self._champion.scores)
-            self._champion, self.known = candidate, drops
-            self.pending = [drop for drop in self.pending if drop not in drops]
+            self._serve(run)
         return run
+
+    def _rules(self) -> Rules:
+        return Rules(known=Known(frozenset(self.known) or None))
+
+    def _serve(self, run: Judged) -> None:
+        self.promotions += 1
+        self.former.append(self._champion.scores)
+        self._champion, self.known = run.model, run.drops
+        self.pending = [drop for drop in self.pending if drop not in run.drops]
 
     def _run_all(self) -> None:
         run = self.train({*self.known, *self.pending})
         suspects = self._suspects(run.verdict.lost_drops) if run.verdict.blames_new_drops else []
         self._ran.append((run.drops, frozenset(run.verdict.lost_drops)))
-        if self._search(suspects) and self.pending:
+        if self._search(run, suspects) and self.pending:
             self.again += 1
             self._run_all()
 
@@ -258,19 +266,17 @@ class Loop:
                 came |= self._ran[-losing][0] - well
         return sorted(self.pending, key=lambda drop: (drop not in came, -drop))
 
-    def _search(self, suspects: Sequence[int]) -> bool:
+    def _search(self, run: Judged, suspects: Sequence[int]) -> bool:
         """Try each with those cleared until one is blamed, and that with a control; return whether to run again."""
         won, cleared = False, set[int]()
         for drop in suspects:
             if not self._may_try():
                 break
             self.trials.append(self._night)
-            tried = self.train({*self.known, *cleared, drop})
+            tried = self.train({*self.known, *cleared, drop}, run)
             if tried.verdict.blames_new_drops:
-                if self._is_worse_than_control(tried):
-                    self.suspended.add(drop)
-                    self.pending.remove(drop)
-                return won or drop in self.suspended
+                self._control(run, tried, drop)
+                return won or drop in self.suspended | self.known
             cleared.add(drop)
             won = won or tried.verdict.outcome == "promoted"
         return won
@@ -278,9 +284,17 @@ class Loop:
     def _may_try(self) -> bool:
         return sum(night > self._night - 7 for night in self.trials) < TRIALS_A_WEEK
 
-    def _is_worse_than_control(self, tried: Judged) -> bool:
+    def _control(self, run: Judged, tried: Judged, drop: int) -> None:
+        """Train without new drops: suspend the drop that was tried, or let its trial serve, or neither."""
         self.trials.append(self._night)
-        known = set(self.known)
+        champion, known, rules = self._champion, set(self.known), self._rules()
         control = self.train(known)
         comparison = self.world.side_by_side(tried.model, control.model, self._base).part(self._held_out(known))
-        return suspends(compare_with_control(comparison, tried.verdict))
+        if suspends(compare_with_control(comparison, tried.verdict)):
+            self.suspended.add(drop)
+            self.pending.remove(drop)
+        elif run.drops == tried.drops and champion is self._champion:
+            pooled = pool(tried.comparison, run.comparison, control.comparison)
+            settled = settle(tried.verdict, tried.comparison, pooled, rules)
+            if settled is not None and settled.passed:
+                self._serve(tried)

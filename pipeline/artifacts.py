@@ -432,6 +432,14 @@ class GuardResult(Frozen):
     """For `collapse`, the number of the candidate's collapsed answers by kind."""
 
 
+class Settlement(Frozen):
+    """The guards of old drops on the means of trial and run, and of champion and control."""
+
+    guards: tuple[GuardResult, ...]
+    passed: bool
+    """Whether none failed: then the trial serves, if it is not worse than the control."""
+
+
 class SliceResult(Frozen):
     """The primary metric on a slice of the held-out records, in points."""
 
@@ -485,6 +493,10 @@ class Verdict(Artifact):
     """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
+    settlement: Settlement | None = None
+    """Only of a control whose trial won but for guards of old drops."""
+    settled_by: int | None = None
+    """The control by which a trial that guards had stopped is promoted after all; in its run's row only."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags with too few records for a test."""
@@ -499,6 +511,11 @@ class Verdict(Artifact):
     champion_generation: int | None = None
     candidate_model_id: str | None = None
     champion_model_id: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the candidate won, but for guards."""
+        return self.outcome == "guard_failed" and {"p_above_limit", "gain_below_minimum"}.isdisjoint(self.reasons)
 
     @property
     def worth(self) -> tuple[float, float] | None:

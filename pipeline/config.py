@@ -226,7 +226,7 @@ class GuardConfig(Frozen):
 
     stop: tuple[GuardName, ...] = tuple(name for name in get_args(GuardName) if name != "collapse")
     """Guards that block a promotion; the others are only shown in the report."""
-    slices: float = Field(default=5.0, ge=0, le=_MANY)
+    slices: float = Field(default=4.5, ge=0, le=_MANY)
     """Largest loss on a drop that the champion knows or a tag, in points, on 100 records or more."""
     general: float = Field(default=5.0, ge=0, le=_MANY)
     """Largest loss on a suite of general abilities, in points; what is beyond fails if it is shown at p = .01."""

@@ -78,6 +78,8 @@ class StepSpec(Stored):
     """Of a trial, the drop that it tries, as it may have made another run worse."""
     trial: dict[str, str] = Field(default_factory=dict)
     """Of a control, the published artifacts of its trial, as in `inputs`."""
+    blamed: dict[str, str] = Field(default_factory=dict)
+    """Of a trial or control, those of the run that put the drop on trial, if that had the drops of the trial."""
     left_out: int | None = None
     """The drop of the champion's that this run leaves out, to see what it is worth."""
     proposed_rows: int = 0

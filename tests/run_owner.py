@@ -99,11 +99,16 @@ def ending(outcome: str, gain: float | None = None, **more: Any) -> tuple[str, V
 WORSE = judged("worse", -9.0, reasons=("harm_shown",), blames_new_drops=True)
 
 
+def unsettled(trial: Run) -> None:
+    """Refuse to serve a trial, where no control has settled one."""
+    raise AssertionError(f"run {trial.id} is not to serve")
+
+
 def end(made: Any, held: Claim, said: Verdict = WORSE) -> None:
     """End a run of a made workspace with a verdict, and follow it."""
 
     def also(session: Session, run: Run) -> None:
-        suspects.follow_verdict(session, made.settings, run, said, made.now)
+        suspects.follow_verdict(session, made.settings, run, said, made.now, serve=unsettled)
 
     finish(made.engine, held, (said.outcome, said), made.tick(), also)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Engine
+from sqlmodel import Session
 
 from daemon.champions import decisions, promotion
 from daemon.champions.history import blocker
@@ -26,6 +27,7 @@ from daemon.state.states import AWAITING
 from daemon.state.tables import Run, Track
 from daemon.system.folders import WorkFolder
 from daemon.system.sd_notify import showing_life
+from pipeline.artifacts import Verdict
 from pipeline.config import RunConfig
 from pipeline.decide.explain import sentence
 from pipeline.decide.policy import WATCH_RETURN
@@ -98,33 +100,56 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
     verdict = run_files.load_verdict(root, claim.run_id)
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
-    wins = verdict.outcome == "promoted"
-    waits = wins and _is_manual(settings, run)
-    if wins and not waits:
-        showing_life(verify_manifest, root / promotion.model_of(verdict).path)
+    wins, settled = verdict.outcome == "promoted", _settled(root, run, verdict)
+    won = verdict if wins else settled
+    if won is not None and not _is_manual(settings, run):
+        showing_life(verify_manifest, root / promotion.model_of(won).path)
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
     # prepared for another champion and nothing was trained on it.
     compared = None if verdict.outcome == "contaminated" else run_files.load_evaluation(root, claim.run_id)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
     with transaction(engine) as session:
-        if wins and not waits:
-            try:
-                promotion.add_promotion(session, root, claim.run_id, verdict, Word("", now))
-            except promotion.Blocked:
-                waits = True  # for a person who takes it all the same
+
+        def serve(trial: Run) -> None:
+            if settled is not None:
+                outcome = "promoted" if _promote(session, settings, trial, settled, now) else AWAITING
+                run_queue.settle(session, trial, outcome, settled, now)
+
+        waits = wins and not _promote(session, settings, run, verdict, now)
         outcome = AWAITING if waits else verdict.outcome
         held = run_queue.finish(session, claim, outcome, verdict, now)
         if waits or (not wins and compared):
             require_generation(session, held.track, verdict.champion_generation)
-        suspects.follow_verdict(session, settings, held, verdict, now)
+        suspects.follow_verdict(session, settings, held, verdict, now, serve=serve)
         leave_one_out.follow_verdict(session, held, verdict, now)
         if compared is not None and compared.watch:
             note_watch(session, held, compared, now)
         against = blocker(held, champions_of(session, held.track)) if waits else None
-        if wins and not waits:
+        if wins or settled is not None:
             promotion.sync_link(session, root, held.track)
         return outcome, sentence(verdict_clauses(held, against))
+
+
+def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None:
+    """Return the verdict of the trial of `control`, as a win, if that settles it and its model is still there."""
+    if control.control_of is None or verdict.settlement is None or not verdict.settlement.passed:
+        return None
+    trial = run_files.load_verdict(root, control.control_of)
+    if trial is None or not (root / promotion.model_of(trial).path).is_dir():
+        return None
+    return trial.model_copy(update={"outcome": "promoted", "settled_by": control.id})
+
+
+def _promote(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> bool:
+    """Make the model of a run that has won the champion; return `False` if it waits for a person."""
+    if _is_manual(settings, run):
+        return False
+    try:
+        promotion.add_promotion(session, settings.work_folder, run.id or 0, verdict, Word("", now))
+    except promotion.Blocked:
+        return False  # a person may take it all the same
+    return True
 
 
 def _is_manual(settings: Settings, run: Run) -> bool:

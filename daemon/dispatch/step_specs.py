@@ -9,6 +9,7 @@ from sqlmodel import Session, col, select
 
 from daemon.champions import history, promotion
 from daemon.champions.watch import watch_fields
+from daemon.queue import suspects
 from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -126,11 +127,17 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
         **watch_fields(session, run, past, former),
         "uses": uses,
         "judged_versions": versions,
-        "trial": {} if run.control_of is None else run_files.published(settings.work_folder, run.control_of),
+        **_of_search(session, settings, run),
         "suspect": run.about_drop if run.purpose == Purpose.TRIAL else None,
         "left_out": run.about_drop if run.purpose == Purpose.LEFT_OUT else None,
         "proposed_rows": sum(session.exec(proposed).all()),
     }
+
+
+def _of_search(session: Session, settings: Settings, run: Run) -> dict[str, dict[str, str]]:
+    """Return the fields of a spec with the artifacts of a control's trial, and of the run before a trial."""
+    runs = {"trial": run.control_of, "blamed": suspects.blamed_run(session, run)}
+    return {name: run_files.published(settings.work_folder, number) if number else {} for name, number in runs.items()}
 
 
 def _fixed_shares(track: Track) -> dict[str, float]:

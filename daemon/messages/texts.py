@@ -199,6 +199,7 @@ def _on_watch(_session: Session, event: Event) -> Text:
 _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
     **dict.fromkeys(_CHANGES, _changed),
     "run_succeeded": _awaits,
+    "trial_settled": _awaits,
     "run_failed": _ended_badly,
     "run_crashed": _ended_badly,
     "hook_failed": _server_trouble,

@@ -176,6 +176,14 @@ def finish(session: Session, claim: Claim, outcome: str, verdict: Verdict, now: 
     return run
 
 
+def settle(session: Session, trial: Run, outcome: str, verdict: Verdict, now: int) -> None:
+    """Replace outcome and verdict of a trial that its control has settled, with an event."""
+    trial.outcome, trial.verdict = outcome, brief(verdict)
+    session.add(trial)
+    by = verdict.settled_by
+    record_event(session, "trial_settled", now, track=trial.track, run_id=trial.id, outcome=outcome, control=by)
+
+
 def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySettings) -> Move:
     """
     Release the claimed run as `leave` says, and return the change (`Leave.move`).

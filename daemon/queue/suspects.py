@@ -5,11 +5,12 @@ A verdict that blames the new drops suspends none of them: it puts them on trial
 another seed, when nothing else is to be run: a trial trains on the champion's drops, those that the search has cleared,
 and one suspect, so that drops which only do harm together are found. A trial that blames its drop is followed by a
 control, which trains on the champion's drops alone, and the drop is suspended if the trial is worse than that, too: the
-champion may have been lucky on these records. Every other drop is accepted as before. The rows of `Suspect` and the
-states of their runs are the whole state: after a crash a search continues from them.
+champion may have been lucky on these records. A trial that won but for guards of old drops may serve after its control
+(`pipeline.decide.verdict.settle`). Every other drop is accepted as before. The rows of `Suspect` and the states of
+their runs are the whole state: after a crash a search continues from them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
@@ -31,11 +32,15 @@ from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 from pipeline.decide import policy
 
+#: Promotes the model of a trial.
+Serve = Callable[[Run], object]
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 
 
-def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> None:
+def follow_verdict(  # noqa: PLR0913 - the last goes by name
+    session: Session, settings: Settings, run: Run, verdict: Verdict, now: int, *, serve: Serve
+) -> None:
     """
     Put new drops on trial, or suspend or clear a drop on trial, as the verdict of `run` requires.
 
@@ -43,8 +48,8 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     blamed if the champion is a base model or `gate.trials_per_week` is 0. No search begins if the candidate lacks a
     drop of the champion's, as it was withdrawn, since it may be worse for that; a trial lacks it as its control does. A
     trial that blames its drop leaves it on trial until its control has ended, any other clears it; a trial that does
-    not win is repeated if it would be made of other drops now. A drop that was suspended or cleared may queue a run.
-    Raises `ArtifactDamaged`.
+    not win is repeated if it would be made of other drops now. `serve` promotes a trial that its control has settled. A
+    drop that was suspended or cleared may queue a run. Raises `ArtifactDamaged`.
     """
     if run.about_drop is None:
         if _blames(session, settings, run, verdict):
@@ -56,7 +61,8 @@ def follow_verdict(session: Session, settings: Settings, run: Run, verdict: Verd
     if not _is_valid(session, tried) and (run.control_of or verdict.outcome != "promoted"):
         _take_back(session, tried, now)
     elif run.control_of:
-        _judge(session, settings, tried, run, now)
+        settled = verdict.settlement is not None and verdict.settlement.passed and verdict.outcome != "promoted"
+        _judge(session, settings, tried, run, now, serve=serve if settled else None)
     elif not _blames(session, settings, run, verdict):
         _end(session, settings, tried, now)
 
@@ -82,6 +88,15 @@ def go_on(engine: Engine, settings: Settings, now: int, troubles: Troubles) -> N
 def is_on_trial(session: Session, drop: Drop) -> bool:
     """Return whether the drop is on trial: no run but the trial that tests it may use it."""
     return session.exec(_open().where(Suspect.drop_id == drop.id)).first() is not None
+
+
+def blamed_run(session: Session, run: Run) -> int | None:
+    """Return the run that put the drop of a trial or control on trial, if that had the drops of the trial."""
+    suspect = _tried(session, run.track)
+    if suspect is None or suspect.trial_run != (run.control_of or run.id):
+        return None
+    drops = [of_training(session, _used(session, each)) for each in (suspect.trial_run, suspect.blamed_run)]
+    return suspect.blamed_run if drops[0] == drops[1] else None
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
@@ -187,11 +202,14 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
     suspect.trial_run = None
 
 
-def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run, now: int) -> None:
+def _judge(  # noqa: PLR0913 - the last goes by name
+    session: Session, settings: Settings, suspect: Suspect, control: Run, now: int, *, serve: Serve | None
+) -> None:
     """
-    Suspend the drop if its trial was worse than the control, too; clear the other suspects of its search.
+    Suspend the drop if its trial was worse than the control, too, else `serve` it, if given; clear the other suspects.
 
-    If it was not, the champion may have been lucky on these records, and every further trial would be held against it.
+    If it was not worse, the champion may have been lucky on these records, and every further trial would be held
+    against it.
     """
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     scores, trial, end = None if evaluation is None else evaluation.trial, suspect.trial_run, SuspectEnd.CLEARED
@@ -207,6 +225,8 @@ def _judge(session: Session, settings: Settings, suspect: Suspect, control: Run,
         drop.state, drop.suspension = DropState.SUSPENDED, suspension.model_dump(mode="json")
         session.add(drop)
         record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id)
+    elif scores is not None and serve is not None:
+        serve(session.get_one(Run, trial))
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
     for other in session.exec(others).all():
         _end(session, settings, other, now)

@@ -178,7 +178,7 @@ class Run(SQLModel, table=True):
     error: str | None = None
     hint: str | None = None
     #: The verdict's outcome; of a win that a person has to approve `awaiting_approval`, until another champion comes:
-    #: then `overtaken`.
+    #: then `overtaken`. Of a trial that its control settled it is that of a win, as in `verdict`.
     outcome: str | None = None
     #: The numbers of its verdict as JSON (`pipeline.decide.explain.brief`); decide.json has all.
     verdict: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))

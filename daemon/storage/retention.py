@@ -21,7 +21,7 @@ from sqlmodel import Session, col, select
 from daemon.settings.model import Settings
 from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, RunState
-from daemon.state.tables import Promotion, Run, Track
+from daemon.state.tables import Promotion, Run, Suspect, Track
 from daemon.state.troubles import in_words
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
@@ -153,8 +153,10 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
         kept.open_runs.add(run.id or 0)
         with kept.alone(root / "runs" / str(run.id)):
             _keep_open(root, run, kept)
-    for run_id in filter(None, session.exec(select(Run.id).where(waits()))):
-        # Kept until it is approved or the champion changes, whatever its age.
+    wins = session.exec(select(Run.id).where(waits())).all()
+    trials = [suspect.trial_run for suspect in session.exec(select(Suspect).where(col(Suspect.ended).is_(None)))]
+    for run_id in filter(None, [*wins, *trials]):
+        # Kept until it is approved, the champion changes or its control has decided, whatever its age.
         kept.champion_runs.add(run_id)
         kept.keep(models_of(root, run_id))
     return kept

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline import durable
 from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement, SuiteScores
+from pipeline.decide.policy import CHAMPION_SHARE
 from pipeline.decide.statistics import Floats
 from pipeline.errors import StepFailed
 from pipeline.metrics.degenerate import DEGENERATE
@@ -140,6 +141,31 @@ class Comparison:
             degenerate={kind: pair[rows] for kind, pair in self.degenerate.items()},
             former={generation: scores[rows] for generation, scores in self.former.items()},
         )
+
+
+def pool(trial: Comparison, run: Comparison, control: Comparison | None = None) -> Comparison:
+    """
+    Return `trial` with means of two models' primary scores: of its candidate and the run's, of champion and control's.
+
+    A record that the other model did not answer, or for another drop, keeps its score. Without a control the champion
+    stands alone; `CHAMPION_SHARE` is its weight beside one.
+    """
+    candidate, champion = trial.scores[trial.metric].T
+    candidate = _mean(candidate, _candidate_on(trial, run), 1 / 2)
+    if control is not None:
+        champion = _mean(champion, _candidate_on(trial, control), CHAMPION_SHARE)
+    return replace(trial, scores={**trial.scores, trial.metric: np.column_stack((candidate, champion))})
+
+
+def _mean(scores: Floats, others: Floats, share: float) -> Floats:
+    return np.where(np.isnan(others), scores, share * scores + (1 - share) * others)
+
+
+def _candidate_on(comparison: Comparison, other: Comparison) -> Floats:
+    """Return the primary scores of the candidate of `other` on the records of `comparison`, NaN where it has none."""
+    scores = other.scores[other.metric][:, 0] if other.metric == comparison.metric else ()
+    known = dict(zip(zip(other.ids, other.drops.tolist(), strict=True), scores, strict=False))
+    return np.array([known.get(key, np.nan) for key in zip(comparison.ids, comparison.drops.tolist(), strict=True)])
 
 
 def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None) -> Comparison:

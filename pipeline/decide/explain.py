@@ -27,11 +27,16 @@ _INSTEAD = {
 }
 
 
+#: Of a control: what two models each say of old drops, by whether its trial passed.
+SETTLED = {True: "cleared its trial on old drops", False: "confirmed its trial's loss on old drops"}
+
+
 def brief(verdict: Verdict) -> dict[str, object]:
     """Return a verdict as JSON for its run's row: without slices and the guards that `clauses` does not name."""
     named = tuple(guard for guard in verdict.guards if guard.state == "failed" or guard.guard == "collapse")
     few = len(unguarded(verdict)) + verdict.slices_not_listed
-    short = verdict.model_copy(update={"guards": named, "slices": (), "slices_not_listed": few})
+    settled = verdict.settlement and verdict.settlement.model_copy(update={"guards": ()})
+    short = verdict.model_copy(update={"guards": named, "settlement": settled, "slices": (), "slices_not_listed": few})
     return short.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -62,10 +67,13 @@ def clauses(verdict: Verdict) -> list[str]:
     if verdict.outcome == "guard_failed" and failed:
         words += f" ({failed[0]}{f', and {len(failed) - 1} more' if failed[1:] else ''})"
         gain += " on the task"
+    if verdict.settled_by is not None:
+        words += f" after its control, run {verdict.settled_by}"
+    settled = [] if verdict.settlement is None else [SETTLED[verdict.settlement.passed]]
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
     few = len(unguarded(verdict)) + verdict.slices_not_listed
     small = [f"not guarded: {count(few, 'small drop or tag', 'small drops or tags')}"] if few else []
-    return [words, f"{gain}{between}", *small, *collapse_words(verdict)]
+    return [words, f"{gain}{between}", *settled, *small, *collapse_words(verdict)]
 
 
 def unguarded(verdict: Verdict) -> list[str]:

@@ -1,10 +1,13 @@
 """The decide step: read both models' scores on the same records, and decide."""
 
-from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Verdict
+from collections.abc import Mapping
+
+from pipeline import durable
+from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Settlement, Verdict
 from pipeline.contract import Attempt, StepSpec
-from pipeline.decide.comparison import read_comparison
+from pipeline.decide.comparison import Comparison, pool, read_comparison
 from pipeline.decide.slices import Known
-from pipeline.decide.verdict import Rules, decide_verdict, early_verdict
+from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, settle
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 
@@ -31,7 +34,11 @@ def decide(attempt: Attempt) -> Verdict:
         version = version_of(comparison.ids)
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
         rules = Rules(gate, attempt.config.guards, known, evaluation.records_seen_by_candidate)
-        verdict = decide_verdict(comparison, rules)
+        run = _evaluated(attempt, spec.blamed)
+        pooled = pool(comparison, run) if run is not None and not spec.trial else None
+        verdict = decide_verdict(comparison, rules, pooled)
+        if run is not None and spec.trial:
+            verdict = verdict.model_copy(update={"settlement": _settle(attempt, comparison, rules, run)})
     return verdict.model_copy(
         update={
             "champion_generation": champion.generation,
@@ -42,6 +49,23 @@ def decide(attempt: Attempt) -> Verdict:
             "heldout_version": version,
         }
     )
+
+
+def _evaluated(attempt: Attempt, published: Mapping[str, str]) -> Comparison | None:
+    """Read the comparison of another run by its published artifacts; `None` if its evaluation is not among them."""
+    if Evaluation.step not in published:
+        return None
+    report = Evaluation.model_validate(durable.read_json(attempt.path(published[Evaluation.step])))
+    return read_comparison(attempt.root, report, None)
+
+
+def _settle(attempt: Attempt, control: Comparison, rules: Rules, run: Comparison) -> Settlement | None:
+    """Return what `settle` finds of the trial before a control; `None` if that met another champion."""
+    spec, trial = attempt.spec, _evaluated(attempt, attempt.spec.trial)
+    verdict = Verdict.model_validate(durable.read_json(attempt.path(spec.trial[Verdict.step])))
+    if trial is None or verdict.champion_generation != spec.champion.generation:
+        return None
+    return settle(verdict, trial, pool(trial, run, control), rules)
 
 
 def _require_same(evaluation: Evaluation, dataset: Dataset, spec: StepSpec) -> None:

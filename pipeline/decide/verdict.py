@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.artifacts import Dataset, GuardResult, Outcome, Shortfall, Verdict
+from pipeline.artifacts import Dataset, GuardResult, Outcome, Settlement, Shortfall, Verdict
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
@@ -30,14 +30,14 @@ class Rules:
     """Number of the held-out records that the candidate was trained on."""
 
 
-def decide_verdict(comparison: Comparison, rules: Rules) -> Verdict:
+def decide_verdict(comparison: Comparison, rules: Rules, pooled: Comparison | None = None) -> Verdict:
     """
     Return the verdict on a candidate: a pure function, the same for any order of the records.
 
     `weigh` makes the decision; this function adds the numbers for the report, by simulation if the outcome is
     `not_shown_better`, which takes a while. Fields on models, held-out version and earlier uses keep their defaults.
     """
-    verdict, part = weigh(comparison, rules), on_part(comparison, rules)
+    verdict, part = weigh(comparison, rules, pooled), on_part(comparison, rules)
     seed = int.from_bytes(hashlib.sha256("\n".join(part.ids).encode()).digest()[:8])
     differences, pairs = part.differences(), part.pairs()
     means = pairs.mean(axis=0) * POINTS if len(pairs) else None
@@ -80,14 +80,15 @@ def _needed(part: Comparison, rules: Rules, verdict: Verdict, seed: int) -> dict
     }
 
 
-def weigh(comparison: Comparison, rules: Rules) -> Verdict:
+def weigh(comparison: Comparison, rules: Rules, pooled: Comparison | None = None) -> Verdict:
     """
     Return the verdict: promoted if p-value and gain meet the gate's limits on enough groups and no guard fails.
 
     First, records that the candidate was trained on make it `contaminated`, too few groups or a missing pinned set
     `insufficient_evidence`, and harm shown by the mirrored test (p <= `HARM_P_VALUE`) `worse`. Without a win, a failed
     guard makes it `guard_failed` only if it shows clear harm to old drops or the likelihood. `reasons` are all codes
-    that hold, even if promoted. The numbers that `decide_verdict` adds keep their defaults.
+    that hold, even if promoted. Old drops are guarded on `pooled`, if given. The numbers that `decide_verdict` adds
+    keep their defaults.
     """
     gate, part = rules.gate, on_part(comparison, rules)
     differences = part.differences()
@@ -97,7 +98,8 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
         "harm_p_value": statistics.gain_p(-differences),
     }
     slices = find_slices(part, rules.known)
-    checked = guards.check(part, slices, rules.known, rules.guards)
+    means = pooled and on_part(pooled, rules)
+    checked = guards.check(part, slices, rules.known, rules.guards, means)
     failed = [row for row in checked if row.state == "failed"]
     wins = _wins(differences, gate)
     blaming = _blaming(failed, slices, wins=wins)
@@ -113,9 +115,23 @@ def weigh(comparison: Comparison, rules: Rules) -> Verdict:
         guards=checked,
         # If the champion knows no drop, as a base model, a bad drop cannot be told from a good one.
         blames_new_drops=lost and bool(rules.known.drops),
-        lost_drops=tuple(row.drop for row in failed if row.drop is not None),
+        lost_drops=tuple(row.drop for row in failed if row.guard == "slice" and row.drop is not None),
         **numbers,
     )
+
+
+def settle(verdict: Verdict, trial: Comparison, pooled: Comparison, rules: Rules) -> Settlement | None:
+    """
+    Judge old drops by two models each (`pool`) if a trial won but for their guards by its verdict; `None` if not.
+
+    Two trainings on the same data that lost by chance lost on different records.
+    """
+    failed = {row.guard for row in verdict.guards if row.state == "failed"}
+    if not verdict.stopped or any(GUARDS[guard].blames not in {"always", "with a win"} for guard in failed):
+        return None
+    part, means = on_part(trial, rules), on_part(pooled, rules)
+    rows = guards.check_old_drops(part, find_slices(part, rules.known), rules.known, rules.guards, means)
+    return Settlement(guards=tuple(rows), passed=all(row.state != "failed" for row in rows))
 
 
 def _reasons(

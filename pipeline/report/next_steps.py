@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
+from pipeline.decide.explain import SETTLED
 from pipeline.decide.policy import GENERAL_SHARE, GUARDS, MOST_TIMES
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain, worth_words
@@ -32,6 +33,8 @@ def next_steps(
     }
     if spec.trial and verdict.outcome != "promoted":
         words = "This run is a control, without new drops: the trial before it is compared with it."
+        if verdict.settlement is not None:
+            words += f" It {SETTLED[verdict.settlement.passed]}."
         return [NextStep(words=words, command="dropforge drops")]
     steps = tell_next[verdict.outcome]()
     if spec.left_out is None or verdict.worth is None:
@@ -115,11 +118,11 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     if not verdict.blames_new_drops:
         return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
     if spec.suspect is not None:
+        serves = " If by two models each old drops lost nothing, this model serves." * may_serve(verdict, spec)
         return [
             NextStep(
-                words=f"This run tried drop {spec.suspect}, and made the model worse once more. If this model is also "
-                "worse than that of the control, a run without new drops that follows, the drop is suspended. This "
-                "lists it with its state.",
+                words=f"This run tried drop {spec.suspect}. A control, a run without new drops, follows. If this model "
+                f"is worse than the control's, too, the drop is suspended.{serves} This lists it with its state.",
                 command="dropforge drops",
             ),
             NextStep(words=read),
@@ -142,6 +145,11 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
             command=_withdraw(spec),
         ),
     ]
+
+
+def may_serve(verdict: Verdict, spec: StepSpec) -> bool:
+    """Return whether the model of a trial may still serve after its control."""
+    return spec.suspect is not None and bool(spec.blamed) and verdict.stopped
 
 
 def ways_out(drop: int, lost: Sequence[int], track: str) -> list[NextStep]:

@@ -5,7 +5,7 @@ from pipeline.contract import StepSpec
 from pipeline.decide.explain import REASONS, collapse_words, guard_words, unguarded
 from pipeline.decide.policy import GENERAL_SHARE, GUARDS, HARM_P_VALUE, LEVEL
 from pipeline.report.facts import BlindReview, Story
-from pipeline.report.next_steps import next_steps
+from pipeline.report.next_steps import may_serve, next_steps
 from pipeline.words import beside, count, listed, luck, p_words, plain, signed
 
 _HEADLINES: dict[Outcome, str] = {
@@ -17,6 +17,7 @@ _HEADLINES: dict[Outcome, str] = {
     "contaminated": "This result cannot be trusted. The champion stays.",
 }
 _IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
+_TWO_EACH = "Old drops are judged by the mean of this model and of the run before, trained on the same drops."
 #: Drops and tags that a sentence names.
 _MOST_UNGUARDED = 5
 
@@ -30,8 +31,11 @@ def tell(
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         headline += " It waits for your approval." if config.gate.approval == "manual" else " It wins."
+    elif may_serve(verdict, spec):
+        headline = "A guard blocks the new model until a control has run."
     why = [
         *_numbers(verdict),
+        *([_TWO_EACH] if spec.suspect is not None and spec.blamed else []),
         *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
         *([f"These have too few held-out records to be guarded: {few}."] if (few := _unguarded(verdict)) else []),
         *_because(verdict, evaluation, spec),

@@ -64,12 +64,13 @@ def _plain(value: float | None, places: int = 1) -> str | None:
     return None if value is None else plain(value, places)
 
 
-def guards_table(verdict: Verdict) -> Table:
-    """Return the table of guards, without empty columns: failed, passed, then shown ones."""
+def guards_table(verdict: Verdict, settled: Sequence[GuardResult] = ()) -> Table:
+    """Return the table of guards, or of those by which a control `settled` its trial: failed, passed, then shown."""
     groups = "#Records" if verdict.groups == verdict.records else "#Groups"
-    heads = ("Guard", "#Champion", "#New model", "#Change", "#Limit", groups, "State")
+    models = ("#Champion, control", "#Trial, run") if settled else ("#Champion", "#New model")
+    heads = ("Guard", *models, "#Change", "#Limit", groups, "State")
     note = "A guard fails on harm that is shown beyond chance; most must be beyond their limit, too."
-    guards = sorted(verdict.guards, key=lambda guard: [*_GUARD_STATES].index(guard.state))
+    guards = sorted(settled or verdict.guards, key=lambda guard: [*_GUARD_STATES].index(guard.state))
     return _table(note, heads, [_guard_row(guard) for guard in guards])
 
 

@@ -291,7 +291,9 @@ class House(RuleBasedStateMachine):
     def _following(self, outcome: str) -> Callable[[Session, Run], None]:
         """Return what follows from a verdict for the new drops, as `apply_verdict` lets it follow."""
         said = run_owner.judged(outcome, blames_new_drops=outcome == "worse")
-        return lambda session, run: suspects.follow_verdict(session, self.daemon.settings, run, said, self.now)
+        return lambda session, run: suspects.follow_verdict(
+            session, self.daemon.settings, run, said, self.now, serve=run_owner.unsettled
+        )
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))

@@ -190,6 +190,7 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
     yield "Until this is decided no other run uses it."
     yield "If the trial is worse, too, a control without new drops is trained."
     yield "If the trial is also worse than the control, the drop is suspended; if not, it is used as before."
+    yield "A trial that only guards of old drops stopped may serve after its control."
     yield "Nothing needs to be done."
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -19,18 +20,21 @@ from daemon.dispatch import publication
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import result_of_dead
+from daemon.messages.texts import text_of
 from daemon.queue import drops, one_drop, run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
+from daemon.state.clauses import change_clauses, verdict_clauses
 from daemon.state.database import ChangeWatch, create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, Purpose, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.artifacts import Judgement, Replacement, Shortfall, TrialScores
+from pipeline.artifacts import GuardResult, Judgement, Replacement, Settlement, Shortfall, TrialScores
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
+from pipeline.decide.explain import sentence
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN
 from pipeline.judge_settings import JudgeConfig
 from pipeline.models.manifest import check_base
@@ -312,6 +316,98 @@ def test_a_drop_that_is_worse_than_a_control_too_is_suspended_and_the_control_ke
     assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(box.promotions()) == 1
+
+
+def settled_by_control(box: Box) -> None:
+    """Let a drop's run and trial win but for a guard, and go on until the control's verdict, which settles that."""
+    box.drop("a")
+    box.ticks()
+    box.executor.outcome = "guard_failed"
+    lost = GuardResult(guard="slice", label="drop 1", unit="points", change=-6.0, p_value=0.02, state="failed", drop=1)
+
+    def decide(spec: StepSpec) -> StepResult:
+        more: dict[str, Any] = {"blames_new_drops": True, "guards": (lost,), "gain": 12.3}
+        outcome = "guard_failed"
+        if spec.trial:
+            assert set(spec.trial) == set(spec.blamed) == {"prepare", "train", "merge", "evaluate", "decide"}
+            outcome, more = "not_shown_better", {"gain": 0.3, "settlement": Settlement(guards=(), passed=True)}
+        return good_result(spec, made_verdict(spec, outcome, **more))
+
+    def evaluate(spec: StepSpec) -> StepResult:
+        compared = TrialScores(groups=120, wins=5, losses=6, p_value=0.5) if spec.trial else None
+        return good_result(spec, made_report(spec, trial=compared))
+
+    box.executor.script |= {"decide": [decide] * 3, "evaluate": [evaluate] * 3}
+    box.drop("b")
+    while (4, "decide") not in {(spec.run, spec.step) for spec in box.executor.submitted}:
+        box.ticks(1)
+
+
+def test_a_trial_that_its_control_settles_serves_and_says_so(box: Box) -> None:
+    settled_by_control(box)
+    box.ticks()
+    assert [box.run(number).outcome for number in (2, 3, 4)] == ["guard_failed", "promoted", "not_shown_better"]
+    link = box.settings.state_folder / "tracks/default/champion"
+    assert (link / "model.safetensors").read_bytes().endswith(b"weights of run 3")
+    change = box.promotions()[-1]
+    assert (change.run_id, change.kind, change.generation, change.drops) == (3, "promotion", 2, [1, 2])
+    why = "promoted after its control, run 4: +12.3 points"
+    assert sentence(change_clauses(change)) == sentence(verdict_clauses(box.run(3))) == why
+    assert sentence(verdict_clauses(box.run(4))) == "not shown better: +0.3 points; cleared its trial on old drops"
+    view = Overview.of(box.settings).run(3)
+    assert (view.outcome, view.sentence) == ("promoted", why)
+    with transaction(box.engine) as session:
+        told = session.exec(select(Event).where(Event.kind == "trial_settled")).one()
+        assert (told.run_id, told.detail) == (3, {"outcome": "promoted", "control": 4})
+        assert {row.ended for row in session.exec(select(Suspect)).all()} == {"cleared"}
+    assert box.drop_state(2) == DropState.ACCEPTED
+
+
+def test_a_trial_that_its_control_settles_waits_where_a_person_approves(box: Box) -> None:
+    settled_by_control(box)
+    serves = (box.settings.state_folder / "tracks/default/champion").readlink()
+    ticks(box.new_dispatcher(with_gate(box.settings, approval="manual")))
+    assert (box.run(3).outcome, len(box.promotions())) == ("awaiting_approval", 1)
+    assert (box.settings.state_folder / "tracks/default/champion").readlink() == serves
+    with transaction(box.engine) as session:
+        event_ = session.exec(select(Event).where(Event.kind == "trial_settled")).one()
+        message = text_of(session, event_)
+    assert message is not None
+    assert message.title == "[dropforge] WAITS FOR APPROVAL: default, run 3"
+    assert "to take it: dropforge promote 3" in message.body
+    decisions.approve(box.engine, box.settings.work_folder, 3, Word("", NOW, "me"))
+    assert (box.run(3).outcome, box.promotions()[-1].run_id) == ("promoted", 3)
+
+
+@pytest.mark.parametrize("module", [run_queue, promotion])
+def test_a_settled_trial_serves_with_the_end_of_its_control_or_not_at_all(
+    box: Box, monkeypatch: pytest.MonkeyPatch, module: object
+) -> None:
+    settled_by_control(box)
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "settle" if module is run_queue else "sync_link", Mock(side_effect=FULL))
+        with pytest.raises(OSError, match="disk full"):
+            box.ticks()
+    assert (box.run(3).outcome, box.run(4).state, len(box.promotions())) == ("guard_failed", "running", 1)
+    ticks(box.new_dispatcher())
+    assert (box.run(3).outcome, len(box.promotions())) == ("promoted", 2)
+
+
+@pytest.mark.parametrize("meanwhile", ["another champion", "a drop of it withdrawn", "its model is gone"])
+def test_a_settled_trial_does_not_serve_if_the_world_has_changed_meanwhile(box: Box, meanwhile: str) -> None:
+    settled_by_control(box)
+    if meanwhile == "another champion":
+        swears(box.engine, box.settings)
+    elif meanwhile == "a drop of it withdrawn":
+        drops.withdraw(box.engine, 2, Word("wrong", NOW), box.settings)
+    else:
+        model = run_files.load_model(box.settings.work_folder, 3)
+        assert model is not None
+        shutil.rmtree(box.settings.work_folder / "models" / model.model_id)
+    box.executor.outcome = "not_shown_better"
+    box.ticks(40)
+    assert 3 not in {row.run_id for row in box.promotions()}
+    assert (box.run(3).outcome, box.run(4).failures) == ("guard_failed", 0)
 
 
 def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: Box) -> None:

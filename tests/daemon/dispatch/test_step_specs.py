@@ -80,6 +80,22 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
     suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
     control = spec(made, made.claim())
     assert (control.suspect, control.trial) == (None, {"decide": f"runs/{trial.run_id}/decide.json"})
+    assert control.blamed == {}, "it had another drop, too"
+
+
+def test_trial_and_control_are_told_of_the_run_before_on_the_same_drops(new_workspace: Callable[[], Any]) -> None:
+    made = new_workspace()
+    made.win("honest")
+    made.take("b.jsonl", ROW.format("b"))
+    runs = []
+    for _ in range(2):
+        runs.append(made.claim())
+        published = [f"runs/{run.run_id}/decide.json" for run in runs[:-1]]
+        assert list(spec(made, runs[-1]).blamed.values()) == published
+        end_worse(made, runs[-1], MODEL_ID)
+        suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
+    control = spec(made, made.claim())
+    assert [control.blamed, control.trial] == [{"decide": f"runs/{run.run_id}/decide.json"} for run in runs]
 
 
 def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[], Any]) -> None:

@@ -45,7 +45,7 @@ class Idle(Box):
         said = verdict.model_copy(update={"champion_model_id": against or self.champion()})
 
         def still(session: Session, held: Run) -> None:
-            suspects.follow_verdict(session, self.settings, held, said, self.now)
+            suspects.follow_verdict(session, self.settings, held, said, self.now, serve=run_owner.unsettled)
             leave_one_out.follow_verdict(session, held, said, self.now)
 
         if said.outcome == "promoted" and not outcome:

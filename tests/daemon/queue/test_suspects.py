@@ -39,6 +39,8 @@ class Box:
         """Open the database at `path`, which is made if it is not there."""
         create(path)
         self.path, self.now, self.engine = path, now, open_engine(path)
+        self.settled: list[int] = []
+        """Trials that are to serve after their control."""
         self.allow(7)
 
     def allow(self, trials: int) -> None:
@@ -68,7 +70,7 @@ class Box:
         """End a run as `apply_verdict` does."""
 
         def still(session: Session, held: Run) -> None:
-            suspects.follow_verdict(session, self.settings, held, verdict, self.now)
+            suspects.follow_verdict(session, self.settings, held, verdict, self.now, serve=self.settle)
 
         if verdict.outcome == "promoted":
             self.serve(run)
@@ -76,12 +78,16 @@ class Box:
         claim = Claim(run.id or 0, run.token or "")
         run_owner.finish(self.engine, claim, (verdict.outcome, verdict), self.now, still)
 
-    def control(self, trial: Run, p_value: float = 0.005) -> Run:
-        """End a trial with a verdict that blames its drop, then its control; return the control."""
+    def settle(self, trial: Run) -> None:
+        """Note a trial that its control has settled, in place of its promotion."""
+        self.settled.append(trial.id or 0)
+
+    def control(self, trial: Run, p_value: float = 0.005, said: Verdict | None = None) -> Run:
+        """End a trial with a verdict that blames its drop, then its control with `said`; return the control."""
         self.end(trial, WORSE)
         control = self.next_trial()
         self.compare(control, p_value)
-        self.end(control, QUIET)
+        self.end(control, said or QUIET)
         return control
 
     def compare(self, control: Run, p_value: float, lost: tuple[int, ...] = (1,)) -> None:
@@ -468,6 +474,59 @@ def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_no
 # --- a control
 
 
+def settling(outcome: str = "not_shown_better", *, passed: bool = True) -> Verdict:
+    return run_owner.judged(outcome, settlement={"guards": (), "passed": passed})
+
+
+@pytest.mark.parametrize(
+    ("p_value", "said", "serves"),
+    [
+        (0.5, settling(), True),
+        (0.005, settling(), False),
+        (0.5, settling(passed=False), False),
+        (0.5, settling("promoted"), False),
+        (0.5, QUIET, False),
+    ],
+    ids=["settled", "worse than the control", "lost again", "the control won", "did not win"],
+)
+def test_a_trial_that_is_not_worse_than_its_control_serves_if_that_settled_it(
+    box: Box, p_value: float, said: Verdict, *, serves: bool
+) -> None:
+    blamed(box, 1)
+    trial = box.next_trial()
+    box.control(trial, p_value, said)
+    assert box.settled == ([trial.id] if serves else [])
+    assert box.states()[2] == ("suspended" if p_value == 0.005 else "accepted")
+
+
+def test_a_trial_is_judged_with_the_run_before_it_if_that_had_the_same_drops(box: Box) -> None:
+    def before(run: Run) -> int | None:
+        with transaction(box.engine) as session:
+            return suspects.blamed_run(session, run)
+
+    run = blamed(box, 2)
+    first = box.next_trial()
+    assert (before(run), before(first)) == (None, None), "the run had two new drops, this trial has one"
+    box.end(first, QUIET)
+    last = box.next_trial()
+    assert in_snapshot(last) == in_snapshot(run) == [1, 2, 3]
+    assert before(last) == run.id
+    box.end(last, WORSE)
+    control = box.next_trial()
+    assert (before(control), before(first)) == (run.id, None)
+
+
+@pytest.mark.parametrize("word", [drops.withdraw, drops.restore])
+def test_a_trial_that_a_person_ended_does_not_serve_after_its_control(box: Box, word: Callable[..., object]) -> None:
+    blamed(box, 1)
+    box.end(box.next_trial(), WORSE)
+    control = box.next_trial()
+    word(box.engine, 2, Word("I looked at it", box.tick()), box.settings)
+    with pytest.raises(states.Cancelled):
+        box.end(control, settling())
+    assert box.settled == []
+
+
 def test_a_control_that_ends_without_a_verdict_clears_the_drop_which_no_later_trial_keeps(box: Box) -> None:
     blamed(box, 2)
     box.end(box.next_trial(), WORSE)
@@ -584,7 +643,7 @@ def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_
     assert in_snapshot(trial) == [1, 2, 4]
 
     def still(session: Session, held: Run) -> None:
-        suspects.follow_verdict(session, box.settings, held, WINS, box.now)
+        suspects.follow_verdict(session, box.settings, held, WINS, box.now, serve=box.settle)
 
     claim = Claim(trial.id or 0, trial.token or "")
     run_owner.finish(box.engine, claim, run_owner.ending(AWAITING), box.tick(), still)

@@ -24,8 +24,8 @@ from daemon.dispatch.spool import LocalExecutor
 from daemon.settings.model import GcSettings, Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
-from daemon.state.states import AttemptState, RunState
-from daemon.state.tables import Attempt, Drop, Run
+from daemon.state.states import AttemptState, RunState, SuspectEnd
+from daemon.state.tables import Attempt, Drop, Run, Suspect
 from daemon.storage import gc
 from daemon.system.folders import WorkFolder
 from daemon.system.processes import lock_holder
@@ -323,6 +323,19 @@ def test_a_former_champion_that_an_open_run_goes_on_from_is_kept(history: Callab
         session.add(row)
     made.collect()
     assert made.there(start) == [False]
+
+
+def test_the_model_of_a_trial_is_kept_until_its_drop_is_on_trial_no_more(history: Callable[..., History]) -> None:
+    made = history(keep_models=0)
+    blamed, trial = made.run(days=3), made.run(days=2, outcome="guard_failed")
+    with transaction(made.engine) as session:
+        session.add(Suspect(track="default", drop_id=1, blamed_run=blamed, trial_run=trial))
+    made.collect()
+    assert made.there(f"models/{blamed:04d}", f"models/{trial:04d}") == [False, True]
+    with transaction(made.engine) as session:
+        session.exec(select(Suspect)).one().ended = SuspectEnd.CLEARED
+    made.collect()
+    assert made.there(f"models/{trial:04d}") == [False]
 
 
 def test_what_is_in_use_is_kept_though_a_search_names_it(

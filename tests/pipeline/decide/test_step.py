@@ -18,12 +18,14 @@ from pipeline.artifacts import (
 )
 from pipeline.config import GateConfig, RunConfig, TrainConfig
 from pipeline.contract import Attempt
-from pipeline.decide.comparison import count_results
+from pipeline.decide.comparison import compare, count_results
 from pipeline.decide.explain import clauses, sentence
+from pipeline.decide.slices import Known
+from pipeline.decide.verdict import Rules, weigh
 from pipeline.errors import StepFailed
 from pipeline.records.heldout import version_of
 from tests.made_artifacts import dataset_of, made_spec, model_of
-from tests.records_made import evaluation_of, write_lines, yes_or_no
+from tests.records_made import evaluation_of, lines_of, write_lines, yes_or_no
 
 Lines = list[dict[str, Any]]
 
@@ -216,3 +218,66 @@ def test_a_report_on_another_champion_than_todays_is_refused(
     with pytest.raises(StepFailed, match="compared with generation 3") as refused:
         decide(Attempt(spec))
     assert refused.value.hint == "evaluate again: dropforge retry 7 --from evaluate"
+
+
+def of_search(attempt: Attempt, wrong: int, *, control: bool, generation: int = 3) -> Attempt:
+    """Return an attempt at the verdict of a trial, or of a `control`; trial and run before were wrong on so many."""
+    root, folders = attempt.root, dict[str, dict[str, str]](blamed={}, trial={})
+    for name, published in folders.items():
+        found = evaluation_of(root / name, of_two_drops(wrong))
+        durable.write_json(root / f"{name}.evaluate.json", found.model_dump(mode="json"))
+        verdict = weigh(compare("exact_match", of_two_drops(wrong)), Rules(known=Known(frozenset((1,)))))
+        verdict = verdict.model_copy(update={"champion_generation": generation})
+        durable.write_json(root / f"{name}.decide.json", verdict.model_dump(mode="json"))
+        published |= {"evaluate": f"{name}.evaluate.json", "decide": f"{name}.decide.json"}
+    champion = attempt.spec.champion.model_copy(update={"drops": (1,)})
+    told = {"champion": champion, "blamed": folders["blamed"], "trial": folders["trial"] if control else {}}
+    return Attempt(attempt.spec.model_copy(update={**told, "suspect": None if control else 2}))
+
+
+def of_two_drops(wrong: int) -> Lines:
+    """Return lines whose candidate wins drop 2 and is wrong on so many of drop 1, and the champion on ten others."""
+    lines = lines_of([1] * (120 - wrong) + [0] * wrong + [1] * 80, [0] * 10 + [1] * 110 + [0] * 80)
+    for line in lines[120:]:
+        line["drop"] = 2
+    return lines
+
+
+@pytest.mark.parametrize(("before", "outcome"), [(24, "guard_failed"), (9, "promoted")])
+def test_a_trial_is_guarded_together_with_the_run_before_it(
+    make: Callable[..., Attempt], tmp_path: Path, before: int, outcome: str
+) -> None:
+    verdict = decide(of_search(make(of_two_drops(9)), before, control=False))
+    assert (verdict.outcome, verdict.settlement) == (outcome, None)
+    assert "the mean of this model and of the run before" in story_of(tmp_path, verdict)
+
+
+@pytest.mark.parametrize(("lost", "passed"), [(6, True), (0, False)])
+def test_a_control_settles_its_trial_and_its_card_shows_how(
+    make: Callable[..., Attempt], tmp_path: Path, lost: int, *, passed: bool
+) -> None:
+    control = lines_of([0] * 10 + [1] * (110 - lost) + [0] * lost, [0] * 10 + [1] * 110)
+    verdict = decide(of_search(make(control), 16, control=True))
+    assert verdict.settlement is not None
+    assert verdict.settlement.passed is passed
+    said = "cleared its trial on old drops" if passed else "confirmed its trial's loss on old drops"
+    assert said in clauses(verdict)
+    card = (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
+    assert "Old drops, by two models each" in card
+    assert f"It {said}." in story_of(tmp_path, verdict)
+
+
+def test_a_control_settles_no_trial_against_another_champion(make: Callable[..., Attempt], tmp_path: Path) -> None:
+    attempt = of_search(make(lines_of([1] * 120, [1] * 120)), 16, control=True, generation=2)
+    verdict = decide(attempt)
+    assert verdict.settlement is None
+    assert "old drops" not in story_of(tmp_path, verdict)
+
+
+def test_a_trial_that_only_a_guard_of_old_drops_stopped_says_that_it_may_serve(
+    make: Callable[..., Attempt], tmp_path: Path
+) -> None:
+    verdict = decide(of_search(make(of_two_drops(16)), 16, control=False))
+    report = durable.read_json(tmp_path / str(verdict.report) / "report.json")
+    assert report["story"]["headline"] == "A guard blocks the new model until a control has run."
+    assert "If by two models each old drops lost nothing, this model serves." in story_of(tmp_path, verdict)

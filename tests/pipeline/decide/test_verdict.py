@@ -11,11 +11,11 @@ from scipy import stats
 
 from pipeline.artifacts import Verdict
 from pipeline.config import GateConfig
-from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
+from pipeline.decide.comparison import Comparison, Opinion, Suite, compare, pool
 from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
-from pipeline.decide.verdict import Rules, decide_verdict
+from pipeline.decide.verdict import Rules, decide_verdict, settle, weigh
 from pipeline.metrics.degenerate import DEGENERATE
 from pipeline.report.story import p_value_words
 from pipeline.words import p_words
@@ -408,3 +408,100 @@ def test_the_harm_that_one_drop_shows_is_sure_however_many_drops_there_are(drops
         line["drop"] = 1 + place // 60
     verdict = decide_verdict(compare("rougeL", lines), Rules())
     assert (verdict.outcome, verdict.lost_drops) == ("guard_failed", (1,))
+
+
+# --- a trial is judged with the run before it, and settled by its control
+
+ON_ONE = Rules(known=KNOWS_ONE)
+
+
+def of_two_drops(wrong: int, *, old: int = 120, new: int = 80) -> Comparison:
+    """
+    Return a comparison whose candidate wins all records of a new drop, and is wrong on so many of an old one.
+
+    These are the last ones; the champion is wrong on the first ten.
+    """
+    candidate, champion = [1] * (old - wrong) + [0] * wrong, [0] * 10 + [1] * (old - 10)
+    lines = lines_of(candidate + [1] * new, champion + [0] * new)
+    for line in lines[old:]:
+        line["drop"] = 2
+    return compare("exact_match", lines)
+
+
+def control_with(wrong: int, *, old: int = 120) -> Comparison:
+    """Return the comparison of a control, which lacks the new drop: wrong where the champion is, and on the last."""
+    champion = [0] * 10 + [1] * (old - 10)
+    return compare("exact_match", lines_of([0] * 10 + [1] * (old - 10 - wrong) + [0] * wrong, champion))
+
+
+@pytest.mark.parametrize(
+    ("run", "control", "passed"),
+    [(16, 6, True), (16, 0, False), (8, 0, True), (15, 0, False)],
+    ids=["as the control lost, too", "twice without the control", "the run lost less", "a little beyond the margin"],
+)
+def test_old_drops_are_judged_by_two_models_each_after_a_trial_that_won_but_for_them(
+    run: int, control: int, *, passed: bool
+) -> None:
+    trial = of_two_drops(16)
+    verdict = weigh(trial, ON_ONE)
+    assert (verdict.outcome, verdict.blames_new_drops) == ("guard_failed", True)
+    found = settle(verdict, trial, pool(trial, of_two_drops(run), control_with(control)), ON_ONE)
+    assert found is not None
+    assert found.passed is passed
+    (row,) = (row for row in found.guards if row.drop == 1)
+    assert row.change == pytest.approx(-100 * ((16 + run) / 2 - 10 - 0.75 * control) / 120)
+
+
+def test_a_trial_is_guarded_by_the_means_of_its_candidate_and_the_runs() -> None:
+    run, trial = of_two_drops(24), of_two_drops(9)
+    assert [weigh(each, ON_ONE).outcome for each in (run, trial)] == ["guard_failed", "promoted"]
+    verdict = weigh(trial, ON_ONE, pool(trial, run))
+    assert (verdict.outcome, verdict.lost_drops, verdict.blames_new_drops) == ("guard_failed", (1,), True)
+    assert verdict.gain == weigh(trial, ON_ONE).gain, "of the trial alone"
+    assert decide_verdict(trial, ON_ONE, pool(trial, run)).outcome == "guard_failed"
+    assert weigh(trial, ON_ONE, pool(trial, of_two_drops(16))).outcome == "promoted"
+
+
+@pytest.mark.parametrize("change", [{"reasons": ("p_above_limit",)}, {"outcome": "worse"}, {"outcome": "promoted"}])
+def test_only_a_trial_that_won_but_for_guards_of_old_drops_is_settled(change: dict[str, Any]) -> None:
+    trial = of_two_drops(16)
+    verdict, pooled = weigh(trial, ON_ONE), pool(trial, of_two_drops(8), control_with(6))
+    assert settle(verdict, trial, pooled, ON_ONE) is not None
+    assert settle(verdict.model_copy(update=change), trial, pooled, ON_ONE) is None
+    general = verdict.guards[0].model_copy(update={"guard": "general", "state": "failed"})
+    assert settle(verdict.model_copy(update={"guards": (*verdict.guards, general)}), trial, pooled, ON_ONE) is None
+
+
+def test_a_loss_on_too_few_records_for_a_test_of_means_stays() -> None:
+    trial = of_two_drops(16, old=29, new=100)
+    trial.scores["exact_match"][:10, 1] = 1.0
+    verdict = weigh(trial, ON_ONE)
+    assert verdict.outcome == "guard_failed"
+    pooled = pool(trial, of_two_drops(0, old=29), control_with(9, old=29))
+    found = settle(verdict, trial, pooled, ON_ONE)
+    assert found is not None
+    assert not found.passed
+    assert weigh(trial, ON_ONE, pool(trial, of_two_drops(0, old=29))).outcome == "guard_failed"
+
+
+def test_a_record_that_a_model_answered_for_another_drop_is_not_pooled() -> None:
+    trial, run, control = of_two_drops(16), of_two_drops(8), control_with(6)
+    control.drops[110:] = 7
+    pooled = pool(trial, run, control).scores["exact_match"]
+    assert pooled[110:120, 1].tolist() == [1.0] * 10
+    assert pool(trial, run, control_with(6)).scores["exact_match"][114:120, 1].tolist() == [0.25] * 6
+    other = replace(control, metric="rougeL", scores={"rougeL": control.pairs()})
+    assert (pool(trial, run, other).pairs() == pool(trial, run).pairs()).all()
+
+
+def test_a_lost_anchor_is_settled_too() -> None:
+    trial = replace(of_two_drops(0), former={3: np.ones(200), 4: np.array([1.0] * 120 + [np.nan] * 80)})
+    trial.scores["exact_match"][:10] = 0.0, 0.0
+    trial.scores["exact_match"][10] = 0.0, 1.0
+    verdict = weigh(trial, ON_ONE)
+    assert (verdict.outcome, verdict.reasons[0], verdict.blames_new_drops) == ("guard_failed", "anchor_lost", True)
+    assert verdict.lost_drops == (), "the champion lost there, too"
+    for wrong, passed in ((0, True), (12, False)):
+        found = settle(verdict, trial, pool(trial, of_two_drops(wrong), control_with(0)), ON_ONE)
+        assert found is not None
+        assert found.passed is passed

@@ -78,7 +78,7 @@ def test_heldout_records_that_wait_for_approval_are_told_where_records_are_missi
 
 def test_the_card_of_a_trial_speaks_of_the_drop_that_it_tried(made_reports: Any, tmp_path: Path) -> None:
     said = steps_of(made_reports, tmp_path, "worse", TrainConfig(), suspect=3)
-    assert "This run tried drop 3, and made the model worse once more. If this model is also worse than that" in said
+    assert "This run tried drop 3. A control, a run without new drops, follows. If this model is worse" in said
     assert "dropforge drops restore 3 --reason TEXT" in said
     assert "tried in turn" not in said
 

@@ -234,6 +234,7 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
         "Until this is decided no other run uses it.",
         "If the trial is worse, too, a control without new drops is trained.",
         "If the trial is also worse than the control, the drop is suspended; if not, it is used as before.",
+        "A trial that only guards of old drops stopped may serve after its control.",
         "Nothing needs to be done.",
     ]
     with database.transaction(house.box.engine) as session:
