@@ -144,7 +144,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
     Yield a result per seen drop against the former champion best on it; a loss beyond the margin fails at p <= .05.
 
     The p-values are adjusted over the drops (Holm 1979). 4 points more of loss on a drop that has lost 6 are promoted
-    in 42 % (62). A candidate that is no worse than the champion on the drop passes.
+    in 47 % (53). A candidate that is no worse than the champion on the drop passes.
     """
     seen, scores = known.seen(comparison), comparison.scores[comparison.metric][:, 0]
     best, masks = [], []
