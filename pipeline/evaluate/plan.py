@@ -229,8 +229,8 @@ def _requests(
 
 
 def _record_requests(record: HeldoutRecord, template: Template, limit: int) -> tuple[Request, Request]:
-    tokens = template.prompt(single_turn(record.content))
-    likelihood = Request("likelihood", tokens, template.target(single_turn(record.content, record.output)))
+    tokens = template.prompt(record.messages())
+    likelihood = Request("likelihood", tokens, template.target(record.messages(record.output)))
     return likelihood, Request("answer", tokens, limit, any(map(is_looping, record.references)))
 
 

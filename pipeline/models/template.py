@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import CannotTrain
 from pipeline.models.untrusted import foreign_code, little_memory
@@ -20,6 +20,8 @@ from pipeline.models.untrusted import foreign_code, little_memory
 Format = Literal["chat", "alpaca"]
 #: A message: its "role" and its "content".
 Turn = Mapping[str, str]
+#: The turns before a question, a system message included: role and text of each.
+History = Sequence[Sequence[str]]
 
 _ALPACA_HEAD = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -41,8 +43,8 @@ _NO_THINKING = "{%- if enable_thinking is not defined -%}{%- set enable_thinking
 _FIXED_DATE = (
     "{%- macro strftime_now(format) -%}{{- '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' -}}{%- endmacro -%}"
 )
-#: A request and an answer of private characters, which no template changes.
-_REQUEST, _ANSWER = "\uf8fe", "\uf8ff"
+#: A request, an answer and an earlier turn of private characters, which no template changes.
+_REQUEST, _ANSWER, _EARLIER = "\uf8fe", "\uf8ff", "\uf8fd"
 _OTHER = 'set train.format = "alpaca", or use another base model'
 
 
@@ -53,8 +55,18 @@ def fold(instruction: str, input: str) -> str:  # noqa: A002 - the record's own 
 
 def single_turn(content: str, answer: str | None = None) -> list[Turn]:
     """Return the turns of the user message `content` and, unless it is `None`, its `answer`."""
-    request = {"role": "user", "content": content}
-    return [request] if answer is None else [request, {"role": "assistant", "content": answer}]
+    return conversation((), content, answer)
+
+
+def conversation(history: History, content: str, answer: str | None = None) -> list[Turn]:
+    """Return the turns of `history`, of the user message `content` and, unless it is `None`, of its `answer`."""
+    said = [*history, ("user", content), *([] if answer is None else [("assistant", answer)])]
+    return [{"role": role, "content": text} for role, text in said]
+
+
+def transcript(history: History, content: str) -> str:
+    """Return a user message as text, after a `history` with each turn below its role."""
+    return "\n\n".join(f"{role}:\n{text}" for role, text in [*history, ("user", content)]) if history else content
 
 
 def alpaca_prompt(content: str) -> str:
@@ -67,6 +79,13 @@ def prompt_form(fmt: Format) -> str:
     alone, both = (json.dumps(fold("{instruction}", given)) for given in ("", "{input}"))
     whole = f"; the template makes {json.dumps(alpaca_prompt('{message}'))} of it" if fmt == "alpaca" else ""
     return f"one user message through the model's chat template: {alone}, or with an input {both}{whole}"
+
+
+class Treatment(NamedTuple):
+    """What a template does with a system message, and with an earlier answer."""
+
+    system: Literal["written", "left out", "refused"]
+    answer: Literal["written", "changed", "refused"]
 
 
 class Template:
@@ -127,6 +146,26 @@ class Template:
         starts = range(len(given) - size + 1) if self._is_special else range(1)
         begin = next((start + size for start in starts if given[start : start + size] == self.opening), 0)
         return str(self.tokenizer.decode(given[begin:], skip_special_tokens=True))
+
+    def treatment(self) -> Treatment:
+        """Return what the template does with turns before a question; an earlier answer is compared with a last one."""
+        told = self._try(conversation([("system", _EARLIER)], _REQUEST, _REQUEST))
+        system: Literal["written", "left out", "refused"] = "written" if _EARLIER in told else "left out"
+        if not told:
+            system = "refused"
+        after = self._try(conversation([("user", _EARLIER), ("assistant", _ANSWER)], _REQUEST, _REQUEST))
+        if not {_EARLIER, _ANSWER} <= set(after):
+            return Treatment(system, "refused")
+        head, _, tail = self._try(conversation((), _EARLIER, _ANSWER)).partition(_ANSWER)
+        end = next(filter(tail.startswith, self.tokenizer.convert_ids_to_tokens(self.ends)), "")
+        return Treatment(system, "written" if after.startswith(head + _ANSWER + end) else "changed")
+
+    def _try(self, turns: Sequence[Turn]) -> str:
+        """Return rendered turns; an empty text if the template refuses them."""
+        try:
+            return self._render(_Veil(None, ()), turns)
+        except CannotTrain:
+            return ""
 
     def _with_defaults(self, source: str) -> str:
         """Return the template `source` with thinking off by default and a fixed date."""

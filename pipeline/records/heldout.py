@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import Frozen
-from pipeline.models.template import fold
+from pipeline.models.template import History, Turn, conversation, fold
 
 #: The files that `prepare` writes and `dataset_hash` covers.
 NAMES = ("train.jsonl", "dev.jsonl", "heldout.jsonl")
@@ -32,11 +32,17 @@ class HeldoutRecord(Frozen):
     """Ids of its near-duplicates: training prompts, which are left out, and held-out ones, which are not scored."""
     group: str
     """The lowest id of the scored records that count as one with it; its own if there are no others."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of the turns before the question, a system message included; the answers are the data's."""
 
     @property
     def content(self) -> str:
         """The user message: the instruction, followed by the input if there is one."""
         return fold(self.instruction, self.input)
+
+    def messages(self, answer: str | None = None) -> list[Turn]:
+        """Return its turns, the last of them the user message or, unless that is `None`, an `answer`."""
+        return conversation(self.turns, self.content, answer)
 
     def is_known(self, trained: frozenset[str]) -> bool:
         """Return whether this record or a near-duplicate is in `trained`, the ids that a model was trained on."""
@@ -69,14 +75,19 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def prompt_id(instruction: str, given: str) -> str:
-    """Return the id of a record with the input `given`: `hash_id` of its prompt, normalised."""
-    return hash_id(normalise(fold(instruction, given)))
+def prompt_id(instruction: str, given: str, history: History = ()) -> str:
+    """Return the id of a record with the input `given` after the turns of `history`: `hash_id` of its prompt."""
+    return hash_id(*prompt_parts(history, fold(instruction, given)))
 
 
-def hash_id(prompt: str) -> str:
-    """Return the id of a normalised prompt: 32 hexadecimal digits."""
-    return hashlib.sha256(_lengths(prompt)).hexdigest()[:32]
+def prompt_parts(history: History, content: str) -> list[str]:
+    """Return the texts that identify a prompt: the user message, then each turn before it, normalised."""
+    return [normalise(content), *(part for role, text in history for part in (role, normalise(text)))]
+
+
+def hash_id(*prompt: str) -> str:
+    """Return the id of a prompt by its `prompt_parts`: 32 hexadecimal digits."""
+    return hashlib.sha256(_lengths(*prompt)).hexdigest()[:32]
 
 
 def split_hash(salt: str, *unit: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.models.loading import Device, OutOfMemory, chosen_device, free_mem
 from pipeline.models.manifest import check_base, require_start
 from pipeline.models.memory_estimate import base_sizes
 from pipeline.models.placement import inference_quantization
-from pipeline.models.template import Format, Template, fold, single_turn
+from pipeline.models.template import Format, Template, conversation, fold
 from pipeline.models.untrusted import read_window
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.data_parallel import ProcessRank, job_of_several_nodes
@@ -45,7 +45,7 @@ def tokenise(attempt: Attempt, template: Template, path: Path, window: int) -> t
     kept, lengths = [], []
     for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):
         attempt.check_stop()
-        turns = single_turn(fold(row["instruction"], row["input"]), row["output"])
+        turns = conversation(row.get("turns", ()), fold(row["instruction"], row["input"]), row["output"])
         prompt, answer = template.prompt(turns[:-1]), template.target(turns)
         lengths.append(len(prompt) + len(answer))
         if lengths[-1] <= window:

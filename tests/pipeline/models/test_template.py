@@ -15,7 +15,15 @@ from transformers.utils import chat_template_utils
 
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.template import ALPACA_TEMPLATE, Template, alpaca_prompt, fold, single_turn
+from pipeline.models.template import (
+    ALPACA_TEMPLATE,
+    Template,
+    Treatment,
+    alpaca_prompt,
+    conversation,
+    fold,
+    single_turn,
+)
 from tests.model_families import TEMPLATES, set_template
 
 CONTENTS = [
@@ -253,6 +261,46 @@ def test_prompt_and_target_are_what_a_shipped_template_writes(chat: Any, at_day:
     at_day(DAYS[1])
     assert template.prompt(turns[:-1]) == asked
     assert tokenizer.decode(template.opening) == OPENINGS.get(name, "")
+
+
+SYSTEM = [("system", "Be brief.")]
+EXCHANGES = [("user", "First?"), ("assistant", "one"), ("user", "Second?"), ("assistant", "two")]
+#: What templates do with a system message and an earlier answer where they do not write both as they are.
+TREATMENTS = {
+    "gemma": Treatment("refused", "written"),
+    **dict.fromkeys(
+        ("gptoss", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"), Treatment("written", "changed")
+    ),
+}
+
+
+@pytest.mark.parametrize("system", [[], SYSTEM], ids=["", "system"])
+@pytest.mark.parametrize("name", [name for name in (*TEMPLATES, "mistral") if name not in REFUSED])
+def test_every_learned_turn_of_a_conversation_is_what_a_shipped_template_writes(
+    chat: Any, at_day: Any, name: str, system: Any
+) -> None:
+    tokenizer = set_template(chat, name)
+    template = template_of(tokenizer)
+    if system and template.treatment().system == "refused":
+        with pytest.raises(CannotTrain):
+            template.prompt(conversation(system, "First?"))
+        return
+    at_day(DAYS[0])
+    turns = conversation([*system, *EXCHANGES], "Third?", "three")
+    for number in range(len(system) + 1, len(turns), 2):
+        said = turns[: number + 1]
+        asked, whole = written(tokenizer, said[:-1], add_generation_prompt=True), written(tokenizer, said)
+        trained = template.target(said)
+        assert template.prompt(said[:-1]) == asked
+        if whole[: len(asked) + len(trained)] != asked + trained:
+            assert ([*whole, tokenizer.eos_token_id], name) == (asked + trained, "glm4moe"), "no end token is written"
+        assert template.read(trained).strip() == said[-1]["content"]
+
+
+@pytest.mark.parametrize("name", [name for name in (*TEMPLATES, "mistral") if name not in REFUSED])
+def test_what_a_template_does_with_a_system_message_and_an_earlier_answer_is_known(chat: Any, name: str) -> None:
+    template = template_of(set_template(chat, name))
+    assert template.treatment() == TREATMENTS.get(name, Treatment("written", "written"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
