@@ -111,6 +111,7 @@ class Task:
                     path=f"drops/{file.name}",
                     role=role,
                     rows=self.rows[role],
+                    records=self.rows[role],
                 )
                 for number, (role, file) in enumerate(files.items(), 1)
             ),

@@ -73,7 +73,9 @@ class House:
         (self.root / "drops").mkdir(exist_ok=True)
         aside.rename(self.root / f"drops/{sha256}.jsonl")
         path = f"drops/{sha256}.jsonl"
-        return Drop(id=number, sha256=sha256, name=f"{number}.jsonl", path=path, role="train", rows=len(rows))
+        return Drop(
+            id=number, sha256=sha256, name=f"{number}.jsonl", path=path, role="train", rows=len(rows), records=len(rows)
+        )
 
     def night(self, name: str, drops: tuple[Drop, ...], champion: ModelRef, **train: Any) -> "Night":
         """Prepare, train and merge."""

@@ -80,6 +80,8 @@ class Drop(Frozen):
     path: str
     role: Role
     rows: int
+    records: int
+    """Answers to learn or to judge by, each once; of a conversation several."""
     answers_accepted: bool = False
     """Whether its new answers to prompts of earlier drops replace those."""
 
@@ -165,6 +167,8 @@ class Dataset(Artifact):
     """Scored records, after the limit."""
     heldout_groups: int
     """Groups of near-duplicates, and of records of one document or `group`, among them; each counts once."""
+    heldout_with_turns: int = 0
+    """Scored records whose question follows earlier turns, with the answers of the data, not the model's own."""
     unit: Literal["document", "prompt"] = "prompt"
     """The unit of the split, in addition to the records' groups."""
     heldout_pinned: bool
@@ -186,6 +190,8 @@ class Dataset(Artifact):
     """Rows in no split because they exceed the window; training may leave out more."""
     rows_over_window: int = 0
     """Rows that exceed the window, in any split or none, estimated by a sample."""
+    rows_refused: int = 0
+    """Rows left out of every split because the chat template refuses their system message or earlier turns."""
     rows_with_special_tokens: int = 0
     """Rows left out of every split because their text holds a special token of the base's tokenizer."""
     near_duplicates: int = 0

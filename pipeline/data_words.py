@@ -54,6 +54,21 @@ REMARKS: Mapping[str, str] = {
         "field F1 unless it is the same text; the first is record {record} of drop {drop}: correct these rows and drop "
         "the file again, withdraw the drop, or set evaluate.metric"
     ),
+    "system_refused": (
+        "the base model's chat template refuses system messages, and {rows:,} rows with one are left out: drop them "
+        'without it, or set train.format = "alpaca"'
+    ),
+    "system_left_out": (
+        "the base model's chat template leaves system messages out: {rows:,} rows are used without theirs"
+    ),
+    "answer_refused": (
+        "the base model's chat template refuses earlier turns, and {rows:,} rows with some are left out: set "
+        'train.format = "alpaca", or use another base model'
+    ),
+    "answer_changed": (
+        "the base model's chat template writes an earlier answer otherwise than the last one: {rows:,} rows have "
+        "earlier answers, and are used as the model will be served"
+    ),
     "other_base": "the manifest of generation {generation} does not say that it was made from this base",
     "unknown_drops": "it is not known which drops generation {generation} was made from",
     "drops_gone": "generation {generation} was made from drops that this run is not made from: {drops}",
@@ -100,6 +115,7 @@ def left_out_words(data: Dataset) -> str:
         (data.near_duplicates, "near-duplicate of a held-out record", "near-duplicates of held-out records"),
         (data.heldout_duplicates, "near-duplicate among these", "near-duplicates among these"),
         (data.removed_heldout, "row with the prompt of a pinned record", "rows with prompts of pinned records"),
+        (data.rows_refused, "row that the chat template refuses", "rows that the chat template refuses"),
         (data.rows_with_special_tokens, "row with a special token", "rows with special tokens"),
     )
     return listed([count(number, *words) for number, *words in reasons if number])

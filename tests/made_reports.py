@@ -32,8 +32,8 @@ from tests.made_artifacts import dataset_of, judgement_of, made_adapter, made_sp
 BASE, OLD, NEW = "ba" * 32, "c1" * 32, "d2" * 32
 HELDOUT, DATA = "4e" * 32, "da" * 32
 DROPS = (
-    Drop(id=1, sha256="01" * 32, name="reviews-2026-10.jsonl", path="drops/1", role="train", rows=1800),
-    Drop(id=3, sha256="03" * 32, name="bewertungen_ü.jsonl", path="drops/3", role="train", rows=600),
+    Drop(id=1, sha256="01" * 32, name="reviews-2026-10.jsonl", path="drops/1", role="train", rows=1800, records=1800),
+    Drop(id=3, sha256="03" * 32, name="bewertungen_ü.jsonl", path="drops/3", role="train", rows=600, records=600),
 )
 HOSTILE = (
     '<script>document.title = "owned"</script></style></pre></details><img src=x onerror="document.title=\'owned\'">'

@@ -113,7 +113,7 @@ def story_text(verdict: Verdict, track: str = "default", **facts: Any) -> str:
         track=track, base_model="/b", base_model_id="b", salt="s", gate=facts.pop("gate", None) or GateConfig()
     )
     drops = tuple(
-        Drop(id=drop, sha256="0", name=name, path=name, role="heldout", rows=1)
+        Drop(id=drop, sha256="0", name=name, path=name, role="heldout", rows=1, records=1)
         for drop, name in ((1, "old.jsonl"), (2, "new.jsonl"))
     )
     data = dataset_of(verdict.records, **facts, metric=verdict.metric)

@@ -38,6 +38,7 @@ def add_drop(session: Session, track: str = "default", **fields: Any) -> int:
     """Add an accepted drop for training with a content of its own; return its number."""
     number = len(session.exec(select(Drop)).all()) + 1
     plain = {"role": "train", "state": DropState.ACCEPTED, "name_bytes": b"a", "name": f"{number}.jsonl", "rows": 5}
+    plain["records"] = fields.get("rows", 5)
     made = Drop(track=track, **{"sha256": f"{number:064x}", "size_bytes": 1, "received_at": 1, **plain, **fields})
     session.add(made)
     session.flush()

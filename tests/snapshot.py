@@ -14,6 +14,7 @@ from pipeline.contract import Attempt
 from pipeline.models.template import fold
 from pipeline.prepare.step import prepare
 from pipeline.records.heldout import normalise, split_hash
+from pipeline.records.records import Row, records_of
 from tests.made_artifacts import made_spec
 
 Rows = Sequence[Mapping[str, Any]]
@@ -54,6 +55,7 @@ class Snapshot:
         (self.root / path).write_bytes(data)
         number = len(self.drops) + 1
         value = {"id": number, "sha256": sha256, "name": "d.jsonl", "path": path, "role": role, "rows": len(content)}
+        value["records"] = sum(max(1, len(records_of(Row(1, row)))) for row in content)
         value["answers_accepted"] = accepted
         self.drops.append(Drop.model_validate(value))
         if role == "heldout" and self._gate is not None:

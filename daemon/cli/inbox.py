@@ -41,6 +41,7 @@ from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.data_words import left_out_words, warning_words
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
+from pipeline.records.records import records_of
 from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, MOST_KINDS, Options, Validation, good_rows
 from pipeline.words import count, printable
 
@@ -284,7 +285,9 @@ def _foresee(file: Path, settings: Settings, track: str, options: Options) -> li
 def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:
     """Copy the good rows into `root`, and return the spec that prepares them there."""
     track_settings, rows = settings.track(track), root / "rows.jsonl"
-    lines = [json.dumps(row.value) + "\n" for row in islice(good_rows(file, options), MOST_COMPARED)]
+    good = list(islice(good_rows(file, options), MOST_COMPARED))
+    lines = [json.dumps(row.value) + "\n" for row in good]
+    records = sum(record.learned for row in good for record in records_of(row))
     rows.write_text("".join(lines), encoding="utf-8")
     digest = sha256(rows.read_bytes()).hexdigest()
     folder = root / "prepare"
@@ -310,7 +313,9 @@ def _spec(file: Path, root: Path, settings: Settings, track: str, options: Optio
         predictions="predictions",
         env={},
         inputs={},
-        drops=(Drop(id=1, sha256=digest, name=file.name, path=rows.name, role="train", rows=len(lines)),),
+        drops=(
+            Drop(id=1, sha256=digest, name=file.name, path=rows.name, role="train", rows=len(lines), records=records),
+        ),
         champion=ModelRef(model_id="", path=config.base_model, generation=0),
         config=config,
     )

@@ -172,7 +172,7 @@ def _key(step: str, config: RunConfig, drops: list[int], data: Dataset | None) -
             max_new_tokens = evaluate.max_new_tokens or (data.max_new_tokens if data is not None else 0)
             unit = config.unit or (data.unit if data is not None else None)
             rows = (config.salt, config.split, unit, config.base_model_id, gate.on, drops)
-            return (*rows, train.max_length, train.beginning(), gate.min_records, metric, max_new_tokens)
+            return (*rows, train.max_length, train.format, train.beginning(), gate.min_records, metric, max_new_tokens)
         case "train":
             return (train.decisive(),)
         case "merge":

@@ -178,7 +178,8 @@ class Intake:
             if original is None:
                 return None
             drop = _drop(source, DropState.DUPLICATE, sha256)
-            drop.duplicate_of, drop.rows, drop.warnings = original.id, original.rows, original.warnings
+            drop.duplicate_of, drop.rows, drop.records = original.id, original.rows, original.records
+            drop.warnings = original.warnings
             _record(session, drop, source)
         stored = self._drops / f"{content}.jsonl"
         if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
@@ -193,7 +194,8 @@ class Intake:
         if settled.role == "heldout":
             drop.reason = self.limit.why_it_waits(settled, source.info)
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
-        drop.rows, drop.warnings = validation.good_rows, sum(notice.rows for notice in validation.warnings)
+        drop.rows, drop.records = validation.good_rows, validation.records
+        drop.warnings = sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         drop.answers_accepted = self._settings.intake.new_answers == "accept"
         with transaction(self._engine) as session:

@@ -67,7 +67,7 @@ WHERE track.name = :track AND "drop".state = 'accepted' GROUP BY watch_run ORDER
 """
 
 #: The columns of `artifacts.Drop`.
-_DROP = "sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows, answers_accepted"
+_DROP = "sha256, name, 'drops/' || sha256 || '.jsonl' AS path, role, rows, records, answers_accepted"
 
 #: The drops of a run's snapshot, in its order; NULL for what the database lacks.
 SNAPSHOT = f"""

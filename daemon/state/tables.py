@@ -99,6 +99,8 @@ class Drop(SQLModel, table=True):
     sha256: str = Field(index=True)
     size_bytes: int
     rows: int = 0
+    #: Answers to learn or to judge by in its good rows, each once; of a conversation several.
+    records: int = 0
     findings: int = 0
     warnings: int = 0
     #: Bad rows that were set aside (`on_bad_rows = "quarantine"`); they are in no file that is trained on.

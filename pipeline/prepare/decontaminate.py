@@ -62,7 +62,11 @@ class Common:
     """Common word -> whether each prompt has it."""
 
     def words(self, row: DropRow) -> Sequence[str]:
-        """Return a prompt's case-folded words to compare: all, or only the input's if the instruction is common."""
+        """Return a prompt's case-folded words to compare: those of the questions before it, and its `own_words`."""
+        return [word for role, text in row.turns if role == "user" for word in tokens(text)] + self.own_words(row)
+
+    def own_words(self, row: DropRow) -> list[str]:
+        """Return the words of a prompt's last question: all, or only the input's if the instruction is common."""
         before, after = tokens(row.instruction), tokens(row.input)
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
 
@@ -103,7 +107,7 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     runs = array("q")
     words = []
     for prompt in prompts:
-        of_prompt = common.words(prompt.rows[0])
+        of_prompt = common.own_words(prompt.rows[0])  # a question of a conversation counts once
         runs.extend(shingles(of_prompt) | long_runs(of_prompt))
         words.append(set(map(intern, of_prompt)))
     counts = Counter(chain.from_iterable(words))

@@ -78,7 +78,8 @@ def _answer_tokens(prompt: Prompt, window: Window) -> int:
     """Return the tokens of a prompt's longest answer, with its end token; 0 if it does not fit into the window."""
     first = prompt.rows[0]
     answer = max(window.count(row.output) for row in prompt.rows) + 1
-    fits = not window.counts or window.count(fold(first.instruction, first.input)) + answer <= window.tokens
+    asked = "\n".join((*(text for _, text in first.turns), fold(first.instruction, first.input)))
+    fits = not window.counts or window.count(asked) + answer <= window.tokens
     return answer if fits else 0
 
 

@@ -18,7 +18,7 @@ from pipeline.models.special_tokens import special_tokens
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.near_duplicates import LONG_RUN
-from pipeline.records.heldout import hash_id, normalise, split_hash
+from pipeline.records.heldout import hash_id, normalise, prompt_parts, split_hash
 from pipeline.records.records import ANY_LENGTH, SELECTED, Finding, Record, read_records
 
 SplitName = Literal["train", "dev", "heldout"]
@@ -51,13 +51,15 @@ class DropRow(NamedTuple):
     output: str
     tags: tuple[str, ...]
     group: str = ""
-    """Hash of salt and the record's `group`; empty without one."""
+    """Hash of salt and the record's `group`, else of the first exchange of its conversation; empty without either."""
     document: str = ""
     """Hash of salt and input, if that has at least 13 words; else empty."""
     accepted: bool = False
     """Whether its drop's new answers to the questions of earlier drops replace those."""
     elder: bool = False
     """Whether its drop is not among the run's: its answer counts, and the row itself is not used."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of the turns before its question."""
 
 
 class DropRows(NamedTuple):
@@ -83,27 +85,28 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
     elders = {drop.id for drop in attempt.spec.elders}
     drops = sorted((*attempt.spec.drops, *attempt.spec.elders), key=lambda drop: drop.id)
-    total = sum(drop.rows for drop in drops)
+    total = sum(drop.records for drop in drops)
     stride = max(1, math.ceil(total / _COUNTED_ROWS))
     rows: list[DropRow] = []
     lengths: list[int] = []
     done = too_long = spelled = 0
     attempt.progress(0, total, phase="reading")
     for order, drop in enumerate(drops):
-        is_elder = drop.id in elders
+        is_elder, long_line = drop.id in elders, 0
         for number, record in enumerate(_records(attempt, drop)):
             texts, prompt = (record.instruction, record.input, record.output), fold(record.instruction, record.input)
+            earlier = [text for _, text in record.turns]
             if done % stride == 0 and window.counts:
-                lengths.append(_length(f"{prompt}\n{record.output}", window))
-            if window.is_exceeded(*texts):
-                too_long += not is_elder
-            elif holds_token is not None and any(map(holds_token, texts)):
+                lengths.append(_length("\n".join((*earlier, prompt, record.output)), window))
+            # The later records of a conversation are longer.
+            if record.line == long_line or window.is_exceeded(*earlier, *texts):
+                too_long, long_line = too_long + (not is_elder), record.line
+            elif holds_token is not None and any(map(holds_token, (*earlier, *texts))):
                 spelled += not is_elder
             else:
-                prompt, salt = normalise(prompt), attempt.config.salt
-                hashes, pinned = (split_hash(salt, prompt), hash_id(prompt)), drop.role == "heldout"
-                units = _units(salt, record)
-                marks = (drop.answers_accepted, is_elder)
+                parts, salt = prompt_parts(record.turns, prompt), attempt.config.salt
+                hashes, pinned = (split_hash(salt, *parts), hash_id(*parts)), drop.role == "heldout"
+                units, marks = _units(salt, record), (drop.answers_accepted, is_elder, record.turns)
                 rows.append(DropRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units, *marks))
             done += 1
             if done % CHECK_EVERY == 0:
@@ -126,11 +129,14 @@ def _units(salt: str, record: Record) -> tuple[str, str]:
     """
     Return the hashes of a record's group and of its document, empty strings where it has none.
 
+    A conversation is a group by its first exchange: the same however it goes on, and not of all that begin with "Hi".
     An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of words for which
     the rows that share it are left out of training.
     """
     words = tokens(record.input) if len(record.input) >= LONG_RUN else []
     group = split_hash(salt, "group", record.group) if record.group.strip() else ""
+    if record.opening and not group:
+        group = split_hash(salt, "conversation", *map(normalise, record.opening))
     return group, split_hash(salt, "input", " ".join(words)) if len(words) >= LONG_RUN else ""
 
 
@@ -263,4 +269,6 @@ def _each_once(rows: Iterable[DropRow], forms: Mapping[str, str] | None = None) 
 
 def row_line(row: DropRow, **more: Any) -> dict[str, Any]:
     """Return a row as a line of JSON, with the fields in `more` added."""
-    return {"id": row.id, "instruction": row.instruction, "input": row.input, "output": row.output, **more}
+    earlier = {"turns": row.turns} if row.turns else {}
+    texts = {"instruction": row.instruction, "input": row.input, "output": row.output}
+    return {"id": row.id, **earlier, **texts, **more}

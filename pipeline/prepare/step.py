@@ -3,8 +3,8 @@ Run the prepare step: the snapshot's drops → train, dev and held-out rows, ded
 
 A record's split depends on its unit alone: its group, a long input, or its prompt. u = sha256(salt, unit),
 length-prefixed, is read as a number in [0, 1). The prompt is the text that the model reads, instruction and input
-folded into one: a record that is dropped folded already is the same record. Rows are sorted in memory by the hash of
-salt and normalised prompt.
+folded into one, after the turns before it: a record that is dropped folded already is the same record. Rows are sorted
+in memory by the hash of salt and normalised prompt.
 """
 
 import json
@@ -28,6 +28,7 @@ from pipeline.prepare.new_answers import counts_by_drops, proposed_answers
 from pipeline.prepare.sample import Selection, heldout_line, select
 from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops, row_line
 from pipeline.prepare.start import Start, choose_start, general_rows
+from pipeline.prepare.turns import fit_template
 from pipeline.prepare.warnings import contamination_warnings, data_warnings, long_rows
 from pipeline.records.heldout import dataset_hash, rows_for, version_of
 
@@ -39,10 +40,11 @@ def prepare(attempt: Attempt) -> Dataset:
     """
     Write `train.jsonl`, `dev.jsonl` and `heldout.jsonl` from the drops in the spec, and return their description.
 
-    Rows are {"id", "instruction", "input", "output", "drop"}; general rows that are mixed in have no "drop". Held-out
-    rows, of which only the scored ones are written, have "references", "pinned", "tags", "near" (the ids of
-    near-duplicates in any split) and "group" (the lowest id in its group), too. If the training starts from the
-    champion, `train.jsonl` has the rows that are new to it and a sample of the others.
+    Rows are {"id", "instruction", "input", "output", "drop"}; rows with earlier turns have "turns", role and text of
+    each; general rows that are mixed in have no "drop". Held-out rows, of which only the scored ones are written, have
+    "references", "pinned", "tags", "near" (the ids of near-duplicates in any split) and "group" (the lowest id in its
+    group), too. If the training starts from the champion, `train.jsonl` has the rows that are new to it and a sample of
+    the others.
     Warnings about the data go to standard error, too. Raises `CannotTrain` if a drop is damaged, no training rows are
     left, the settings never allow a verdict, or a suite in the settings cannot be read; `Interrupted` if stopped.
     """
@@ -51,24 +53,26 @@ def prepare(attempt: Attempt) -> Dataset:
     config, drops = attempt.config, attempt.spec.drops
     window = Window(Path(config.base_model), config.train.max_length)
     read = read_drops(attempt, window)
-    splits = assign(read.rows, config, partial(_watched, attempt))
+    fitted = fit_template(read.rows, config, window)
+    splits = assign(fitted.rows, config, partial(_watched, attempt))
     selection = select(attempt, splits, window)
     metric = _metric(config, splits, selection)
     shortfall = _shortfall(attempt, splits, selection, metric)
-    rows_over_window, long = long_rows(read.lengths, sum(drop.rows for drop in drops), window)
+    rows_over_window, long = long_rows(read.lengths, sum(drop.records for drop in drops), window)
     if not splits.train:
-        raise _nothing_to_train(drops, read, splits, long)
+        raise _nothing_to_train(drops, read, splits, [*long, *fitted.remarks])
     start = choose_start(attempt, splits.train)
     general = general_rows(config.train.general_rows, start.rows, splits)
     lines = [*(row_line(row, drop=row.drop) for row in start.rows), *map(row_line, general)]
     folder = _write(attempt, lines, splits, selection)
-    warnings = (*long, *data_warnings(attempt.spec, splits, selection, metric))
+    warnings = (*long, *fitted.remarks, *data_warnings(attempt.spec, splits, selection, metric))
     sys.stderr.writelines(f"{remark_words(warning)}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
         dataset_sha256=dataset_hash(folder),
         general_rows=len(general),
         rows_over_window=rows_over_window,
+        rows_refused=fitted.refused,
         warnings=warnings,
         metric=metric,
         max_new_tokens=config.evaluate.max_new_tokens or _max_new_tokens(selection.longest_answer, window),
@@ -90,6 +94,7 @@ def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selecti
         "dev_rows": len(splits.dev),
         "heldout_rows": len(selection.scored),
         "heldout_groups": len(set(selection.groups)),
+        "heldout_with_turns": sum(row.turns != () for row in selection.rows),
         "heldout_pinned": pinned,
         "heldout_version": version_of([row.id for row in selection.rows]),
         "heldout_duplicates": splits.heldout_duplicates,
@@ -187,7 +192,7 @@ def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, lon
         "longer than train.max_length": read.too_long,
     }
     counts = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
-    message = f"no training rows are left of {sum(drop.rows for drop in drops)}: {counts}"
+    message = f"no training rows are left of {sum(drop.records for drop in drops)}: {counts}"
     return CannotTrain(
         "; ".join([message, *map(remark_words, (*long, *contamination_warnings(splits, drops)))]),
         "drop more rows, and other ones than those that are held out",

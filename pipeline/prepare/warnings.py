@@ -37,7 +37,7 @@ def data_warnings(spec: StepSpec, splits: Splits, selection: Selection, metric: 
     near = {"rows": similar, "train": train, "share": similar / train, "similarity": spec.config.split.similarity}
     units, groups = len({part.prompt.unit for part in selection.scored}), len(set(selection.groups))
     return (
-        *(Remark(code="pinned_unused", numbers={"on": gate.on, **_of_drop(drop, drop.rows)}) for drop in unused),
+        *(Remark(code="pinned_unused", numbers={"on": gate.on, **_of_drop(drop, drop.records)}) for drop in unused),
         *_warning("large_unit", is_large, share=share),
         *_warning("long_runs", long_runs > LARGE_SHARE_OF_RUNS * train, **runs),
         *_warning("near_duplicates", similar > LARGE_SHARE * train, **near),
@@ -60,7 +60,7 @@ def _warning(code: str, holds: bool, **numbers: float | str) -> list[Remark]:  #
 
 
 def _of_drop(drop: Drop, rows: int) -> dict[str, int | float | str]:
-    return {"drop": drop.id, "name": drop.name, "rows": rows, "total": drop.rows}
+    return {"drop": drop.id, "name": drop.name, "rows": rows, "total": drop.records}
 
 
 def long_rows(lengths: Sequence[int], total: int, window: Window) -> tuple[int, list[Remark]]:
@@ -86,7 +86,7 @@ def contamination_warnings(splits: Splits, drops: Sequence[Drop]) -> list[Remark
     return [
         Remark(code="heldout_questions", numbers=_of_drop(drop, removed[drop.id]))
         for drop in drops
-        if removed[drop.id] > LARGE_SHARE * drop.rows
+        if removed[drop.id] > LARGE_SHARE * drop.records
     ]
 
 

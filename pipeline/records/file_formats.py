@@ -1,10 +1,9 @@
-"""Recognise a file or a row of another format, and give the command that converts such a file."""
+"""Recognise a file of another format, and give the command that converts such a file."""
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline.words import printable
 
@@ -13,11 +12,6 @@ HEAD_BYTES = 1 << 16
 _CONVERT = "convert it: dropforge convert FILE"
 _SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that: dropforge convert TABLE.csv"
 _ICONV = "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"
-# No double quotes in a command: an error list is JSON, where they cannot be copied as they are.
-_ARRAY = (
-    "convert it: python3 -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], "
-    "encoding=sys.argv[2]))]' FILE utf-8-sig > NEW"
-)
 _MAGIC = (
     (b"\x1f\x8b", "gzip-compressed", _CONVERT),
     (b"PK\x03\x04", "a zip archive or an Excel file", _SHEET),
@@ -57,8 +51,6 @@ def foreign_format(head: bytes) -> Foreign | None:
     if _SPREAD.match(body):
         remedy = "write each record on one line: jq -c . FILE > NEW (jq -c '.data[]' where a key holds them all)"
         return Foreign("JSON spread over several lines", remedy)
-    if body.startswith(b"["):
-        return Foreign("one JSON array", _ARRAY)
     line = body.split(b"\n", 1)[0].decode("utf-8", "replace")
     return None if line.startswith("{") else _table(line)
 
@@ -70,9 +62,3 @@ def _table(line: str) -> Foreign | None:
         if len(cells) > 1 and cells & _COLUMNS:
             return Foreign(name, _CONVERT)
     return None
-
-
-def other_format(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (identifying key, format name) of a ShareGPT or OpenAI row without an "instruction"; else `None`."""
-    known = {"conversations": "a ShareGPT conversation", "messages": "an OpenAI chat"}
-    return None if "instruction" in row else next(((key, known[key]) for key in known if key in row), None)

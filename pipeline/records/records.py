@@ -1,13 +1,13 @@
 """
 Read a drop's bytes as rows of JSON, and rows as records; every error becomes a `Finding`, never an exception.
 
-Lines end at newline bytes alone (text may hold U+2028 and its kin), their length is bounded, and JSON is read strictly:
-no duplicate keys, no NaN, no lone surrogates.
+A file has one row a line, or is one JSON array of rows. Lines end at newline bytes alone (text may hold U+2028 and its
+kin), their length is bounded, and JSON is read strictly: no duplicate keys, no NaN, no lone surrogates.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,18 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.artifacts import Frozen
+from pipeline.records.conversation import (
+    FORMS,
+    Conversation,
+    alpaca_turns,
+    form_key,
+    message_turns,
+    texts_of,
+    unsupported,
+)
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
+from pipeline.records.json_array import BrokenArray, elements
 from pipeline.records.strict_json import BadJson, parse
 from pipeline.words import printable
 
@@ -30,6 +40,8 @@ _SHOWN_KEY = 60
 LABELS = ("tags", "group")
 #: The tag of rows that are trained on and never held out: they were chosen by what a champion answered.
 SELECTED = "selected"
+#: Keys of a row in each form besides the one that tells it, and `LABELS`.
+KNOWN = {key: {*LABELS, "system", *(("history", *KEYS) if key == "instruction" else (key,))} for key in FORMS}
 #: The limits of the schema for tags, which label a record for slices of the report.
 MOST_TAGS = 20
 LONGEST_TAG = 64
@@ -55,6 +67,8 @@ class Finding(Frozen):
     """Line in the file, from 1; `None` where the whole file is meant."""
     field: str | None = None
     """The record's key, where one key is meant."""
+    turn: int | None = None
+    """Number in the list under that key, from 1, where one turn of a conversation is meant."""
     rule: str
     """Short name of the broken rule, for machines."""
     message: str
@@ -77,7 +91,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One good record; `unknown` are its keys that are not used."""
+    """One question with its answer, of a good row; `unknown` are the row's keys that are not used."""
 
     line: int
     instruction: str
@@ -88,6 +102,12 @@ class Record:
     """Labels for slices of the report."""
     group: str = ""
     """What it belongs to, a document or a conversation; empty if it says nothing."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of the turns before the question, a system message included."""
+    opening: tuple[str, ...] = ()
+    """System message, question and answer that its conversation begins with; empty if it is of none."""
+    learned: bool = True
+    """Whether the answer is learned; one of the weight 0 only stands before later questions."""
 
 
 def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding]:
@@ -113,12 +133,13 @@ def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | 
             return
         start = len(_BOM) if head.startswith(_BOM) else 0
         file.seek(start)
-        yield from _line_rows(file, most, plain)
+        is_array = head[start:].lstrip(_BLANKS).startswith(b"[")
+        yield from _array_rows(file, most) if is_array else _line_rows(file, most, plain)
 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
     """
-    Yield a drop's records, and a finding for each other row, without the details that `validate` gives.
+    Yield a drop's records, one per learned answer, and a finding for each other row, without `validate`'s details.
 
     Special tokens and control characters in texts are not looked for. Raises `OSError` only.
     """
@@ -126,36 +147,70 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
         if isinstance(row, Finding):
             yield row
             continue
-        yield record_of(row) or Finding(
-            line=row.line,
-            rule="schema",
-            message="not a record: instruction and output must be text that is not blank, input text",
-            remedy=f"see every problem: dropforge check {path}",
-        )
+        records = records_of(row)
+        for record in records:
+            if record.learned:
+                yield record
+        if not records:
+            yield Finding(
+                line=row.line,
+                rule="schema",
+                message="not a record: instruction and output must be text that is not blank, input text",
+                remedy=f"see every problem: dropforge check {path}",
+            )
 
 
-def record_of(row: Row) -> Record | None:
+def records_of(row: Row) -> Sequence[Record]:
     """
-    Return the record in `row`; `None` if it breaks the JSON schema or has another name for the key "input".
+    Return a record for each answer in `row`; none if it breaks its JSON schema or has a key that is not supported.
 
-    Special tokens and control characters in texts are not looked for.
+    Also none if its turns are in no order, or the key "input" has another name. Special tokens and control characters
+    in texts are not looked for.
     """
     value = row.value
     if not isinstance(value, dict) or len(value) > MOST_KEYS:
-        return None
+        return ()
+    key = form_key(value)
+    if key != "instruction":
+        conversation = message_turns(value, key)
+        return () if conversation is None else _labelled(row, key, conversation)
     instruction, given, output = value.get("instruction"), value.get("input", ""), value.get("output")
     if not (isinstance(instruction, str) and isinstance(given, str) and isinstance(output, str)):
-        return None
+        return ()
     if not instruction.strip() or not output.strip():
-        return None
+        return ()
     if len(value) == len(KEYS) and "input" in value:
-        return Record(row.line, instruction, given, output)
-    unknown = tuple(key for key in value if key not in KEYS and key not in LABELS)
+        return (Record(row.line, instruction, given, output),)
+    conversation = None if misnamed_key(value, "input") else alpaca_turns(value)
+    records = () if conversation is None else _labelled(row, key, conversation)
+    return [*records[:-1], *(replace(record, instruction=instruction, input=given) for record in records[-1:])]
+
+
+def _labelled(row: Row, key: str, conversation: Conversation) -> Sequence[Record]:
+    """Return a record for each answer of a row's conversation; none if the keys that are no texts are bad."""
+    value, turns = row.value, tuple(conversation.turns)
     tags, group = value.get("tags", []), value.get("group", "")
     is_tagged = isinstance(tags, list) and len(tags) <= MOST_TAGS and all(map(_is_tag, tags))
-    if not is_tagged or not isinstance(group, str) or misnamed_key(value, "input") is not None:
-        return None
-    return Record(row.line, instruction, given, output, unknown, tuple(tags), group)
+    if not is_tagged or not isinstance(group, str) or any(unsupported(value)):
+        return ()
+    unknown = (*(name for name in value if name not in KNOWN[key]), *conversation.unknown)
+    answers = [number for number, (role, _) in enumerate(turns) if role == "assistant"]
+    opening = conversation.opening if len(answers) > 1 or key != "instruction" else ()
+    return [
+        Record(
+            row.line,
+            turns[number - 1][1],
+            "",
+            turns[number][1],
+            unknown,
+            tuple(tags),
+            group,
+            turns[: number - 1],
+            opening,
+            number in conversation.learned,
+        )
+        for number in answers
+    ]
 
 
 def _is_tag(value: object) -> bool:
@@ -171,25 +226,26 @@ def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
     return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)
 
 
-def text_faults(value: Any, special: re.Pattern[str] | None) -> Iterator[tuple[str, str, str, str]]:
+def text_faults(value: Any, special: re.Pattern[str] | None) -> Iterator[tuple[str, int | None, str, str, str]]:
     """
-    Yield (field, rule, message, remedy) for each text of a row with a control character, or a token by `special`.
+    Yield (field, turn, rule, message, remedy) for each text of a row with a control character, or a `special` token.
 
     Only the first of each kind in a text is named. Values that are no object or no text are skipped.
     """
-    texts = [(key, value[key]) for key in KEYS if key in value] if isinstance(value, dict) else []
-    for field, text in texts:
-        if not isinstance(text, str):
-            continue
+    texts = list(texts_of(value)) if isinstance(value, dict) else []
+    whole = "\n".join(text for _, _, text in texts)
+    if _UNWANTED.search(whole) is None and (special is None or special.search(whole) is None):
+        return
+    for field, turn, text in texts:
         control = _UNWANTED.search(text)
         if control is not None:
             what = f"{field} holds the control character U+{ord(control[0]):04X}"
-            yield field, "control_character", what, "take it out: of these only tab and line breaks are text"
+            yield field, turn, "control_character", what, "take it out: of these only tab and line breaks are text"
         token = None if special is None else special.search(text)
         if token is not None:
             name = printable(token[0][:_SHOWN_KEY])
             what = f"{field} holds {name}, a special token of the base model's tokenizer"
-            yield field, "special_token", what, "take it out: it could end or forge a turn of the conversation"
+            yield field, turn, "special_token", what, "take it out: it could end or forge a turn of the conversation"
 
 
 def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
@@ -214,6 +270,15 @@ def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iter
             yield _json_row(line.removesuffix(b"\n"), number)
     if taken:
         yield taken
+
+
+def _array_rows(file: BufferedReader, most: int) -> Iterator[Row | Finding]:
+    try:
+        for number, text in elements(file, most):
+            yield _json_row(text, number)
+    except BrokenArray as error:
+        remedy = "write one complete JSON array of rows, or one row a line"
+        yield FileFinding(line=error.line, rule="json", message=str(error), remedy=remedy)
 
 
 def _skip_blanks(file: BufferedReader, most: int) -> int:

@@ -2,47 +2,64 @@
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from functools import cache, reduce
 from operator import getitem
 from typing import TYPE_CHECKING, Any
 
+from pipeline.records.conversation import (
+    FORMS,
+    MOST_TURNS,
+    ROLES,
+    TOOL_ROLES,
+    UNSUPPORTED,
+    Conversation,
+    Form,
+    form_key,
+    order_faults,
+    unsupported,
+)
 from pipeline.records.fast_path import KEYS, MOST_KEYS
-from pipeline.records.file_formats import other_format
-from pipeline.records.records import LABELS, LONGEST_TAG, MOST_TAGS, Finding, Record, Row, misnamed_key, text_faults
+from pipeline.records.records import KNOWN, LONGEST_TAG, MOST_TAGS, Finding, Record, Row, misnamed_key, text_faults
 from pipeline.words import printable
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import ValidationError
 
-SCHEMA = "alpaca-record.schema.json"
 KEY_WIDTH = _VALUE_WIDTH = 60
 
 
-def row_findings(row: Row, record: Record | None, special: re.Pattern[str] | None) -> list[Finding]:
-    """Return the findings about a row, none if it is good; `record` is the result of `record_of` for it."""
-    findings = schema_findings(row) if record is None else []
-    if not (findings and findings[0].rule == "format"):
-        findings += [_finding(row, *fault) for fault in text_faults(row.value, special)]
+def row_findings(row: Row, records: Sequence[Record], special: re.Pattern[str] | None) -> list[Finding]:
+    """Return the findings about a row, none if it is good; `records` is the result of `records_of` for it."""
+    findings = [] if records else schema_findings(row)
+    for field, turn, *fault in text_faults(row.value, special):
+        findings.append(_finding(row, field, *fault).model_copy(update={"turn": turn}))
     return findings
 
 
 def schema_findings(row: Row) -> list[Finding]:
-    """Return a row's findings by the schema and for misnamed keys, or only that of another format or too many keys."""
+    """
+    Return a row's findings: by the schema of its form, for misnamed and unsupported keys, for the order of turns.
+
+    Of a row with too many keys this is the only one.
+    """
     value = row.value
     if not isinstance(value, dict):
-        return [_worded(row, error) for error in _schema().iter_errors(value)]
+        return [_worded(row, error) for error in _schema("instruction").iter_errors(value)]
     if len(value) > MOST_KEYS:
         message, remedy = f"the record has more than {MOST_KEYS:,} keys", "keep instruction, input and output alone"
         return [_finding(row, None, "maxproperties", message, remedy)]
-    if (other := other_format(value)) is not None:
-        remedy = "write each question as instruction and its answer as output, one record a line"
-        return [_finding(row, other[0], "format", f"the row is {other[1]}", remedy)]
-    known = {key: value[key] for key in (*KEYS, *LABELS) if key in value}
-    if isinstance(value.get("tags"), list):
-        # One too many is enough to be told of.
-        known["tags"] = value["tags"][: MOST_TAGS + 1]
-    findings = [_worded(row, error) for error in _schema().iter_errors(known)]
+    key = form_key(value)
+    known = {name: value[name] for name in value.keys() & KNOWN[key]}
+    for name, most in {"tags": MOST_TAGS, "history": MOST_TURNS // 2, key: MOST_TURNS}.items():
+        if isinstance(known.get(name), list):
+            # One too many is enough to be told of.
+            known[name] = known[name][: most + 1]
+    findings = [_worded(row, error) for error in _schema(key).iter_errors(known)]
+    findings += [_unsupported(row, name) for name in unsupported(value)]
+    if key != "instruction":
+        return findings or list(_turn_findings(row, key))
     if (near := misnamed_key(value, "input")) is not None:
         name = printable(near[:KEY_WIDTH])
         remedy = 'did you mean "input"? rename the key, or leave it out'
@@ -50,15 +67,38 @@ def schema_findings(row: Row) -> list[Finding]:
     return findings
 
 
+def _turn_findings(row: Row, key: str) -> Iterator[Finding]:
+    """Yield the findings about turns that are good by the schema: unsupported keys, and their order."""
+    form, given = FORMS[key], row.value[key]
+    for number, turn in enumerate(given, 1):
+        for name in unsupported(turn):
+            yield _unsupported(row, name).model_copy(update={"field": key, "turn": number})
+    system = [("system", "")] if row.value.get("system", "").strip() else []
+    turns = [*system, *((ROLES[turn[form.role]], "") for turn in given)]
+    learned = (turn.get("weight", 1) and ROLES[turn[form.role]] == "assistant" for turn in given)
+    conversation = Conversation(turns, frozenset([0] if any(learned) else []))
+    for fault in order_faults(conversation, len(given)):
+        found = _finding(row, key, fault.rule, fault.message, fault.remedy)
+        yield found.model_copy(update={"turn": fault.turn})
+
+
+def _unsupported(row: Row, name: str) -> Finding:
+    message, remedy = (
+        f'"{name}": {UNSUPPORTED[name]} not supported',
+        "leave the row out, or the key if it means nothing",
+    )
+    return _finding(row, name, "unsupported", message, remedy)
+
+
 @cache
-def _schema() -> "Draft202012Validator":
-    """Return the schema's validator, built once; its registry is empty, so that nothing is ever fetched."""
+def _schema(key: str) -> "Draft202012Validator":
+    """Return the validator of a form of `FORMS`, built once; its registry is empty, so that nothing is ever fetched."""
     from importlib import resources  # noqa: PLC0415 - a quick start: most files have no row that it is needed for
 
     from jsonschema import Draft202012Validator  # noqa: PLC0415
     from referencing import Registry  # noqa: PLC0415
 
-    text = resources.files("schemas").joinpath(SCHEMA).read_text(encoding="utf-8")
+    text = resources.files("schemas").joinpath(FORMS[key].schema).read_text(encoding="utf-8")
     schema = json.loads(text)
     Draft202012Validator.check_schema(schema)
     registry: Registry[Any] = Registry()
@@ -69,6 +109,8 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
     """Convert a jsonschema error to a finding with a message of its own, since jsonschema's repeats the value."""
     field = str(error.path[0]) if error.path else None
     value = reduce(getitem, error.absolute_path, row.value)
+    if field in {"history", "messages", "conversations"}:
+        return _worded_turn(row, field, error, value)
     if error.validator == "required":
         # The schema gives an error for each missing key, which its message begins with.
         return _missing_finding(row, next(key for key in KEYS if error.message.startswith(repr(key))))
@@ -81,13 +123,61 @@ def _worded(row: Row, error: "ValidationError") -> Finding:
     if field is None:
         remedy = 'write {"instruction": ..., "input": ..., "output": ...}'
         return _type_finding(row, None, "a record is an object, this is {}", remedy, value)
-    if value is None and field in {"input", "group"}:
+    if value is None and field in {"input", "group", "system"}:
         remedy = "use an empty string or leave it out"
     elif value is None or isinstance(value, list | dict):
         remedy = f"write the {field} as one text"
     else:
         remedy = "put it in quotes"
     return _type_finding(row, field, f"{field} is {{}}, not a text", remedy, value)
+
+
+def _worded_turn(row: Row, key: str, error: "ValidationError", value: object) -> Finding:
+    """Convert an error below the key of a conversation, `history` or one of `FORMS`, to a finding."""
+    form, rule, turn = FORMS.get(key, FORMS["messages"]), str(error.validator).lower(), None
+    if len(error.path) > 1:
+        turn = int(error.path[1]) + 1
+        found = _pair_fault(row, rule) if key == "history" else _message_fault(row, form, error, value)
+    elif rule in {"minitems", "maxitems"}:
+        words = "has no turn" if rule == "minitems" else f"has more than {MOST_TURNS:,} turns"
+        found = _finding(row, None, rule, f"the conversation {words}", "leave the row out, or split it")
+    else:
+        remedy = "use an empty list or leave it out" if key == "history" else "write it as a list of turns"
+        found = _type_finding(row, None, f"{key} is {{}}, not a list", remedy, value)
+    return found.model_copy(update={"field": key, "turn": turn})
+
+
+def _pair_fault(row: Row, rule: str) -> Finding:
+    message = "a turn of history is not a question and an answer, both texts that are not blank"
+    return _finding(row, None, rule, message, 'write each turn as ["question", "answer"]')
+
+
+def _message_fault(row: Row, form: Form, error: "ValidationError", value: object) -> Finding:
+    """Return the finding about one message, without its turn."""
+    name, rule = error.path[-1], str(error.validator).lower()
+    shape = f'write each turn as {{"{form.role}": ..., "{form.text}": ...}}'
+    if isinstance(name, int) and rule == "type":
+        return _type_finding(row, None, "a turn is {}, not an object", shape, value)
+    if rule == "required":
+        name = form.role if error.message.startswith(repr(form.role)) else form.text
+        return _finding(row, None, "missing", f"{name} is missing", shape)
+    if rule == "pattern" or name == "weight":
+        blank = f"{name} is blank", "write the turn, or leave the row out"
+        words = (
+            blank if rule == "pattern" else ("weight is neither 0 nor 1", "write 1, or 0 for an answer not to learn")
+        )
+        return _finding(row, None, "blank" if rule == "pattern" else "weight", *words)
+    if rule == "enum" and isinstance(value, str):
+        return _role_fault(row, value)
+    return _type_finding(row, None, f"{name} is {{}}, not a text", shape, value)
+
+
+def _role_fault(row: Row, role: str) -> Finding:
+    if role in TOOL_ROLES:
+        return _finding(row, None, "unsupported", "turns of tools are not supported", "leave the row out")
+    message, known = f'the role "{printable(role[:KEY_WIDTH])}" is not known', ", ".join(ROLES)
+    found = _finding(row, None, "role", message, f"use one of {known}")
+    return found.model_copy(update={"bare": "a role is not known"})
 
 
 def _missing_finding(row: Row, field: str) -> Finding:

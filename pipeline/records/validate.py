@@ -1,5 +1,5 @@
 """
-Validate a file against `schemas/alpaca-record.schema.json`, with line, error and remedy for each bad row.
+Validate a file against the schema of its form, with line, turn, error and remedy for each bad row.
 
 Used by the intake and by `dropforge check FILE`; streaming, so memory does not grow with the file. Nearly all rows of
 nearly all files are recognised as good by their bytes (`fast_path`); jsonschema finds what is wrong with the others.
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from pipeline.artifacts import Frozen
 from pipeline.models.special_tokens import token_pattern
 from pipeline.models.template import fold
+from pipeline.records.conversation import FORMS
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.file_formats import name_file
 from pipeline.records.heldout import normalise
@@ -29,11 +30,11 @@ from pipeline.records.records import (
     Row,
     read_records,
     read_rows,
-    record_of,
+    records_of,
     scan_rows,
 )
 from pipeline.records.row_findings import KEY_WIDTH, row_findings
-from pipeline.words import count, printable
+from pipeline.words import count, listed, printable
 
 MOST_FINDINGS = 1000
 #: Most rows whose prompts are compared.
@@ -89,6 +90,7 @@ class FindingKind(NamedTuple):
     line: int | None
     """Of the first."""
     field: str | None
+    turn: int | None
     bare: str
     """The message without the text of the file that it quotes."""
 
@@ -97,8 +99,14 @@ class Validation(Frozen):
     """The result of validating a file."""
 
     rows: int
-    """Records found, good or not; where reading stopped early, up to there."""
+    """Rows found, good or not; where reading stopped early, up to there."""
     good_rows: int
+    answers: int = 0
+    """Those of the good rows: one each, but for conversations."""
+    context: int = 0
+    """Of the `answers`, those of the weight 0, which only stand before later questions."""
+    duplicates: int = 0
+    """Of the `answers`, those that repeat an earlier one to the same prompt, of the first `MOST_COMPARED`."""
     findings_total: int
     findings: tuple[Finding, ...]
     """The first `MOST_FINDINGS`."""
@@ -111,8 +119,27 @@ class Validation(Frozen):
     """Whether reading stopped early because there were too many findings."""
 
     @property
+    def records(self) -> int:
+        """Number of answers to learn or to judge by, each once."""
+        return self.answers - self.context - self.duplicates
+
+    @property
+    def account(self) -> str:
+        """Where all rows and answers are, as `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
+        further = self.answers - self.good_rows
+        found = [count(self.rows, "row"), *([count(further, "further answer")] if further else [])]
+        parts = {
+            "bad row": self.bad_rows,
+            "answer of the weight 0": self.context,
+            "duplicate": self.duplicates,
+        }
+        plural = {"answer of the weight 0": "answers of the weight 0"}
+        kept = [count(self.records, "record"), *(count(n, w, plural.get(w, "")) for w, n in parts.items() if n)]
+        return f"{' and '.join(found)} = {' + '.join(kept)}"
+
+    @property
     def bad_rows(self) -> int:
-        """Number of records with a finding."""
+        """Number of rows with a finding."""
         return self.rows - self.good_rows
 
     @property
@@ -128,7 +155,9 @@ class Validation(Frozen):
             equal.setdefault((finding.message, finding.remedy), []).append(finding)
         kinds = [(len(all_), all_[0]) for all_ in equal.values()]
         return tuple(
-            FindingKind(first.message, first.remedy, rows, first.line, first.field, first.bare or first.message)
+            FindingKind(
+                first.message, first.remedy, rows, first.line, first.field, first.turn, first.bare or first.message
+            )
             for rows, first in sorted(kinds, key=itemgetter(0))
         )
 
@@ -136,9 +165,10 @@ class Validation(Frozen):
     def reason(self) -> str:
         """The first finding and, if there are several, their number; the number of records if there are none."""
         if self.ok:
-            return f"{count(self.good_rows, 'record')}, nothing to object to"
+            return f"{count(self.records, 'record')}, nothing to object to"
         first = self.findings[0]
-        where = "" if first.line is None else f"line {first.line:,}: "
+        turn = "" if first.turn is None else f", turn {first.turn:,}"
+        where = "" if first.line is None else f"line {first.line:,}{turn}: "
         many = "" if self.findings_total == 1 else f"{self.findings_total:,} findings; the first: "
         if self.stopped:
             many = f"stopped after {many}"
@@ -150,8 +180,8 @@ def validate(path: Path, options: Options) -> Validation:
     Validate the file at `path` and return the result. Raises `OSError` only.
 
     Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. A file
-    without records has a finding, too. In a file that may be accepted, repeated prompts are looked for
-    in the first `MOST_COMPARED` rows.
+    without records has a finding, too, and so has a file with rows of two forms. In a file that may be accepted,
+    repeated prompts are looked for in the first `MOST_COMPARED` records.
     """
     tally = _Tally(options)
     for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
@@ -162,8 +192,11 @@ def validate(path: Path, options: Options) -> Validation:
     if not validation.complete or validation.bad_rows > options.most_bad_rows:
         return validation
     rows = islice(read_records(path, options.max_line_bytes), MOST_COMPARED)
-    repeated = _repeated((row for row in rows if isinstance(row, Record)), whole=validation.rows <= MOST_COMPARED)
-    return validation.model_copy(update={"warnings": (*validation.warnings, *repeated)})
+    whole = validation.answers <= MOST_COMPARED
+    repeated = tuple(_repeated((row for row in rows if isinstance(row, Record)), whole=whole))
+    duplicates = sum(notice.rows for notice in repeated if notice.kind == "repeated")
+    warnings = (*validation.warnings, *repeated)
+    return validation.model_copy(update={"warnings": warnings, "duplicates": duplicates})
 
 
 def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
@@ -173,14 +206,14 @@ def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
     equal: list[int] = []
     different: list[int] = []
     for record in records:
-        earlier = answers.setdefault(hash(normalise(fold(record.instruction, record.input))), set())
+        earlier = answers.setdefault(hash((record.turns, normalise(fold(record.instruction, record.input)))), set())
         answer = hash(record.output)
         if answer in earlier:
             equal.append(record.line)
         elif earlier:
             different.append(record.line)
         earlier.add(answer)
-    among = "" if whole else f" (of the first {MOST_COMPARED:,} rows)"
+    among = "" if whole else f" (of the first {MOST_COMPARED:,} records)"
     if equal:
         message = f"the same prompt and answer as in an earlier row{among}: each pair is used once"
         yield Notice(kind="repeated", key=None, rows=len(equal), line=equal[0], message=message)
@@ -196,7 +229,7 @@ def good_rows(path: Path, options: Options) -> Iterator[Row]:
     """Yield the rows of a file, to its end, that are good by the rules of `validate`. Raises `OSError` only."""
     special = options.special_pattern
     for row in read_rows(path, options.max_line_bytes):
-        if isinstance(row, Row) and not row_findings(row, record_of(row), special):
+        if isinstance(row, Row) and not row_findings(row, records_of(row), special):
             yield row
 
 
@@ -222,6 +255,9 @@ class _Tally:
         self._special = options.special_pattern
         self._rows = 0
         self._good = 0
+        self._answers = self._context = 0
+        self._forms: dict[str, int | None] = {}
+        """The keys of `FORMS` that rows have, with the first line; `None` where that is not known."""
         self._complete = True
         self._findings: list[Finding] = []
         self._rules: Counter[str] = Counter()
@@ -238,6 +274,8 @@ class _Tally:
         if isinstance(row, int):
             self._rows += row
             self._good += row
+            self._answers += row
+            self._forms.setdefault("instruction", None)
         elif isinstance(row, Row):
             self._rows += 1
             self._add_row(row)
@@ -251,6 +289,8 @@ class _Tally:
             remedy = "write one JSON object a line, with instruction and output, and drop it again"
             self._note([Finding(line=None, rule="empty", message="the file has no records", remedy=remedy)])
             self._complete = False
+        if len(self._forms) > 1:
+            self._refuse_two_forms()
         for key, unknown in self._unknown.items():
             self._refuse_lost_prompts(key, unknown)
         notices = tuple(
@@ -260,6 +300,8 @@ class _Tally:
         return Validation(
             rows=self._rows,
             good_rows=self._good,
+            answers=self._answers,
+            context=self._context,
             findings_total=self._rules.total(),
             findings=tuple(self._findings),
             rules=dict(self._rules.most_common()),
@@ -269,21 +311,37 @@ class _Tally:
         )
 
     def _add_row(self, row: Row) -> None:
-        record = record_of(row)
-        findings = row_findings(row, record, self._special)
+        records = records_of(row)
+        for key in FORMS:
+            if isinstance(row.value, dict) and key in row.value:
+                self._forms.setdefault(key, row.line)
+        findings = row_findings(row, records, self._special)
         self._note(findings)
         if findings:
             return
         # Warnings are for good rows only.
         self._good += 1
-        if record is None or not record.unknown:
+        self._answers += len(records)
+        self._context += sum(not record.learned for record in records)
+        record = records[-1]
+        if not record.unknown:
             return
         if len(self._prompts) < _MOST_HASHES:
-            self._prompts.add(hash((record.instruction, record.input)))
+            self._prompts.add(hash((record.turns, record.instruction, record.input)))
         for key in record.unknown:
             name = printable(key[:KEY_WIDTH])
             known = name in self._unknown or len(self._unknown) < _MOST_NOTICES
-            self._unknown.setdefault(name if known else "…", _Unknown(row.line)).add(row.value[key])
+            self._unknown.setdefault(name if known else "…", _Unknown(row.line)).add(row.value.get(key))
+
+    def _refuse_two_forms(self) -> None:
+        """Add a finding about the file, whose rows have keys of several forms: which is meant is not guessed."""
+        names = [
+            f'{FORMS[key].name} ("{key}"{"" if line is None else f", line {line:,}"})'
+            for key, line in sorted(self._forms.items(), key=lambda item: (item[1] or 0, item[0]))
+        ]
+        message = f"the file has rows of {len(names)} forms: {listed(names)}"
+        remedy = "drop a file for each form, or rename the key that is not meant"
+        self.add(FileFinding(line=None, rule="form", message=message, remedy=remedy))
 
     def _refuse_lost_prompts(self, key: str, use: "_Unknown") -> None:
         """Add a finding about the file if the texts of an unknown key, not its prompts, tell most rows apart."""

@@ -27,6 +27,16 @@ PLAINER = replace(OPTIONS, special_tokens=tuple(token for token in TOKENS if tok
 RECORD = {"instruction": "Do it.", "input": "with this", "output": "done"}
 GOOD = json.dumps(RECORD).encode()
 HEADER = b"instruction,input,output\na,b,c\n"
+TALK = {
+    "messages": [
+        {"role": "developer", "content": "s"},
+        {"role": "user", "content": "a", "weight": 1},
+        {"role": "assistant", "content": "b", "weight": 0, "tool_calls": []},
+        {"role": "human", "content": "c"},
+        {"role": "model", "content": "d"},
+    ]
+}
+SAID = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 FIELDS = ("instruction", "input", "output")
 
 
@@ -47,6 +57,7 @@ def bad_files() -> list[Case]:
         _formats,
         _texts,
         _rows,
+        _arrays,
         _json,
         _numbers,
         _encodings,
@@ -104,6 +115,16 @@ def clean_files() -> dict[str, bytes]:
         "a pair of escapes": rb'{"instruction": "\ud83d\ude00", "output": "b"}',
         "a group": b'{"instruction":"a","output":"b" , "group": "page 7" }',
         "a group before": b'{"group":"","instruction":"a","output":"b"}',
+        "array": json.dumps([RECORD, {**RECORD, "input": "[{"}]).encode(),
+        "array with a mark": b"\xef\xbb\xbf \n[" + GOOD + b"]\n\n",
+        "spread array": json.dumps([RECORD, {**RECORD, "output": 'a\\"],'}], indent=2).encode(),
+        "system and history": json.dumps({**RECORD, "system": "s", "history": [["a", "b"], ["c", "d"]]}).encode(),
+        "empty system and history": json.dumps({**RECORD, "system": "", "history": [], "chosen": None}).encode(),
+        "OpenAI": json.dumps(TALK).encode(),
+        "ShareGPT": json.dumps(
+            {"conversations": SAID, "system": "s", "group": "g", "tags": ["a"], "tools": ""}
+        ).encode(),
+        "array of messages": json.dumps([TALK, TALK], indent=1).encode(),
         "long line": json.dumps({**RECORD, "output": "x" * 4800}).encode(),
         **orders,
         **written,
@@ -152,10 +173,6 @@ def _texts() -> Iterator[Case]:
         "TSV": HEADER.replace(b",", b"\t"),
         "CSV of another tool": b"id,prompt,completion\n1,a,b\n",
         "spread object": json.dumps(RECORD, indent=2).encode(),
-        "array": json.dumps([RECORD, RECORD]).encode(),
-        "array with a mark": b"\xef\xbb\xbf \n[" + GOOD + b"]\n\n",
-        "spread array": json.dumps([RECORD], indent=2).encode(),
-        "broken array": b"[" + GOOD + b",",
         "spread wrapper": json.dumps({"data": [RECORD]}, indent=1).encode(),
     }.items():
         yield Case(kind, data, "format", None)
@@ -168,12 +185,67 @@ def _texts() -> Iterator[Case]:
 
 
 def _rows() -> Iterator[Case]:
-    """Records of other formats."""
-    for kind, row, field in (
-        ("ShareGPT", {"conversations": [{"from": "human", "value": "a"}]}, "conversations"),
-        ("OpenAI", {"messages": [{"role": "user", "content": "a"}]}, "messages"),
-    ):
-        yield Case(kind, _between(json.dumps(row).encode()), "format", 2, field)
+    """Conversations, and keys that change what is to be learned."""
+    for kind, (rule, field, more) in {
+        "pair of answers": ("unsupported", "chosen", {"chosen": "b"}),
+        "image": ("unsupported", "images", {"images": ["a.png"]}),
+        "history of one": ("minitems", "history", {"history": [["a"]]}),
+        "history of numbers": ("type", "history", {"history": [["a", 1]]}),
+        "blank in history": ("pattern", "history", {"history": [["a", " "]]}),
+        "history text": ("type", "history", {"history": "a"}),
+        "long history": ("maxitems", "history", {"history": [["a", "b"]] * 501}),
+        "system number": ("type", "system", {"system": 1}),
+        "token in history": ("special_token", "history", {"history": [["a", "</s>"]]}),
+    }.items():
+        yield Case(kind, _row(**more), rule, 2, field, replace(OPTIONS, max_line_bytes=50_000))
+    for kind, (rule, turns) in {
+        "no turn": ("minitems", []),
+        "turns as text": ("type", "user: a"),
+        "a turn as text": ("type", ["a"]),
+        "two questions": ("role", [("user", "a"), ("user", "b"), ("assistant", "c")]),
+        "two answers": ("role", [("user", "a"), ("assistant", "b"), ("assistant", "c")]),
+        "answer first": ("role", [("assistant", "a"), ("user", "b"), ("assistant", "c")]),
+        "system in the middle": (
+            "role",
+            [("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d"), ("bot", "e")],
+        ),
+        "question last": ("role", [("user", "a"), ("assistant", "b"), ("user", "c")]),
+        "unknown role": ("role", [("wizard", "a"), ("assistant", "b")]),
+        "no role": ("type", [(None, "a"), ("assistant", "b")]),
+        "tool turn": ("unsupported", [("user", "a"), ("tool", "b"), ("assistant", "c")]),
+        "empty turn": ("blank", [("user", ""), ("assistant", "b")]),
+        "list of parts": ("type", [("user", [{"type": "text", "text": "a"}]), ("assistant", "b")]),
+        "a thousand and two turns": ("maxitems", [("user", "a"), ("assistant", "b")] * 501),
+        "token in a turn": ("special_token", [("user", "a"), ("assistant", "b</s>")]),
+        "control character in a turn": ("control_character", [("user", "a\x01"), ("assistant", "b")]),
+    }.items():
+        for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
+            said = [{role: turn[0], text: turn[1]} if isinstance(turn, tuple) else turn for turn in turns]
+            row = json.dumps({key: turns if isinstance(turns, str) else said}).encode()
+            yield Case(f"{key}: {kind}", row, rule, 1, key, replace(OPTIONS, max_line_bytes=50_000))
+    for kind, more in {"half": {"weight": 0.5}, "true": {"weight": True}, "null": {"weight": None}}.items():
+        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]}
+        yield Case(f"weight: {kind}", json.dumps(row).encode(), "weight", 1, "messages")
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}
+    yield Case("nothing learned", json.dumps(row).encode(), "weight", 1, "messages")
+    call = {"role": "assistant", "content": "b", "tool_calls": [{}]}
+    yield Case("call", json.dumps({"messages": [row["messages"][0], call]}).encode(), "unsupported", 1, "messages")
+    row = {"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}
+    yield Case("turn without a role", json.dumps(row).encode(), "missing", 1, "messages")
+
+
+def _arrays() -> Iterator[Case]:
+    """Arrays, and files of two forms."""
+    yield Case("array cut short", b"[" + GOOD + b",", "json", 1)
+    yield Case("array with more", b"[" + GOOD + b"]\n" + GOOD, "json", 1)
+    yield Case("array of arrays", b"[\n[" + GOOD + b"]]", "type", 2)
+    yield Case("comma at the end of an array", b"[" + GOOD + b",\n]", "json", 2)
+    yield Case("array of a number", b"[" + GOOD + b",\n7]", "type", 2)
+    yield Case("long row in an array", b"[" + GOOD + b",\n" + _line(b"a" * 200_000) + b"]", "json", 2)
+    talk = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}).encode()
+    yield Case("two forms", GOOD + b"\n" + talk, "form", None)
+    yield Case("two forms in a row", json.dumps({**RECORD, "messages": []}).encode(), "form", None)
+    yield Case("two conversations in a row", talk[:-1] + b', "conversations": []}', "form", None)
 
 
 def _json() -> Iterator[Case]:

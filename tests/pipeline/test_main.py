@@ -18,7 +18,7 @@ def write_spec(root: Path, step: str, rows: str) -> StepSpec:
     (root / "drops").mkdir()
     (root / "drops" / "a.jsonl").write_text(rows)
     digest = hashlib.sha256(rows.encode()).hexdigest()
-    drop = Drop(id=1, sha256=digest, name="a.jsonl", path="drops/a.jsonl", role="train", rows=1)
+    drop = Drop(id=1, sha256=digest, name="a.jsonl", path="drops/a.jsonl", role="train", rows=1, records=1)
     spec = made_spec(root, step, drops=(drop,))
     (root / spec.folder).mkdir(parents=True)
     durable.write_json(root / spec.folder / SPEC_NAME, spec.model_dump(mode="json"))

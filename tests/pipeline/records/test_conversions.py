@@ -1,28 +1,10 @@
-"""Each conversion that is offered runs on files as they lie there, and what it writes is accepted."""
+"""A file of another format is told with the command that makes records of it."""
 
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from pipeline.records.file_formats import foreign_format, name_file
 from pipeline.records.validate import Options, validate
-
-FILES = {"array": '\ufeff[{"instruction": "café?", "output": "b"},\n {"instruction": "c", "output": "e"}]'}
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_an_array_is_converted_with_python_alone(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "it's mine.txt").write_text(FILES[kind], encoding="utf-8")
-    found = foreign_format((tmp_path / "it's mine.txt").read_bytes())
-    assert found is not None
-    command = name_file(found.remedy, "it's mine.txt")
-    assert not set('"\\') & set(command.replace("""'"'"'""", "")), "an error list is JSON: it is copied as it stands"
-    subprocess.run(["sh", "-c", re.sub("^convert it: ", "", command)], cwd=tmp_path, check=True)
-    made = validate(tmp_path / "it's mine.jsonl", Options())
-    assert (made.ok, made.rows) == (True, 2), made.reason
-
 
 @pytest.mark.parametrize(
     ("content", "command"),

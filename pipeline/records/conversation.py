@@ -1,0 +1,161 @@
+"""
+Read the turns of a row: Alpaca's `system` and `history`, OpenAI's `messages`, ShareGPT's `conversations`.
+
+A row's form follows from its key; a system message comes first, then questions and answers in turn, the last of them an
+answer. Nothing is repaired: what a trainer would have to guess is a fault.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pipeline.models.template import fold
+
+Role = Literal["system", "user", "assistant"]
+#: Most turns of a conversation: each answer is a record with all turns before it.
+MOST_TURNS = 1000
+ROLES: Mapping[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot"), "assistant"),
+}
+TOOL_ROLES = frozenset({"tool", "function", "observation", "function_call", "tool_call", "ipython"})
+#: Keys of a row or a turn that change what is to be learned, unless they are empty.
+UNSUPPORTED: Mapping[str, str] = {
+    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), "tool calls are"),
+    **dict.fromkeys(("images", "image", "videos", "audios", "audio"), "images, videos and audio are"),
+    **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preference pairs are"),
+    **dict.fromkeys(("kto_tag", "train"), "marks of good and bad answers, but for weight, are"),
+}
+
+
+class Form(NamedTuple):
+    """One form of a row: its name, its schema, and the keys of a turn."""
+
+    name: str
+    schema: str
+    role: str = ""
+    text: str = ""
+
+
+#: The forms by the key that tells them.
+FORMS: Mapping[str, Form] = {
+    "instruction": Form("Alpaca", "alpaca-record.schema.json"),
+    "messages": Form("OpenAI messages", "messages-record.schema.json", "role", "content"),
+    "conversations": Form("ShareGPT", "sharegpt-record.schema.json", "from", "value"),
+}
+
+
+class Fault(NamedTuple):
+    """What is wrong with the order of turns: the turn from 1, and words."""
+
+    turn: int | None
+    rule: str
+    message: str
+    remedy: str
+
+
+class Conversation(NamedTuple):
+    """The turns of a row as role and text, the numbers of its answers that are learned, and unused keys of turns."""
+
+    turns: Sequence[tuple[Role, str]]
+    learned: frozenset[int]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def opening(self) -> tuple[str, ...]:
+        """System message, question and answer of the first exchange, which stay when a conversation is continued."""
+        return tuple(text for _, text in self.turns[: 2 + (self.turns[0][0] == "system")])
+
+
+def form_key(row: Mapping[str, Any]) -> str:
+    """Return the key of `FORMS` that tells a row's form: `instruction` if it has none."""
+    for key in FORMS:
+        if key in row:
+            return key
+    return "instruction"
+
+
+def unsupported(value: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of a row or a turn that are `UNSUPPORTED` and not empty."""
+    return (key for key in UNSUPPORTED.keys() & value.keys() if value[key])
+
+
+def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
+    """Return the turns of an Alpaca row whose own texts are good; `None` if `system` or `history` breaks its schema."""
+    history, turns = row.get("history", []), _system(row)
+    if turns is None or not isinstance(history, list) or len(history) * 2 > MOST_TURNS:
+        return None
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_text, pair)):  # noqa: PLR2004
+            return None
+        turns += [("user", pair[0]), ("assistant", pair[1])]
+    turns += [("user", fold(row["instruction"], row.get("input", ""))), ("assistant", row["output"])]
+    return Conversation(turns, frozenset(n for n, (role, _) in enumerate(turns) if role == "assistant"))
+
+
+def message_turns(row: Mapping[str, Any], key: str) -> Conversation | None:
+    """Return the turns of a row with the messages `key`; `None` if they break the form's schema or `order_faults`."""
+    form, given, turns = FORMS[key], row[key], _system(row)
+    if turns is None or not isinstance(given, list) or not 0 < len(given) <= MOST_TURNS:
+        return None
+    learned, unknown = set(), {}
+    for turn in given:
+        role, text = (turn.get(form.role), turn.get(form.text)) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or role not in ROLES or not _is_text(text):
+            return None
+        if len(turn) > 2:  # noqa: PLR2004 - role and text
+            weight = turn.get("weight", 1)
+            if isinstance(weight, bool) or weight not in (0, 1) or any(unsupported(turn)):
+                return None
+            unknown.update((f"{key}.{name}", None) for name in turn if name not in {form.role, form.text, "weight"})
+        if ROLES[role] == "assistant" and turn.get("weight", 1):
+            learned.add(len(turns))
+        turns.append((ROLES[role], text))
+    conversation = Conversation(turns, frozenset(learned), tuple(unknown))
+    return None if next(order_faults(conversation, len(given)), None) else conversation
+
+
+def order_faults(conversation: Conversation, given: int) -> Iterator[Fault]:
+    """Yield what is wrong with the order of turns, of which `given` are in the list of messages; numbered there."""
+    before = None
+    turns = conversation.turns
+    for number, (role, _) in enumerate(turns, given - len(turns) + 1):
+        if role == "system" and before is not None:
+            yield Fault(number, "role", "a system message stands after other turns", "put it first, and only one")
+        elif role == before:
+            who = "the user" if role == "user" else "the assistant"
+            yield Fault(number, "role", f"two turns of {who} follow each other", "join them, or add the turn between")
+        elif role == "assistant" and before in {None, "system"}:
+            message = "the assistant's turn has no question before it"
+            yield Fault(number, "role", message, "begin with the user's turn, after a system message if there is one")
+        before = role
+    if before != "assistant":
+        message = "the last turn is not the assistant's"
+        yield Fault(given, "role", message, "end with the answer that the model should give, or leave the turn out")
+    elif not conversation.learned:
+        message = "no answer of the conversation is learned: all have the weight 0"
+        yield Fault(None, "weight", message, "leave the row out, or give an answer the weight 1")
+
+
+def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
+    """Yield (key, turn from 1 or `None`, text) for each text of a row, good or bad, that a model would read."""
+    key = form_key(row)
+    for name in ("instruction", "input", "output", "system") if key == "instruction" else ("system",):
+        if isinstance(row.get(name), str):
+            yield name, None, row[name]
+    key, text_key = ("history", "") if key == "instruction" else (key, FORMS[key].text)
+    turns = row.get(key)
+    for number, turn in enumerate(turns[:MOST_TURNS] if isinstance(turns, list) else (), 1):
+        for text in (turn.get(text_key),) if isinstance(turn, dict) else turn[:2] if isinstance(turn, list) else ():
+            if isinstance(text, str):
+                yield key, number, text
+
+
+def _system(row: Mapping[str, Any]) -> list[tuple[Role, str]] | None:
+    """Return the turn of a row's key `system`, none if that is blank or not there; `None` if it is no text."""
+    text = row.get("system", "")
+    return None if not isinstance(text, str) else [("system", text)] if text.strip() else []
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

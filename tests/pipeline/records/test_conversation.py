@@ -1,0 +1,235 @@
+"""Conversations become one record per learned answer, in each form alike; nothing of a row is lost unsaid."""
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from pipeline.records.conversation import FORMS
+from pipeline.records.records import Record, Row, read_records, records_of
+from pipeline.records.row_findings import schema_findings
+from pipeline.records.validate import Options, Validation, validate
+
+Said = list[tuple[str, str]]
+TALK: Said = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
+SCHEMAS = {
+    key: Draft202012Validator(json.loads((Path(__file__).parents[3] / "schemas" / form.schema).read_text()))
+    for key, form in FORMS.items()
+}
+
+
+def messages(said: Said, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": text} for role, text in said], **more}
+
+
+def sharegpt(said: Said) -> dict[str, Any]:
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    return {"conversations": [{"from": names[role], "value": text} for role, text in said]}
+
+
+def alpaca(said: Said) -> dict[str, Any]:
+    texts = [text for role, text in said if role != "system"]
+    pairs = [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    system = next((text for role, text in said if role == "system"), "")
+    return {"system": system, "history": pairs[:-1], "instruction": pairs[-1][0], "output": pairs[-1][1]}
+
+
+WAYS: dict[str, Callable[[Said], dict[str, Any]]] = {
+    "messages": messages,
+    "sharegpt": sharegpt,
+    "alpaca": alpaca,
+    "system apart": lambda said: {**sharegpt(said[1:]), "system": said[0][1]},
+    "other names": lambda said: messages(
+        [({"system": "developer", "user": "human"}.get(r, "bot"), t) for r, t in said]
+    ),
+}
+
+
+def written(folder: Path, rows: Iterable[Any]) -> Path:
+    path = folder / "drop.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def check(folder: Path, *rows: Any, options: Options = Options()) -> Validation:  # noqa: B008 - frozen
+    return validate(written(folder, rows), options)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_form_gives_a_record_per_answer_after_the_turns_before_it(tmp_path: Path, way: str) -> None:
+    found = list(read_records(written(tmp_path, [WAYS[way](TALK)])))
+    opening = ("Be brief.", "One?", "1")
+    assert found == [
+        Record(1, "One?", "", "1", turns=tuple(TALK[:1]), opening=opening),
+        Record(1, "Two?", "", "2", turns=tuple(TALK[:3]), opening=opening),
+    ]
+
+
+def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_record(tmp_path: Path) -> None:
+    row = messages(TALK)
+    row["messages"][2]["weight"] = 0
+    row["messages"][4]["weight"] = 1
+    (record,) = read_records(written(tmp_path, [row]))
+    assert record == Record(1, "Two?", "", "2", turns=tuple(TALK[:3]), opening=("Be brief.", "One?", "1"))
+
+
+def test_the_input_of_an_alpaca_row_stays_the_input_of_its_last_question(tmp_path: Path) -> None:
+    row = {"instruction": "Sum.", "input": "a text", "output": "b", "history": [["Hi", "Hello"]], "group": "g"}
+    first, last = read_records(written(tmp_path, [row]))
+    assert (first.instruction, first.input, first.group) == ("Hi", "", "g")
+    assert (last.instruction, last.input, last.turns) == ("Sum.", "a text", (("user", "Hi"), ("assistant", "Hello")))
+
+
+def test_a_system_message_alone_makes_no_conversation_of_an_alpaca_row(tmp_path: Path) -> None:
+    """Its unit is its document or its prompt, as without."""
+    (record,) = read_records(written(tmp_path, [alpaca(TALK[:3])]))
+    assert (record.turns, record.opening) == ((("system", "Be brief."),), ())
+
+
+def corpus() -> Iterable[tuple[str, list[Any], int, int]]:
+    """Yield a name, rows, and how many answers and bad rows a few independent lines count in them."""
+    long = [("user", "q"), ("assistant", "a")] * 7
+    rows: list[Any] = [messages(TALK), messages(long), messages(TALK[:3]), messages(TALK[:4]), messages(long[:2])]
+    yield (
+        "messages",
+        rows,
+        sum(turn["role"] == "assistant" for row in rows[:3] + rows[4:] for turn in row["messages"]),
+        1,
+    )
+    rows = [sharegpt(TALK), sharegpt(TALK[1:]), {"conversations": []}, sharegpt(long)]
+    kept = rows[:2] + rows[3:]
+    yield "sharegpt", rows, sum(turn["from"] == "gpt" for row in kept for turn in row["conversations"]), 1
+    rows = [alpaca(TALK), {**alpaca(TALK), "output": ""}, alpaca(long), {"instruction": "a", "output": "b"}]
+    yield "alpaca", rows, sum(len(row.get("history", [])) + 1 for row in rows if row["output"]), 1
+
+
+@pytest.mark.parametrize("shape", ["lines", "array", "spread"])
+def test_rows_and_answers_are_all_accounted_for(tmp_path: Path, shape: str) -> None:
+    for name, rows, answers, bad in corpus():
+        path = written(tmp_path, rows)
+        if shape != "lines":
+            path.write_text(json.dumps(rows, indent=2 if shape == "spread" else None))
+        found = validate(path, Options(most_bad_rows=9))
+        records = [record for record in read_records(path) if isinstance(record, Record)]
+        assert (found.rows, found.bad_rows, found.answers) == (len(rows), bad, answers), name
+        assert found.records + found.context + found.duplicates == len(records) + found.context == answers
+        further = found.answers - found.good_rows
+        assert found.rows + further == found.records + found.bad_rows + found.context + found.duplicates
+
+
+def test_the_account_is_one_line_with_what_there_is(tmp_path: Path) -> None:
+    row = messages(TALK)
+    row["messages"][2]["weight"] = 0
+    assert check(tmp_path, messages(TALK)).account == "1 row and 1 further answer = 2 records"
+    assert check(tmp_path, {"instruction": "a", "output": "b"}).account == "1 row = 1 record"
+    options = Options(most_bad_rows=5)
+    assert check(tmp_path, row, messages(TALK), {}, messages(TALK[:1]), messages(TALK), options=options).account == (
+        "5 rows and 3 further answers = 2 records + 2 bad rows + 1 answer of the weight 0 + 3 duplicates"
+    )
+
+
+def test_a_file_with_rows_of_two_forms_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    plain = {"instruction": "a", "input": "", "output": "b"}
+    found = check(tmp_path, plain, plain, messages(TALK), options=Options(most_bad_rows=9))
+    (finding,) = found.findings
+    assert (finding.rule, found.complete) == ("form", False)
+    assert finding.message == (
+        'the file has rows of 2 forms: Alpaca ("instruction") and OpenAI messages ("messages", line 3)'
+    )
+    assert finding.remedy == "drop a file for each form, or rename the key that is not meant"
+    both = check(tmp_path, messages(TALK), {**sharegpt(TALK), **messages(TALK)})
+    assert both.findings[0].message == (
+        'the file has rows of 2 forms: OpenAI messages ("messages", line 1) and ShareGPT ("conversations", line 2)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "turn", "message"),
+    [
+        ([("user", "a"), ("user", "b"), ("assistant", "c")], 2, "two turns of the user follow each other"),
+        ([("assistant", "a")], 1, "the assistant's turn has no question before it"),
+        ([*TALK, ("system", "x"), *TALK[1:]], 6, "a system message stands after other turns"),
+        (TALK[:4], 4, "the last turn is not the assistant's"),
+        ([("user", "a"), ("narrator", "b")], 2, 'the role "narrator" is not known'),
+        ([("user", "a"), ("assistant", "\n")], 2, "content is blank"),
+        ([("user", "a"), ("assistant", "b\x02")], 2, "messages holds the control character U+0002"),
+        (
+            [("user", "</s>"), ("assistant", "b")],
+            1,
+            "messages holds </s>, a special token of the base model's tokenizer",
+        ),
+    ],
+)
+def test_a_bad_turn_is_told_by_line_and_turn(tmp_path: Path, said: Said, turn: int, message: str) -> None:
+    found = check(tmp_path, messages(TALK), messages(said), options=Options(special_tokens=("</s>",)))
+    (finding,) = found.findings
+    assert (finding.line, finding.field, finding.turn, finding.message) == (2, "messages", turn, message)
+    assert found.reason == f"line 2, turn {turn}: {message}"
+
+
+def test_a_system_message_beside_the_turns_and_among_them_is_one_too_many(tmp_path: Path) -> None:
+    (finding,) = check(tmp_path, {**messages(TALK), "system": "x"}).findings
+    assert (finding.turn, finding.rule) == (1, "role")
+
+
+def test_unused_keys_are_listed_once_those_of_turns_too(tmp_path: Path) -> None:
+    rows = [messages([("user", f"q{n}"), ("assistant", "a")], score=n, source="web") for n in range(3)]
+    for row in rows:
+        row["messages"][0]["name"] = "Ann"
+    found = check(tmp_path, *rows)
+    assert [(notice.key, notice.rows) for notice in found.warnings] == [
+        ("score", 3),
+        ("source", 3),
+        ("messages.name", 3),
+    ]
+
+
+def test_a_conversation_of_any_length_takes_bounded_memory(tmp_path: Path) -> None:
+    turns = '{"role":"user","content":"a"},{"role":"assistant","content":"b"},'
+    path = tmp_path / "drop.jsonl"
+    path.write_text(
+        '{"messages":[' + turns * 500_000 + "0]}\n" + '{"messages":[' + turns * 60_000 + turns[:-1] + "]}\n"
+    )
+    tracemalloc.start()
+    try:
+        found = validate(path, Options(most_bad_rows=9))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(finding.line, finding.rule) for finding in found.findings] == [(1, "too_long"), (2, "maxitems")]
+    assert found.findings[1].message == "the conversation has more than 1,000 turns"
+    assert peak < 150_000_000
+
+
+ROLE = st.sampled_from(["system", "developer", "user", "human", "assistant", "gpt", "tool", "x", "", None, 5, []])
+TEXT = st.sampled_from(["a", "b", " ", "", "\x1c"]) | st.none() | st.integers() | st.just([])
+WEIGHT = st.sampled_from([0, 1, 1.0, 0.5, True, False, None, "1"])
+TURN = st.fixed_dictionaries({}, optional={"role": ROLE, "content": TEXT, "weight": WEIGHT, "name": TEXT}) | TEXT
+GOOD = st.sampled_from(TALK).map(lambda turn: {"role": turn[0], "content": turn[1]})
+TURNS = st.lists(TURN | GOOD, max_size=5) | st.lists(GOOD, max_size=6) | TEXT
+MORE = st.fixed_dictionaries({}, optional={"system": TEXT, "tags": TEXT, "group": TEXT, "id": TEXT, "tools": TEXT})
+
+
+@given(turns=TURNS, more=MORE)
+def test_the_quick_road_and_the_findings_give_the_same_answer(turns: Any, more: dict[str, Any]) -> None:
+    row = Row(1, {"messages": turns, **more})
+    records = records_of(row)
+    assert (not records) == bool(schema_findings(row))
+    assert not records or SCHEMAS["messages"].is_valid(row.value)
+
+
+HISTORY = st.lists(st.lists(TEXT, max_size=3) | st.just(["a", "b"]), max_size=3) | TEXT
+
+
+@given(history=HISTORY, more=MORE)
+def test_the_quick_road_and_the_findings_give_the_same_answer_for_history(history: Any, more: dict[str, Any]) -> None:
+    row = Row(1, {"instruction": "a", "output": "b", "history": history, **more})
+    records = records_of(row)
+    assert (not records) == bool(schema_findings(row))
+    assert not records or SCHEMAS["instruction"].is_valid(row.value)
