@@ -32,6 +32,11 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def cut_start(text: str, most: int) -> str:
+    """Return a text, of a longer one the last `most` characters."""
+    return text if len(text) <= most else f"…{text[-most:]}"
+
+
 def listed(words: Sequence[str]) -> str:
     """Join words as `a`, `a and b` or `a, b and c`; empty for no words."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

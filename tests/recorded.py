@@ -11,7 +11,9 @@ from pipeline.records.heldout import HeldoutRecord
 from tests.chaos.house import Daemon
 
 
-def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: Any) -> tuple[str, str]:
+def record(
+    daemon: Daemon, candidate: list[str], champion: list[str], turns: tuple[tuple[str, str], ...] = (), **more: Any
+) -> tuple[str, str]:
     """Write what the run's evaluation would have recorded of both models; return their ids."""
     path = daemon.root / "runs" / "1" / "evaluate.json"
     evaluation = json.loads(path.read_text())
@@ -31,6 +33,7 @@ def record(daemon: Daemon, candidate: list[str], champion: list[str], **more: An
             tags=(),
             near=(),
             group=f"{place:04}",
+            turns=turns,
         )
         for place in range(len(candidate))
     ]

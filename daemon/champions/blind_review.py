@@ -18,7 +18,9 @@ from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.artifacts import JSON_NAME, RECORDS_NAME, Evaluation, Frozen
 from pipeline.errors import DropforgeError
+from pipeline.models.template import transcript
 from pipeline.report.facts import BlindReview
+from pipeline.words import cut_start
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 Side = Literal["candidate", "champion"]
 _ID_CHARACTERS = 16
+#: Most characters of the turns before a question that are shown.
+MOST_CHARACTERS = 4000
 #: Keys of a choice: the first answer is better, the second one is, neither is.
 KEYS = ("1", "2", "0")
 #: Key that takes a choice back; the pair is shown again.
@@ -42,6 +46,8 @@ class Pair(Frozen):
     """Both models' answers to one held-out prompt, without saying which model gave which."""
 
     id: str
+    earlier: str = ""
+    """The turns before the question; of a long text the end."""
     instruction: str
     input: str
     first: str
@@ -205,7 +211,8 @@ def _pair(scores: Evaluation, line: Mapping[str, Any], salt: str) -> Pair:
     name = _hash("pair", *about)[:_ID_CHARACTERS]
     first: Side = first_side(name, salt)
     second: Side = "champion" if first == "candidate" else "candidate"
-    shown = {"instruction": line["instruction"], "input": line["input"]}
+    earlier = cut_start(transcript(line.get("turns", ())), MOST_CHARACTERS)
+    shown = {"earlier": earlier, "instruction": line["instruction"], "input": line["input"]}
     return Pair(id=name, **shown, first=answers[first].strip(), second=answers[second].strip())
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -42,7 +41,15 @@ from pipeline.data_words import left_out_words, warning_words
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
 from pipeline.records.records import records_of
-from pipeline.records.validate import MOST_COMPARED, MOST_FINDINGS, MOST_KINDS, Options, Validation, good_rows
+from pipeline.records.validate import (
+    MOST_COMPARED,
+    MOST_FINDINGS,
+    MOST_KINDS,
+    Options,
+    Validation,
+    account_words,
+    good_rows,
+)
 from pipeline.words import count, printable
 
 _START_FILE = """\
@@ -225,22 +232,22 @@ def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
-        print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'record')})")
+        print_line(f"{where}: warning: {notice.message} ({count(notice.rows, 'row')})")
     print_lines(f"{file}: warning: {words}" for words in foreseen)
     verdict = "it would be accepted"
     if not validation.ok:
-        bad = f"{count(validation.bad_rows, 'is bad', 'are bad')}: " if validation.bad_rows else ""
-        verdict = f"{bad}it would be "
+        verdict = "it would be "
         verdict += "accepted without them" if ruling.accepted else "rejected"
         verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
     stopped = ", read no further" if validation.stopped else ""
-    print_line(f"{file}: {count(validation.rows, 'record')}{stopped}; {verdict}")
+    print_line(f"{file}: {account_words(**validation.counts)}{stopped}; {verdict}")
 
 
 def _print_faults(file: Path, validation: Validation) -> None:
     kinds = validation.kinds
     for kind in kinds[:MOST_KINDS]:
         where = f"{file}:{kind.line}" if kind.line is not None else str(file)
+        where += f", turn {kind.turn:,}" if kind.turn is not None else ""
         times = f" (in {count(kind.rows, 'row')}, first here)" if kind.rows > 1 else ""
         print_line(f"{where}: {kind.message}{times}; {kind.remedy}")
     kept = len(validation.findings)
@@ -258,7 +265,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 def _foresee(file: Path, settings: Settings, track: str, options: Options) -> list[str]:
     """
-    Prepare the first 10,000 good rows of a file, and return in sentences what is left out, and the warnings.
+    Prepare the first 10,000 records of a file, and return in sentences what is left out, and the warnings.
 
     The rows are split by another hash than a run's, so near-duplicates of held-out records are an estimate. Nothing
     outside a temporary folder is written. Returns an empty list if the step itself cannot run.
@@ -277,7 +284,7 @@ def _foresee(file: Path, settings: Settings, track: str, options: Options) -> li
     if result.artifact is None:
         return [] if result.error is None else [result.error.message]
     data = Dataset.model_validate(result.artifact)
-    among = "" if spec.drops[0].rows < MOST_COMPARED else f"the first {MOST_COMPARED:,} rows of "
+    among = "" if spec.drops[0].records < MOST_COMPARED else f"the first {MOST_COMPARED:,} records of "
     left = left_out_words(data.model_copy(update={"duplicates": 0}))  # they are told with their line
     return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *warning_words(data)]
 
@@ -285,9 +292,13 @@ def _foresee(file: Path, settings: Settings, track: str, options: Options) -> li
 def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:
     """Copy the good rows into `root`, and return the spec that prepares them there."""
     track_settings, rows = settings.track(track), root / "rows.jsonl"
-    good = list(islice(good_rows(file, options), MOST_COMPARED))
-    lines = [json.dumps(row.value) + "\n" for row in good]
-    records = sum(record.learned for row in good for record in records_of(row))
+    lines: list[str] = []
+    records = 0
+    for row in good_rows(file, options):
+        lines.append(json.dumps(row.value) + "\n")
+        records += sum(record.learned for record in records_of(row))
+        if records >= MOST_COMPARED:
+            break
     rows.write_text("".join(lines), encoding="utf-8")
     digest = sha256(rows.read_bytes()).hexdigest()
     folder = root / "prepare"

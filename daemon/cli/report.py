@@ -103,6 +103,7 @@ def _ask_all(context: typer.Context, progress: Review) -> Review:
 def _show_pair(progress: Review, pair: Pair) -> None:
     print_line(f"--- {progress.judged + 1} of {progress.asked}")
     for head, text in (
+        ("earlier turns", pair.earlier),
         ("instruction", pair.instruction),
         ("input", pair.input),
         ("answer 1", pair.first),

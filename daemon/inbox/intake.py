@@ -65,7 +65,7 @@ class _Recorded(NamedTuple):
     original: Drop | None
 
     def receipt(self, sha256: str) -> Document:
-        return receipts.receipt(self.drop, self.event.run_id, self.original, self.event.detail["warnings"], sha256)
+        return receipts.receipt(self.drop, self.event.run_id, self.original, self.event.detail, sha256)
 
 
 class _Source(NamedTuple):
@@ -185,7 +185,7 @@ class Intake:
         if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
             path.rename(stored)
             durable.fsync_folder(self._drops)
-        receipt = receipts.receipt(drop, None, original, (), sha256)
+        receipt = receipts.receipt(drop, None, original, {"warnings": []}, sha256)
         return self._answer(source, drop, receipt)
 
     def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
@@ -207,8 +207,9 @@ class Intake:
             lacks = self._lacks(session, drop)
             few = () if lacks is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=lacks),)
             warnings = [notice.model_dump() for notice in (*validation.warnings, *few)]
-            _record(session, drop, source, validation.kinds, run_id=run, warnings=warnings, file_sha256=sha256)
-        receipt = receipts.receipt(drop, run, None, warnings, sha256)
+            detail = {"warnings": warnings, "account": validation.counts}
+            _record(session, drop, source, validation.kinds, run_id=run, file_sha256=sha256, **detail)
+        receipt = receipts.receipt(drop, run, None, detail, sha256)
         errors = receipts.errors(drop, validation, sha256) if drop.quarantined else None
         return self._answer(source, drop, receipt, errors)
 

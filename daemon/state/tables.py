@@ -100,7 +100,7 @@ class Drop(SQLModel, table=True):
     size_bytes: int
     rows: int = 0
     #: Answers to learn or to judge by in its good rows, each once; of a conversation several.
-    records: int = 0
+    records: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     findings: int = 0
     warnings: int = 0
     #: Bad rows that were set aside (`on_bad_rows = "quarantine"`); they are in no file that is trained on.

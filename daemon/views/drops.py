@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
@@ -15,8 +16,9 @@ from daemon.system.folders import WorkFolder
 from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import NotThere, Reader, Time, newest_rows
 from pipeline.artifacts import AnswerPair, Dataset, Frozen
+from pipeline.models.template import transcript
 from pipeline.records import records
-from pipeline.words import count, first_of, signed, worth_words
+from pipeline.words import count, cut_start, first_of, signed, worth_words
 
 #: Most former champions that are searched for one without withdrawn drops.
 _MOST_FORMER = 1000
@@ -47,6 +49,7 @@ class DropView(Frozen):
     state: str
     name: str
     rows: int
+    records: int
     findings: int
     warnings: int
     received_at: Time
@@ -207,12 +210,16 @@ class FindingView(Frozen, extra="ignore"):
     rows: int
     line: int | None = None
     """Number of the first affected line."""
+    turn: int | None = None
+    """Number of the turn in its conversation."""
 
 
 class DropRow(Frozen):
     """A row of a drop; each text is cut after `MOST_CHARACTERS`."""
 
     line: int
+    earlier: str = ""
+    """The turns before the last question of a conversation; of a long text the end."""
     instruction: str
     input: str
     output: str
@@ -303,13 +310,17 @@ def _findings(noted: Iterable[dict[str, Any]] | None) -> tuple[FindingView, ...]
 
 
 def _row(row: records.Row) -> DropRow:
-    texts = {name: _text(row.value.get(name, "")) for name in ("instruction", "input", "output")}
+    found = list(records.records_of(row))
+    value = asdict(found[-1]) if found else row.value
+    texts = {name: _text(value.get(name, "")) for name in ("instruction", "input", "output")}
+    earlier = transcript(found[-1].turns) if found else ""
     tags = row.value.get("tags")
     return DropRow(
         line=row.line,
+        earlier=cut_start(earlier, MOST_CHARACTERS),
         **{name: text[:MOST_CHARACTERS] for name, text in texts.items()},
         tags=tuple(map(_text, tags)) if isinstance(tags, list) else (),
-        cut=any(len(text) > MOST_CHARACTERS for text in texts.values()),
+        cut=any(len(text) > MOST_CHARACTERS for text in (earlier, *texts.values())),
     )
 
 

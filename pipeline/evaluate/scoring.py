@@ -24,7 +24,7 @@ from pipeline.models.manifest import trained_ids
 from pipeline.records.heldout import HeldoutRecord
 
 _POINTS = 100
-#: Fields of a held-out record in records.jsonl.
+#: Fields of each held-out record in records.jsonl; those after earlier turns have "turns", too.
 _FIELDS = ("id", "group", "drop", "pinned", "tags", "instruction", "input", "references")
 
 Line = dict[str, Any]
@@ -64,7 +64,12 @@ def write_records(
     _write(
         path,
         (
-            {**{field: getattr(record, field) for field in _FIELDS}, "candidate": mine, "champion": theirs}
+            {
+                **{field: getattr(record, field) for field in _FIELDS},
+                **({"turns": record.turns} if record.turns else {}),
+                "candidate": mine,
+                "champion": theirs,
+            }
             for record, mine, theirs in zip(records, candidate, champion, strict=True)
         ),
     )

@@ -24,7 +24,7 @@ from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.prediction_cache import append_values, read_values, request_hash
 from pipeline.judge.client import Endpoint, NoAnswerError, read_key
 from pipeline.judge.prompt import Chat, Choice, messages, prompt_sha256, read_choice
-from pipeline.models.template import fold
+from pipeline.models.template import fold, transcript
 from pipeline.words import count
 
 #: In the attempt's folder `predictions`, which is kept until the run ends: replies may cost money.
@@ -136,7 +136,8 @@ class _Session:
         candidate, champion = (line[role]["text"].strip() for role in ("candidate", "champion"))
         if candidate == champion:
             return "tie", "tie"
-        texts = fold(line["instruction"], line["input"]), next(iter(line["references"]), "")
+        content, turns = fold(line["instruction"], line["input"]), line.get("turns", ())
+        texts = transcript([*turns, ("user", content)]) if turns else content, next(iter(line["references"]), "")
         first = await self._choice(endpoint, messages(*texts, candidate, champion))
         # Without a winner in this order the record fails, whatever the other order gives.
         return first, first and await self._choice(endpoint, messages(*texts, champion, candidate))

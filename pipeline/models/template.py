@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import CannotTrain
 from pipeline.models.untrusted import foreign_code, little_memory
+from pipeline.words import count
 
 Format = Literal["chat", "alpaca"]
 #: A message: its "role" and its "content".
@@ -64,9 +65,15 @@ def conversation(history: History, content: str, answer: str | None = None) -> l
     return [{"role": role, "content": text} for role, text in said]
 
 
-def transcript(history: History, content: str) -> str:
-    """Return a user message as text, after a `history` with each turn below its role."""
-    return "\n\n".join(f"{role}:\n{text}" for role, text in [*history, ("user", content)]) if history else content
+def transcript(turns: History) -> str:
+    """Return turns as one text, each below its role."""
+    return "\n\n".join(f"{role}:\n{text}" for role, text in turns)
+
+
+def shown_prompt(instruction: str, given: str, history: History) -> str:
+    """Return a prompt to show in a table: the input, or the instruction without one, and how many turns are before."""
+    earlier = f" (after {count(len(history), 'earlier turn')})" if history else ""
+    return f"{given or instruction}{earlier}"
 
 
 def alpaca_prompt(content: str) -> str:

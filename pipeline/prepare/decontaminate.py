@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import Overlap
 from pipeline.config import DEV_ROWS, RunConfig, Unit
 from pipeline.metrics.tokens import shingles, tokens
+from pipeline.models.template import shown_prompt
 from pipeline.prepare.near_duplicates import LEAST_SHARED, RunIndex, SimilarityIndex, Text, long_runs
 from pipeline.prepare.split import SAMPLE, DropRow, Prompt, SplitName, choose_unit, group_prompts
 
@@ -130,7 +131,7 @@ class LeftOut(NamedTuple):
     def example(self) -> Overlap:
         """The beginnings of both texts."""
         train, heldout = (
-            row.output if self.rule == "answer" else row.input or row.instruction
+            row.output if self.rule == "answer" else shown_prompt(row.instruction, row.input, row.turns)
             for row in (self.rows[0], self.heldout)
         )
         return Overlap(rule=self.rule, train_text=train, heldout_text=heldout)

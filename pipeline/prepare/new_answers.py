@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pipeline.artifacts import AnswerPair, Replacement
+from pipeline.models.template import shown_prompt
 from pipeline.prepare.split import Prompt
 
 #: Pairs that are shown for one drop, and drops with pairs, the latest first.
@@ -30,6 +31,10 @@ def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
     for old, row in ((prompt.counts, row) for prompt in prompts for row in prompt.proposed):
         of_drop = pairs.setdefault(row.drop, [])
         if old is not None and len(of_drop) < _MOST_PAIRS:
-            texts = {"old_prompt": old.input or old.instruction, "old_answer": old.output, "new_answer": row.output}
+            texts = {
+                "old_prompt": shown_prompt(old.instruction, old.input, old.turns),
+                "old_answer": old.output,
+                "new_answer": row.output,
+            }
             of_drop.append(AnswerPair(old_drop=old.drop, new_drop=row.drop, **texts))
     return tuple(pair for drop in sorted(pairs, reverse=True)[:_MOST_DROPS] for pair in pairs[drop])

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 from pipeline.models.template import fold
 
 Role = Literal["system", "user", "assistant"]
-#: Most turns of a conversation: each answer is a record with all turns before it.
-MOST_TURNS = 1000
+#: Most turns of a conversation. Each answer is a record with all turns before it: memory grows with the square.
+MOST_TURNS = 300
 ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),

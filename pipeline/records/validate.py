@@ -124,18 +124,9 @@ class Validation(Frozen):
         return self.answers - self.context - self.duplicates
 
     @property
-    def account(self) -> str:
-        """Where all rows and answers are, as `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
-        further = self.answers - self.good_rows
-        found = [count(self.rows, "row"), *([count(further, "further answer")] if further else [])]
-        parts = {
-            "bad row": self.bad_rows,
-            "answer of the weight 0": self.context,
-            "duplicate": self.duplicates,
-        }
-        plural = {"answer of the weight 0": "answers of the weight 0"}
-        kept = [count(self.records, "record"), *(count(n, w, plural.get(w, "")) for w, n in parts.items() if n)]
-        return f"{' and '.join(found)} = {' + '.join(kept)}"
+    def counts(self) -> dict[str, int]:
+        """The arguments of `account_words`."""
+        return self.model_dump(include={"rows", "good_rows", "answers", "context", "duplicates"})
 
     @property
     def bad_rows(self) -> int:
@@ -173,6 +164,19 @@ class Validation(Frozen):
         if self.stopped:
             many = f"stopped after {many}"
         return f"{many}{where}{first.message}"
+
+
+def account_words(rows: int, good_rows: int, answers: int, context: int, duplicates: int) -> str:
+    """Say where all rows and answers are, as `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
+    further = answers - good_rows
+    given = [count(rows, "row"), *([count(further, "further answer")] if further else [])]
+    used = [
+        count(answers - context - duplicates, "record"),
+        *([count(rows - good_rows, "bad row")] if rows > good_rows else []),
+        *([count(context, "answer of the weight 0", "answers of the weight 0")] if context else []),
+        *([count(duplicates, "duplicate")] if duplicates else []),
+    ]
+    return f"{' and '.join(given)} = {' + '.join(used)}"
 
 
 def validate(path: Path, options: Options) -> Validation:

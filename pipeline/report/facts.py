@@ -49,6 +49,8 @@ class Example(Frozen):
     id: str
     drop: int
     tags: tuple[str, ...] = ()
+    earlier: str = ""
+    """The turns before the question, with the data's answers; of a long text the end."""
     instruction: str
     input: str
     references: tuple[str, ...]

@@ -110,10 +110,10 @@ def drops_table(report: Report) -> Table:
     """Return the table of the drops in the run's snapshot."""
     roles = {"train": "training and held-out", "heldout": "held-out"}
     rows = [
-        (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", Cell(drop.sha256, "code"))
+        (drop.name, str(drop.id), roles[drop.role], f"{drop.rows:,}", f"{drop.records:,}", Cell(drop.sha256, "code"))
         for drop in report.drops
     ]
-    return _table("What was dropped", ("File", "#Drop", "Used for", "#Rows", "sha256"), rows)
+    return _table("What was dropped", ("File", "#Drop", "Used for", "#Rows", "#Records", "sha256"), rows)
 
 
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:

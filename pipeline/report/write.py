@@ -21,10 +21,11 @@ from pipeline.artifacts import (
 from pipeline.contract import Attempt
 from pipeline.metrics.registry import METRICS
 from pipeline.metrics.tokens import shingles, tokens
-from pipeline.models.template import fold
+from pipeline.models.template import fold, shown_prompt, transcript
 from pipeline.report.facts import Answer, Example, Report
 from pipeline.report.page import MOST_CHARACTERS, write_files
 from pipeline.report.story import tell
+from pipeline.words import cut_start
 
 _FOLDER_NAME = "report"
 #: Records of a card that became worse, and as many that became better.
@@ -118,14 +119,18 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
     return tuple(
         AnswerPair(
             old_drop=line["drop"],
-            old_prompt=line["input"] or line["instruction"],
+            old_prompt=_shown(line),
             old_answer=line["references"][0],
             new_drop=row["drop"],
-            new_prompt=row["input"] or row["instruction"],
+            new_prompt=_shown(row),
             new_answer=row["output"],
         )
         for line, row in islice(pairs.values(), _MOST_PAIRS)
     )
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    return shown_prompt(row["instruction"], row["input"], row.get("turns", ()))
 
 
 def _most_similar(
@@ -170,6 +175,7 @@ def _example(line: Mapping[str, Any], metric: str) -> Example:
         id=line["id"],
         drop=line["drop"],
         tags=tuple(line["tags"]),
+        earlier=cut_start(transcript(line.get("turns", ())), MOST_CHARACTERS),
         instruction=_cut(line["instruction"]),
         input=_cut(line["input"]),
         references=tuple(_cut(reference) for reference in line["references"]),

@@ -193,7 +193,7 @@ def _rows() -> Iterator[Case]:
         "history of numbers": ("type", "history", {"history": [["a", 1]]}),
         "blank in history": ("pattern", "history", {"history": [["a", " "]]}),
         "history text": ("type", "history", {"history": "a"}),
-        "long history": ("maxitems", "history", {"history": [["a", "b"]] * 501}),
+        "long history": ("maxitems", "history", {"history": [["a", "b"]] * 151}),
         "system number": ("type", "system", {"system": 1}),
         "token in history": ("special_token", "history", {"history": [["a", "</s>"]]}),
     }.items():
@@ -215,7 +215,7 @@ def _rows() -> Iterator[Case]:
         "tool turn": ("unsupported", [("user", "a"), ("tool", "b"), ("assistant", "c")]),
         "empty turn": ("blank", [("user", ""), ("assistant", "b")]),
         "list of parts": ("type", [("user", [{"type": "text", "text": "a"}]), ("assistant", "b")]),
-        "a thousand and two turns": ("maxitems", [("user", "a"), ("assistant", "b")] * 501),
+        "302 turns": ("maxitems", [("user", "a"), ("assistant", "b")] * 151),
         "token in a turn": ("special_token", [("user", "a"), ("assistant", "b</s>")]),
         "control character in a turn": ("control_character", [("user", "a\x01"), ("assistant", "b")]),
     }.items():

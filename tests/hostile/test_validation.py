@@ -30,8 +30,9 @@ def lines(number: int, line: Callable[[int], bytes]) -> bytes:
     return b"".join(line(one) for one in range(number))
 
 
+TURNS = b'{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},'
 TAGS = HEAD + b'tags": ['
-STOPPED = "records, read no further; "
+STOPPED = "bad rows, read no further; "
 #: What it is, what to write, the exit code, and what the answer says.
 PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "two million tags": (lambda: filled(TAGS, b"1,", b"1]}\n"), 65, "at most 20 texts"),
@@ -41,12 +42,28 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "another key on every line": (
         lambda: lines(60_000, lambda one: HEAD + b'key%d": 1}\n' % one),
         0,
-        "the key '…' is not used (59,900 records)",
+        "the key '…' is not used (59,900 rows)",
     ),
     "a key of 4 MB": (lambda: filled(HEAD, b"k", b'": 1}\n') * 3, 0, "is not used"),
     "50 MB of empty lines": (lambda: b"\n" * 50_000_000, 65, "no records"),
     "2,000,000 lines of x": (lambda: b"x\n" * 2_000_000, 65, STOPPED),
-    "one array of 50 MB": (lambda: b"[" + b"[]," * 16_000_000 + b"[]]", 65, "one JSON array"),
+    "one array of 50 MB": (lambda: b"[" + b"[]," * 16_000_000 + b"[]]", 65, STOPPED),
+    "one string of 50 MB in an array": (lambda: b'["' + b"x" * 50_000_000, 65, "more than 4,000,000 bytes"),
+    "60,000 turns a row": (
+        lambda: filled(b'{"messages": [', TURNS, TURNS[:-1] + b"]}\n") * 3,
+        65,
+        "more than 300 turns",
+    ),
+    "300 turns a row": (
+        lambda: (b'{"messages": [' + TURNS * 149 + TURNS[:-1] + b"]}\n") * 2000,
+        0,
+        " duplicates; it would be accepted",
+    ),
+    "long turns": (
+        lambda: b'{"messages": [' + TURNS.replace(b'"a"', b'"' + b"a" * 20_000 + b'"') * 149 + TURNS[:-1] + b"]}\n",
+        0,
+        "would be accepted",
+    ),
     "nested 4,000,000 deep": (lambda: filled(HEAD + b'x": ', b'{"a":', b"\n"), 65, "nested too deeply"),
     "1,300,000 lists in a value": (lambda: filled(HEAD + b'x": [', b"[],", b"0]}\n") * 2, 0, "would be accepted"),
     "a number of 4,000,000 digits": (lambda: filled(HEAD + b'x": ', b"7", b"}\n"), 65, "digits"),
@@ -57,7 +74,7 @@ PROBES: dict[str, tuple[Callable[[], bytes], int, str]] = {
         65,
         "the control character U+0001",
     ),
-    "4 MB lines, all bad": (lambda: filled(b'{"instruction": "', b"a", b"\n") * 12, 65, "12 are bad"),
+    "4 MB lines, all bad": (lambda: filled(b'{"instruction": "', b"a", b"\n") * 12, 65, "12 bad rows"),
     "50 MB of NUL": (lambda: b"\0" * 50_000_000, 65, "longer than"),
     "a list where a text belongs": (lambda: filled(b'{"instruction": [', b"1,", b'1], "output": "b"}\n'), 65, "a list"),
 }
@@ -88,11 +105,11 @@ def test_a_ceiling_on_bad_rows_is_held_where_reading_stops(tmp_path: Path) -> No
     over = check(tmp_path, data, settings.format(2000))
     assert (over.returncode, over.stderr) == (65, "")
     told = next(line for line in over.stdout.splitlines() if "max_bad_rows" in line)
-    assert "2,001 records, read no further; 2,001 are bad: it would be rejected" in over.stdout
+    assert "2,001 rows = 0 records + 2,001 bad rows, read no further; it would be rejected" in over.stdout
     assert told.endswith("intake.max_bad_rows allows 2,000")
     within = check(tmp_path, data, settings.format(2500))
     assert within.returncode == 0
-    assert "2,510 records; 2,500 are bad: it would be accepted without them" in within.stdout
+    assert "2,510 rows = 1 record + 2,500 bad rows + 9 duplicates; it would be accepted without them" in within.stdout
 
 
 def test_hundreds_of_special_tokens_are_not_tried_one_by_one(tmp_path: Path) -> None:

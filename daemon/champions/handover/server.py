@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from daemon.champions.handover.smoke_prompts import SmokePrompts
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from pipeline.models.template import Turn, conversation
 from pipeline.words import count
 
 _OK = 200
@@ -113,11 +114,11 @@ class Server:
             raise DropforgeError(f"the server at {self._url} names no model", "look at it: curl …/v1/models")
         return models
 
-    def answer(self, model: str, content: str, asked: SmokePrompts) -> str:
-        """Return the greedy answer of `model` to `content`, limited by `asked`. Raises `DropforgeError` if none."""
+    def answer(self, model: str, turns: Sequence[Turn], asked: SmokePrompts) -> str:
+        """Return the greedy answer of `model` to `turns`, limited by `asked`. Raises `DropforgeError` if none."""
         body: dict[str, Any] = {
             "model": model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": turns,
             "temperature": 0,
             "max_tokens": asked.max_tokens,
         }
@@ -233,7 +234,10 @@ def _ask(server: Server, change: Change, model: str) -> str:
     if change.asked is None or not change.asked.prompts:
         return f"{model} is served; no recorded answers tell the champion from another model, so it was asked nothing"
     prompts = change.asked.prompts
-    right = sum(prompt.is_champions(server.answer(model, prompt.content, change.asked)) for prompt in prompts)
+    right = sum(
+        prompt.is_champions(server.answer(model, conversation(prompt.turns, prompt.content), change.asked))
+        for prompt in prompts
+    )
     words = f"{model} answered {right} of {count(len(prompts), 'smoke prompt')} as the champion did"
     # The other model would be right in none; of the champion's own engines round one or two apart.
     if 2 * right <= len(prompts):

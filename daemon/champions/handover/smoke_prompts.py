@@ -26,8 +26,10 @@ _LONGEST_PROMPT, _ASKED_TOKENS, _LONGEST_COMMON = 4000, 32, 8
 
 
 class SmokePrompt(Frozen):
-    """A user message, and the recorded answers of two models to it."""
+    """A user message after earlier turns, if any, and the recorded answers of two models to it."""
 
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of the turns before the message."""
     content: str
     answer: str
     """The champion's answer."""
@@ -113,10 +115,11 @@ def _choose(records: Iterable[Mapping[str, Any]]) -> tuple[SmokePrompt, ...]:
     chosen = []
     for record in records:
         content = fold(record["instruction"], record["input"])
-        candidate = record["candidate"]
-        prompt = SmokePrompt(content=content, answer=candidate["text"], other=record["champion"]["text"])
+        candidate, turns = record["candidate"], record.get("turns", ())
+        prompt = SmokePrompt(turns=turns, content=content, answer=candidate["text"], other=record["champion"]["text"])
         answer, others = prompt.answer.strip(), prompt.other.strip()
-        sound = answer and not candidate["degenerate"] and len(content) <= _LONGEST_PROMPT
+        length = len(content) + sum(len(text) for _, text in turns)
+        sound = answer and not candidate["degenerate"] and length <= _LONGEST_PROMPT
         if sound and answer[:_LONGEST_COMMON] != others[:_LONGEST_COMMON]:
-            chosen.append((len(content) + len(prompt.answer), str(record["id"]), prompt))
+            chosen.append((length + len(prompt.answer), str(record["id"]), prompt))
     return tuple(prompt for *_, prompt in sorted(chosen, key=lambda each: each[:2])[:MOST])

@@ -22,7 +22,7 @@ from daemon.state.tables import Drop
 from daemon.system.clock import utc
 from pipeline import durable
 from pipeline.records.records import Finding
-from pipeline.records.validate import Validation
+from pipeline.records.validate import Validation, account_words
 from pipeline.words import count
 
 Document = dict[str, Any]
@@ -36,15 +36,13 @@ _LONGEST_ENDING = 20
 _FIRST_TRIES = 20
 
 
-def receipt(
-    drop: Drop, run: int | None, original: Drop | None, warnings: Sequence[Mapping[str, Any]], sha256: str
-) -> Document:
+def receipt(drop: Drop, run: int | None, original: Drop | None, detail: Mapping[str, Any], sha256: str) -> Document:
     """
     Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
-    `run` is the id of the run that the drop queued, if any; `warnings` are `Notice`s as JSON. `sha256` is that of the
-    dropped file; `content_sha256` in the receipt is that of the stored rows, without bad ones, but of a duplicate that
-    of the dropped file.
+    `run` is the id of the run that the drop queued, if any. `detail` has the warnings, `Notice`s as JSON, and, but of a
+    duplicate, the counts of `account_words`. `sha256` is that of the dropped file; `content_sha256` in the receipt is
+    that of the stored rows, without bad ones, but of a duplicate that of the dropped file.
     """
     same = None
     if original is not None:
@@ -60,11 +58,13 @@ def receipt(
         "content_sha256": drop.sha256,
         "size_bytes": drop.size_bytes,
         "rows": drop.rows,
+        "records": drop.records,
         "quarantined": drop.quarantined,
+        "account": account_words(**detail["account"]) if "account" in detail else None,
         "run": run,
         "duplicate_of": same,
         "sentence": _sentence(drop, run, original),
-        "warnings": warnings,
+        "warnings": detail["warnings"],
     }
 
 
@@ -185,14 +185,14 @@ def _common(drop: Drop, sha256: str) -> Document:
 
 def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     if drop.state == DropState.PROPOSED:
-        wait = count(drop.rows, "held-out record waits", "held-out records wait")
+        wait = count(drop.records, "held-out record waits", "held-out records wait")
         return f"{wait} for a person: dropforge drops accept {drop.id}; {drop.reason}"
     if original is None:
-        they = "it is" if drop.rows == 1 else "they are"
+        they = "it is" if drop.records == 1 else "they are"
         then = f"{they} in the next run of the track" if run is None else f"{they} in run {run}"
         what, gate = ("held-out record", " for the gate") if drop.role == "heldout" else ("record", "")
         aside = f"; {count(drop.quarantined, 'bad row was', 'bad rows were')} set aside" if drop.quarantined else ""
-        return f"accepted: {count(drop.rows, what)}{gate}; {then}{aside}"
+        return f"accepted: {count(drop.records, what)}{gate}; {then}{aside}"
     same = f"the same content is drop {original.id} ({original.name}), received {iso_time(original.received_at)}"
     if original.state == DropState.ACCEPTED:
         return f"{same}; nothing was added"

@@ -145,6 +145,8 @@ def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
 def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> str:
     """Return the note of a drop that is accepted, proposed, withdrawn or suspended; `past` is that of its track."""
     head = f"{drop.name}: drop {drop.id} of track {drop.track}, {count(drop.rows, 'row')}"
+    if drop.records not in {0, drop.rows}:
+        head += f" with {count(drop.records, 'record')}"
     # Reasons and labels are untrusted text, and the note may be shown in a terminal.
     sentences = "\n".join(map(printable, _sentences(session, settings, drop, past)))
     return f"{head}, received {iso_time(drop.received_at)}\n\n{sentences}\n"

@@ -143,6 +143,16 @@ def test_choices_count_for_the_answers_that_were_seen(reviewed: Reviewed) -> Non
     assert reviewed.overview.review(1).judged == 0, "evaluated again, the answers are others"
 
 
+def test_the_turns_before_a_question_are_shown_their_end_if_they_are_long(reviewed: Reviewed) -> None:
+    turns = [["user", "x" * 5000], ["assistant", "1"]]
+    lines = [{**line, "turns": turns} for line in reviewed.lines.values()]
+    reviewed.records.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    earlier = reviewed.overview.review(1).left[0].earlier
+    assert earlier.startswith("…xxx")
+    assert earlier.endswith("xxx\n\nassistant:\n1")
+    assert len(earlier) == 4001
+
+
 def test_what_cannot_be_judged_is_refused_with_a_remedy(reviewed: Reviewed) -> None:
     pair = reviewed.overview.review(1).left[0].id
     beyond = read_pairs(reviewed.root, 1, "s")[ASKED].id

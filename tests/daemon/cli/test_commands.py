@@ -234,7 +234,7 @@ def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_pa
     assert ended.code == 65
     assert 'bad.jsonl:2: output is missing, but there is "outputs"; did you mean "output"?' in ended.out
     assert "bad.jsonl:3: not JSON" in ended.out
-    assert "3 records; 2 are bad: it would be rejected" in ended.out
+    assert "3 rows = 1 record + 2 bad rows; it would be rejected" in ended.out
     found = dropforge("check", "bad.jsonl", "--json").json
     assert (found["ok"], found["rows"], [finding["line"] for finding in found["findings"]]) == (False, 3, [2, 3])
     (tmp_path / "good.jsonl").write_text(GOOD)
@@ -248,7 +248,7 @@ def test_check_tells_of_a_question_that_is_not_read(dropforge: Command, tmp_path
     ended = dropforge("check", "a.jsonl")
     assert ended.code == 65
     assert ended.out.startswith('a.jsonl:1: 60 rows have only 1 prompt without the key "text", which is not read; ren')
-    assert "a.jsonl: 60 records; it would be rejected\n" in ended.out
+    assert "a.jsonl: 60 rows = 60 records; it would be rejected\n" in ended.out
 
 
 def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Path, tiny_llama: Path) -> None:
@@ -264,7 +264,7 @@ def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Pa
     )
     assert "near-duplicates of held-out records" in said[1]
     assert said[2].startswith("a.jsonl: warning: about 40 of 201 rows are longer than 256 tokens and left out whole: ")
-    assert said[-1] == "a.jsonl: 201 records; it would be accepted"
+    assert said[-1] == "a.jsonl: 201 rows = 200 records + 1 duplicate; it would be accepted"
     found = dropforge("check", "a.jsonl", "--json").json["foreseen"]
     assert [f"a.jsonl: warning: {words}" for words in found] == said[1:-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "dropforge.toml"]
@@ -277,12 +277,32 @@ def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Com
     lines = dropforge("check", "mixed.jsonl").out.splitlines()
     assert [line.split(": ")[0] for line in lines[:3]] == ["mixed.jsonl:101", "mixed.jsonl:201", "mixed.jsonl:1"]
     assert "output is missing (in 244 rows, first here); " in lines[2]
-    assert lines[3].startswith("mixed.jsonl: 246 records; ")
+    assert lines[3].startswith("mixed.jsonl: 246 rows = 0 records + 246 bad rows; ")
     kinds = [json.dumps({"instruction": "x", "output": place}) for place in range(50)]
     (tmp_path / "bad.jsonl").write_text("\n".join(kinds))
     ended = dropforge("check", "bad.jsonl")
     assert ended.out.count("output is a number") == 20
     assert "... and 30 more; all of them: dropforge check --json bad.jsonl" in ended.out
+
+
+def test_check_accounts_for_the_answers_of_conversations_and_names_a_bad_turn(
+    dropforge: Command, tmp_path: Path
+) -> None:
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"conversations": said * 3, "score": 1}, {"conversations": [*said, *said[:1]]}]
+    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    ended = dropforge("check", "chat.json")
+    remedy = "end with the answer that the model should give, or leave the turn out"
+    assert ended.out.splitlines() == [
+        f"chat.json:1, turn 3: the last turn is not the assistant's; {remedy}",
+        "chat.json:1: warning: the key 'score' is not used (1 row)",
+        "chat.json: 2 rows and 2 further answers = 3 records + 1 bad row; it would be rejected",
+    ]
+    (tmp_path / "chat.json").write_text(json.dumps(rows[:1]))
+    assert dropforge("check", "chat.json").out.endswith(
+        "1 row and 2 further answers = 3 records; it would be accepted\n"
+    )
+    assert dropforge("check", "chat.json", "--json").json["answers"] == 3
 
 
 def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_path: Path) -> None:
@@ -322,7 +342,7 @@ def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_
     settings = tmp_path / "dropforge.toml"
     settings.write_text('[intake]\non_bad_rows = "quarantine"\nmax_bad_percent = 70\n')
     ended = dropforge("check", "bad.jsonl")
-    assert (ended.code, "3 records; 2 are bad: it would be accepted without them" in ended.out) == (0, True)
+    assert (ended.code, "3 rows = 1 record + 2 bad rows; it would be accepted without them" in ended.out) == (0, True)
     found = dropforge("check", "bad.jsonl", "--json").json
     assert (found["ok"], found["accepted"], found["findings_total"]) == (False, True, 2)
     assert dropforge("init").code == 0
@@ -349,7 +369,7 @@ def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, t
     (tmp_path / "good.jsonl").write_text(GOOD)
     ended = dropforge("submit", "good.jsonl")
     assert ended.code == 0
-    assert "copied 1 record to " in ended.out
+    assert "copied 1 row to " in ended.out
     assert "the daemon is not running" in ended.out
     assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
     (tmp_path / "good.jsonl").write_text(GOOD * 2)

@@ -1,5 +1,6 @@
 """An accepted drop starts a run where it should, and its receipt says what its track lacks for a verdict."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,33 @@ def test_records_that_a_person_lets_count_start_a_run(tmp_path: Path) -> None:
     assert len(box.rows(Run)) == 1, "nobody has said that they count"
     accept(box.engine, 2, Word("I looked at them", NOW), box.settings)
     assert [run.state for run in box.rows(Run)] == ["succeeded", "queued"]
+
+
+def talk(turns: int, number: int = 0) -> dict[str, list[dict[str, Any]]]:
+    said = [(role, f"{role} {number}") for _ in range(turns) for role in ("user", "assistant")]
+    return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+
+def test_a_receipt_accounts_for_each_row_and_each_answer(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"on_bad_rows": "quarantine", "max_bad_percent": 50})
+    quiet = talk(2, 1)
+    quiet["messages"][1]["weight"] = 0
+    assert box.drop("chat.jsonl", [talk(3), quiet, talk(1), {"messages": []}]).kind == "accepted"
+    receipt = box.read("done/chat.jsonl.receipt.json")
+    (drop,) = box.rows(Drop)
+    assert receipt["account"] == (
+        "4 rows and 3 further answers = 4 records + 1 bad row + 1 answer of the weight 0 + 1 duplicate"
+    )
+    assert (receipt["rows"], receipt["records"], drop.rows, drop.records) == (3, 4, 3, 4)
+    assert receipt["sentence"].startswith("accepted: 4 records; they are in run 1; 1 bad row was set aside")
+    assert box.drop("again.jsonl", [talk(3), quiet, talk(1)]).kind == "duplicate"
+    again = box.read("done/again.jsonl.receipt.json")
+    assert (again["account"], again["rows"], again["records"]) == (None, 3, 4)
+
+
+def test_an_array_is_stored_as_it_came_and_without_bad_rows_as_lines(tmp_path: Path) -> None:
+    box = Box(tmp_path, intake={"on_bad_rows": "quarantine", "max_bad_percent": 50})
+    assert box.drop("a.json", json.dumps([talk(2)], indent=1).encode()).kind == "accepted"
+    assert box.drop("b.json", json.dumps([talk(2), 7]).encode()).kind == "accepted"
+    first, second = ((box.settings.state_folder / f"drops/{drop.sha256}.jsonl").read_text() for drop in box.rows(Drop))
+    assert (first, second) == (json.dumps([talk(2)], indent=1), json.dumps(talk(2)) + "\n")

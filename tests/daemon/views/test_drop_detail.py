@@ -38,6 +38,17 @@ def test_rows_are_read_a_page_at_a_time_and_long_ones_are_cut(overview: Overview
     assert len(second[-1].output) == 2000
 
 
+def test_a_conversation_is_shown_with_the_turns_before_its_last_question(overview: Overview, lived_in: Any) -> None:
+    said = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
+    row = {"messages": [{"role": role, "content": text} for role, text in said]}
+    lived_in.take("chat.jsonl", json.dumps(row))
+    drop = overview.drops(most=1)[0]
+    (shown,) = drop_rows(overview, drop)
+    assert shown.earlier == "system:\nBe brief.\n\nuser:\nOne?\n\nassistant:\n1"
+    assert (shown.instruction, shown.output, shown.cut) == ("Two?", "2", False)
+    assert (drop.rows, drop.records) == (1, 2)
+
+
 def test_a_rejected_drop_has_no_rows_and_one_that_is_gone_neither(overview: Overview, lived_in: Any) -> None:
     assert drop_rows(overview, overview.drop(4)) == ()
     for path in (lived_in.settings.state_folder / "drops").iterdir():

@@ -249,6 +249,12 @@ def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(b
         assert quoted in first.user
 
 
+def test_the_judge_reads_the_turns_before_a_question(bench: Bench, serve: Serve) -> None:
+    endpoint = serve(longer)
+    judge(bench.attempt(endpoint.url, [{**lines(1)[0], "turns": [["user", "One?"], ["assistant", "1"]]}]))
+    assert "user:\nOne?\n\nassistant:\n1\n\nuser:\nSay it.\n### Input:\nnumber 0" in endpoint.asked[0].user
+
+
 def test_a_judge_that_always_names_the_first_is_inconsistent_and_no_win(bench: Bench, serve: Serve) -> None:
     attempt = bench.attempt(serve(lambda _: winner("A")).url, lines())
     judgement = judge(attempt)

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from pipeline.records.conversation import FORMS
 from pipeline.records.records import Record, Row, read_records, records_of
 from pipeline.records.row_findings import schema_findings
-from pipeline.records.validate import Options, Validation, validate
+from pipeline.records.validate import Options, Validation, account_words, validate
 
 Said = list[tuple[str, str]]
 TALK: Said = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
@@ -124,12 +124,14 @@ def test_rows_and_answers_are_all_accounted_for(tmp_path: Path, shape: str) -> N
 
 
 def test_the_account_is_one_line_with_what_there_is(tmp_path: Path) -> None:
+    def account(*rows: Any) -> str:
+        return account_words(**check(tmp_path, *rows, options=Options(most_bad_rows=5)).counts)
+
     row = messages(TALK)
     row["messages"][2]["weight"] = 0
-    assert check(tmp_path, messages(TALK)).account == "1 row and 1 further answer = 2 records"
-    assert check(tmp_path, {"instruction": "a", "output": "b"}).account == "1 row = 1 record"
-    options = Options(most_bad_rows=5)
-    assert check(tmp_path, row, messages(TALK), {}, messages(TALK[:1]), messages(TALK), options=options).account == (
+    assert account(messages(TALK)) == "1 row and 1 further answer = 2 records"
+    assert account({"instruction": "a", "output": "b"}) == "1 row = 1 record"
+    assert account(row, messages(TALK), {}, messages(TALK[:1]), messages(TALK)) == (
         "5 rows and 3 further answers = 2 records + 2 bad rows + 1 answer of the weight 0 + 3 duplicates"
     )
 
@@ -203,7 +205,7 @@ def test_a_conversation_of_any_length_takes_bounded_memory(tmp_path: Path) -> No
     finally:
         tracemalloc.stop()
     assert [(finding.line, finding.rule) for finding in found.findings] == [(1, "too_long"), (2, "maxitems")]
-    assert found.findings[1].message == "the conversation has more than 1,000 turns"
+    assert found.findings[1].message == "the conversation has more than 300 turns"
     assert peak < 150_000_000
 
 

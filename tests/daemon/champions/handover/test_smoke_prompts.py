@@ -23,9 +23,22 @@ def test_the_champion_is_asked_what_tells_it_from_the_model_that_it_beat(promote
     found = read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))
     assert found["model_id"] == made
     assert len(found["prompts"]) == 8
-    assert found["prompts"][0] == {"content": "say\n### Input:\nword 0", "answer": OWN, "other": OTHER}
+    own = {"content": "say\n### Input:\nword 0", "answer": OWN, "other": OTHER}
+    assert found["prompts"][0] == {"turns": [], **own}
     assert not {"say\n### Input:\nword 1", "say\n### Input:\nword 2"} & {one["content"] for one in found["prompts"]}
     assert write_smoke_prompts(promoted.root, "default", "b" * 64, None) is None, "a base model has none"
+
+
+def test_the_turns_before_a_question_are_part_of_a_smoke_prompt_and_of_its_length(promoted: Daemon) -> None:
+    turns = (("system", "Be brief."), ("user", "One?"), ("assistant", "1"))
+    made, _ = record(promoted, [OWN], [OTHER], turns)
+    (prompt,) = read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))["prompts"]
+    assert prompt["turns"] == [list(turn) for turn in turns]
+
+
+def test_a_conversation_that_is_too_long_is_no_smoke_prompt(promoted: Daemon) -> None:
+    made, _ = record(promoted, [OWN], [OTHER], (("system", "x" * 4000),))
+    assert read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))["prompts"] == []
 
 
 @pytest.mark.parametrize("how", ["no records", "damaged records", "another model", "answers in NF4"])
