@@ -79,6 +79,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ask": (
             "dropforge ask 'Where is my parcel?'",
             "dropforge ask 'Classify the message.' --input 'I was billed twice.'",
+            "dropforge ask 'And by train?' --messages earlier.json",
         ),
         "move": ("dropforge move 9",),
         "pause": ("dropforge pause --reason 'the GPU is lent out'", "dropforge pause support --reason 'bad labels'"),

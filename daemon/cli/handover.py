@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,8 @@ from daemon.system.programs import who
 from daemon.views import confirmations
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
+from pipeline.records.conversation import message_turns
+from pipeline.records.strict_json import BadJson, parse
 from pipeline.words import count, printable
 
 #: Longest answer in tokens, if neither the settings nor a run of the track fix it.
@@ -193,11 +196,14 @@ def export(
     print_line(write(Path(champion.path), champion.model_id, to.absolute(), command))
 
 
-def ask(
+def ask(  # noqa: PLR0913 - options
     context: typer.Context,
     *,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question, as a record's instruction.")],
     more: Annotated[str, typer.Option("--input", metavar="TEXT", help="A record's input, if it has one.")] = "",
+    messages: Annotated[
+        Path | None, typer.Option("--messages", metavar="FILE", help="Earlier turns: a JSON file of OpenAI's messages.")
+    ] = None,
     track: OneTrackOption = "default",
     as_json: JsonOption = False,
 ) -> None:
@@ -219,6 +225,7 @@ def ask(
         "format": track_settings.train.format if champion.kind == "base" else "auto",
         "instruction": prompt,
         "input": more,
+        "turns": [] if messages is None else _earlier_turns(messages),
         "max_new_tokens": track_settings.evaluate.max_new_tokens or overview.fixed(track).max_new_tokens or _TOKENS,
         "repetition_penalty": track_settings.evaluate.repetition_penalty,
     }
@@ -229,6 +236,21 @@ def ask(
             _print_part(part)
     if as_json:
         print_json(generation=champion.generation, model_id=champion.model_id, **answer)
+
+
+def _earlier_turns(file: Path) -> Sequence[tuple[str, str]]:
+    """Return role and text of the turns in a file of messages. Raises `DropforgeError` if no question can follow."""
+    try:
+        value = parse(file.read_bytes())
+    except (OSError, BadJson) as error:
+        raise DropforgeError(f"{file} cannot be read: {error}", "name a JSON file") from error
+    given = value.get("messages") if isinstance(value, dict) else value
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    found = message_turns({"messages": [*given, *asked]}, "messages") if isinstance(given, list) else None
+    if found is None:
+        hint = 'write {"messages": [{"role": ..., "content": ...}]}: a system message, then questions with answers'
+        raise DropforgeError(f"{file} has no turns that a question can follow", hint)
+    return found.turns[:-2]
 
 
 def _print_part(part: dict[str, Any]) -> None:

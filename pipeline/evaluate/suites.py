@@ -120,6 +120,8 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
     for number, record in enumerate(read_records(path, _MOST_LINE_BYTES), 1):
         if isinstance(record, Finding):
             raise _wrong(path, record.line or number, record.message)
+        if record.turns:
+            raise _wrong(path, record.line, "a question of a suite has no turns before it")
         content = fold(record.instruction, record.input)
         yield number, Item(id=str(number), question=content, answers=(record.output,), words=0)
 

@@ -20,7 +20,7 @@ from pipeline.models.generation import Decoding, load_template, open_model
 from pipeline.models.greedy_decoding import answers
 from pipeline.models.loading import chosen_device, load_model, load_tokenizer
 from pipeline.models.placement import inference_quantization
-from pipeline.models.template import fold, single_turn
+from pipeline.models.template import conversation, fold
 
 #: What a decoder emits for a character whose bytes are not complete.
 _UNFINISHED = "\ufffd"
@@ -33,6 +33,8 @@ class Ask(Frozen):
     format: Literal["auto", "chat", "alpaca"] = "auto"
     instruction: str
     input: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of the turns before it."""
     max_new_tokens: int
     repetition_penalty: float
 
@@ -46,7 +48,7 @@ def answer(request: Ask) -> None:
     """
     folder = Path(request.folder)
     template = load_template(folder, request.format)
-    prompt = template.prompt(single_turn(fold(request.instruction, request.input)))
+    prompt = template.prompt(conversation(request.turns, fold(request.instruction, request.input)))
     device = chosen_device()
     loaded = open_model(folder, template, device, inference_quantization(device, folder))
     printed = ""

@@ -24,8 +24,9 @@ UNSUPPORTED: Mapping[str, str] = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), "tool calls are"),
     **dict.fromkeys(("images", "image", "videos", "audios", "audio"), "images, videos and audio are"),
     **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preference pairs are"),
-    **dict.fromkeys(("kto_tag", "train"), "marks of good and bad answers, but for weight, are"),
+    **dict.fromkeys(("kto_tag", "label", "train"), "marks of what to learn, other than weight, are"),
 }
+_EMPTY = (None, "", [], {})
 
 
 class Form(NamedTuple):
@@ -76,8 +77,9 @@ def form_key(row: Mapping[str, Any]) -> str:
 
 
 def unsupported(value: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys of a row or a turn that are `UNSUPPORTED` and not empty."""
-    return (key for key in UNSUPPORTED.keys() & value.keys() if value[key])
+    """Yield the keys of a row or a turn that are `UNSUPPORTED` and not empty; a `label` that is no mark is a class."""
+    found = (key for key in UNSUPPORTED.keys() & value.keys() if value[key] not in _EMPTY)
+    return (key for key in found if key != "label" or isinstance(value[key], bool))
 
 
 def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:

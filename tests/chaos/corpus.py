@@ -108,7 +108,7 @@ def clean_files() -> dict[str, bytes]:
         "no input": b'{"instruction":"a","output":"b"}',
         "empty input": b'{"instruction":"a","input":"","output":"b"}',
         "blank input": b'{"instruction":"a","input":" ","output":"b"}',
-        "other keys": json.dumps({**RECORD, "id": 1, "meta": {"a": [1, None, 2.5e3]}}).encode(),
+        "other keys": json.dumps({**RECORD, "id": 1, "meta": {"a": [1, None, 2.5e3]}, "label": "spam"}).encode(),
         "every escape": rb'{"instruction": "\"\\\/\b\f\n\r\t".replace, "output": "b"}'.replace(b"\\b\\f", b"").replace(
             b".replace", b""
         ),
@@ -188,6 +188,7 @@ def _rows() -> Iterator[Case]:
     """Conversations, and keys that change what is to be learned."""
     for kind, (rule, field, more) in {
         "pair of answers": ("unsupported", "chosen", {"chosen": "b"}),
+        "mark of a bad answer": ("unsupported", "label", {"label": False}),
         "image": ("unsupported", "images", {"images": ["a.png"]}),
         "history of one": ("minitems", "history", {"history": [["a"]]}),
         "history of numbers": ("type", "history", {"history": [["a", 1]]}),
@@ -228,6 +229,10 @@ def _rows() -> Iterator[Case]:
         yield Case(f"weight: {kind}", json.dumps(row).encode(), "weight", 1, "messages")
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}
     yield Case("nothing learned", json.dumps(row).encode(), "weight", 1, "messages")
+    call = {"role": "assistant", "content": "b", "train": False}
+    yield Case(
+        "not to train", json.dumps({"messages": [row["messages"][0], call]}).encode(), "unsupported", 1, "messages"
+    )
     call = {"role": "assistant", "content": "b", "tool_calls": [{}]}
     yield Case("call", json.dumps({"messages": [row["messages"][0], call]}).encode(), "unsupported", 1, "messages")
     row = {"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}

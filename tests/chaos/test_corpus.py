@@ -45,6 +45,6 @@ def test_a_clean_file_is_fine(tmp_path: Path, kind: str, options: Options) -> No
     assert found.rows == found.good_rows == len(list(good_rows(path, OPTIONS))) > 0
     # Some repeat a row, which is no mistake.
     keys = {notice.key for notice in found.warnings if notice.kind == "unknown_key"}
-    unused = {"other keys": {"id", "meta"}, "empty system and history": {"chosen"}, "ShareGPT": {"tools"}}
+    unused = {"other keys": {"id", "meta", "label"}, "empty system and history": {"chosen"}, "ShareGPT": {"tools"}}
     talk = {"messages.tool_calls"} if kind in {"OpenAI", "array of messages"} else set()
     assert keys == unused.get(kind, talk)

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.models.generation import Decoding, load_template, open_model
 from pipeline.models.greedy_decoding import answers
-from pipeline.models.template import fold, single_turn
+from pipeline.models.template import conversation, fold, single_turn
 from tests.daemon.conftest import MODEL_ID
 
 Command = Callable[..., Any]
@@ -49,6 +49,20 @@ def test_what_is_told_while_it_is_made_is_the_evaluations_answer(tiny_llama: Pat
 def test_the_champion_answers_as_evaluated(tiny_llama: Path, dropforge: Command) -> None:
     ended = dropforge("ask", "say it", "--input", "to me")
     assert (ended.code, ended.out) == (0, f"{evaluated(tiny_llama, 'say it', 'to me')}\n"), ended.err
+
+
+@pytest.mark.usefixtures("serving")
+def test_the_champion_answers_after_earlier_turns(tiny_llama: Path, dropforge: Command, tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1")]
+    file = tmp_path / "earlier.json"
+    file.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}))
+    asked = open_model(tiny_llama, load_template(tiny_llama, "auto"), "cpu")
+    (expected,) = answers(asked, [asked.template.prompt(conversation(turns, "say it"))], DECODING)
+    assert dropforge("ask", "say it", "--messages", file, "--json").json["text"] == expected.text
+    for content in ('[{"role": "user", "content": "One?"}]', "{}", "[1", '[{"role": "tool", "content": "x"}]'):
+        file.write_text(content)
+        ended = dropforge("ask", "say it", "--messages", file)
+        assert (ended.code, "Traceback" in ended.err, "earlier.json" in ended.err) == (1, False, True)
 
 
 def test_a_model_that_cannot_be_loaded_is_said(new_workspace: Any, dropforge: Command) -> None:

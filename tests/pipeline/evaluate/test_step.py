@@ -31,7 +31,7 @@ from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id
-from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
+from pipeline.models.template import ALPACA_TEMPLATE, conversation, fold, single_turn
 from tests.made_artifacts import dataset_of, heldout_row, made_verdict, model_of, run_config
 from tests.records_made import lines_of, write_lines, yes_or_no
 from tests.tiny_llama import rows as task_rows
@@ -100,6 +100,19 @@ def lines(attempt: Attempt, report: Evaluation) -> list[dict[str, Any]]:
 
 def used(attempt: Attempt, key: str) -> dict[str, Any]:
     return read_values([attempt.folder / f"predictions/{key}.jsonl"])
+
+
+def test_a_held_out_record_is_asked_after_its_turns_and_keeps_them(bench: Bench, tiny_llama: Path) -> None:
+    turns = [["system", "Be brief."], ["user", "One?"], ["assistant", "1"]]
+    rows = heldout_rows()
+    rows[3]["turns"] = turns
+    attempt = bench.attempt(rows)
+    found = lines(attempt, evaluate(attempt))
+    assert [line.get("turns") for line in found] == [turns if place == 3 else None for place in range(RECORDS)]
+    template = generation.load_template(tiny_llama, "chat")
+    said = conversation(turns, fold(rows[3]["instruction"], rows[3]["input"]), rows[3]["output"])
+    expected = direct_nll(tiny_llama, template.prompt(said[:-1]), template.target(said))
+    assert found[3]["champion"]["nll_sum"] == pytest.approx(expected, rel=1e-3)
 
 
 def direct_nll(folder: Path, prompt: list[int], completion: list[int]) -> float:

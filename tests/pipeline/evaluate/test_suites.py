@@ -129,6 +129,12 @@ def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
     assert read_suite(str(path)).items == (Item(id="1", question="Add.\n### Input:\n1 1", answers=("2",), words=0),)
 
 
+def test_a_conversation_is_no_question_of_a_suite(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "output": "2", "system": "Be brief."})
+    with pytest.raises(CannotTrain, match=r"line 1: a question of a suite has no turns before it"):
+        read_suite(str(path))
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

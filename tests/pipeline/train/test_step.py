@@ -79,6 +79,21 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
     assert answers == {row["output"] + "<|im_end|>" for row in rows}
 
 
+def test_of_a_conversation_the_last_answer_alone_is_learned(bench: Bench, tiny_llama: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1")]
+    attempt = bench.attempt(tiny_llama, [{"turns": turns, "instruction": "Two?", "input": "", "output": "2"}])
+    template = load_template(tiny_llama, "auto")
+    (row,), _ = tokenise(attempt, template, attempt.path("data/train.jsonl"), 512)
+    said = [{"role": role, "content": text} for role, text in (*turns, ("user", "Two?"), ("assistant", "2"))]
+    asked, whole = (
+        template.tokenizer.apply_chat_template(some, add_generation_prompt=len(some) == 4, return_dict=False)
+        for some in (said[:-1], said)
+    )
+    assert row.input_ids == whole[: len(row.input_ids)]
+    assert row.completion_mask.index(1) == len(asked)
+    assert template.tokenizer.decode(row.input_ids[len(asked) :]) == "2<|im_end|>"
+
+
 def test_a_look_at_the_dev_loss_does_not_stop_the_training(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
     rows = tiny.rows(64, seed=5)
     curves = {}
