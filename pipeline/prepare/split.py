@@ -94,26 +94,41 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
     for order, drop in enumerate(drops):
         is_elder, long_line = drop.id in elders, 0
         for number, record in enumerate(_records(attempt, drop)):
-            texts, prompt = (record.instruction, record.input, record.output), fold(record.instruction, record.input)
             earlier = [text for _, text in record.turns]
+            texts = [*earlier, record.instruction, record.input, record.output]
             if done % stride == 0 and window.counts:
-                lengths.append(_length("\n".join((*earlier, prompt, record.output)), window))
+                asked = fold(record.instruction, record.input)
+                lengths.append(_length("\n".join((*earlier, asked, record.output)), window))
             # The later records of a conversation are longer.
-            if record.line == long_line or window.is_exceeded(*earlier, *texts):
+            if record.line == long_line or window.is_exceeded(*texts):
                 too_long, long_line = too_long + (not is_elder), record.line
-            elif holds_token is not None and any(map(holds_token, (*earlier, *texts))):
+            elif holds_token is not None and any(map(holds_token, texts)):
                 spelled += not is_elder
             else:
-                parts, salt = prompt_parts(record.turns, prompt), attempt.config.salt
-                hashes, pinned = (split_hash(salt, *parts), hash_id(*parts)), drop.role == "heldout"
-                units, marks = _units(salt, record), (drop.answers_accepted, is_elder, record.turns)
-                rows.append(DropRow(*hashes, pinned, order, number, drop.id, *texts, record.tags, *units, *marks))
+                rows.append(_row(attempt.config.salt, record, drop, (order, number), elder=is_elder))
             done += 1
             if done % CHECK_EVERY == 0:
                 attempt.check_stop()
                 attempt.progress(done, total)
     rows.sort(key=lambda row: (row.hash, not row.pinned, row.order, row.number))
     return DropRows(rows, too_long, spelled, lengths)
+
+
+def _row(salt: str, record: Record, drop: Drop, position: tuple[int, int], *, elder: bool) -> DropRow:
+    """Return the row of a record of `drop`; `position` is the drop's number in the snapshot, and the record's in it."""
+    prompt = prompt_parts(record.turns, fold(record.instruction, record.input))
+    texts, units = (record.instruction, record.input, record.output), _units(salt, record)
+    row = DropRow(
+        split_hash(salt, *prompt),
+        hash_id(*prompt),
+        drop.role == "heldout",
+        *position,
+        drop.id,
+        *texts,
+        record.tags,
+        *units,
+    )
+    return row._replace(accepted=drop.answers_accepted, elder=elder, turns=record.turns)
 
 
 def _length(text: str, window: Window) -> int:

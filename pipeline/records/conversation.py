@@ -6,14 +6,13 @@ answer. Nothing is repaired: what a trainer would have to guess is a fault.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.models.template import fold
 
-Role = Literal["system", "user", "assistant"]
 #: Most turns of a conversation. Each answer is a record with all turns before it: memory grows with the square.
 MOST_TURNS = 300
-ROLES: Mapping[str, Role] = {
+ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot"), "assistant"),
@@ -26,7 +25,7 @@ UNSUPPORTED: Mapping[str, str] = {
     **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preference pairs are"),
     **dict.fromkeys(("kto_tag", "label", "train"), "marks of what to learn, other than weight, are"),
 }
-_EMPTY = (None, "", [], {})
+_EMPTY: tuple[object, ...] = (None, "", [], {})
 
 
 class Form(NamedTuple):
@@ -47,7 +46,7 @@ FORMS: Mapping[str, Form] = {
 
 
 class Fault(NamedTuple):
-    """What is wrong with the order of turns: the turn from 1, and words."""
+    """What is wrong with a row beyond its schema: the turn from 1, if one is meant, and words."""
 
     turn: int | None
     rule: str
@@ -58,7 +57,7 @@ class Fault(NamedTuple):
 class Conversation(NamedTuple):
     """The turns of a row as role and text, the numbers of its answers that are learned, and unused keys of turns."""
 
-    turns: Sequence[tuple[Role, str]]
+    turns: Sequence[tuple[str, str]]
     learned: frozenset[int]
     unknown: tuple[str, ...] = ()
 
@@ -82,6 +81,15 @@ def unsupported(value: Mapping[str, Any]) -> Iterator[str]:
     return (key for key in found if key != "label" or isinstance(value[key], bool))
 
 
+def unsupported_key(name: str, turn: int | None = None) -> Fault:
+    """Return the fault of a key of `unsupported` in a row or a turn."""
+    message, remedy = (
+        f'"{name}": {UNSUPPORTED[name]} not supported',
+        "leave the row out, or the key if it means nothing",
+    )
+    return Fault(turn, "unsupported", message, remedy)
+
+
 def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
     """Return the turns of an Alpaca row whose own texts are good; `None` if `system` or `history` breaks its schema."""
     history, turns = row.get("history", []), _system(row)
@@ -96,32 +104,35 @@ def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
 
 
 def message_turns(row: Mapping[str, Any], key: str) -> Conversation | None:
-    """Return the turns of a row with the messages `key`; `None` if they break the form's schema or `order_faults`."""
+    """Return the turns of a row with the messages `key`; `None` if they break the form's schema. See `turn_faults`."""
     form, given, turns = FORMS[key], row[key], _system(row)
     if turns is None or not isinstance(given, list) or not 0 < len(given) <= MOST_TURNS:
         return None
-    learned, unknown = set(), {}
+    learned: set[int] = set()
+    unknown: dict[str, None] = {}
     for turn in given:
         role, text = (turn.get(form.role), turn.get(form.text)) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or role not in ROLES or not _is_text(text):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(text, str) or not text.strip():
             return None
         if len(turn) > 2:  # noqa: PLR2004 - role and text
             weight = turn.get("weight", 1)
-            if isinstance(weight, bool) or weight not in (0, 1) or any(unsupported(turn)):
+            if isinstance(weight, bool) or weight not in (0, 1):
                 return None
             unknown.update((f"{key}.{name}", None) for name in turn if name not in {form.role, form.text, "weight"})
         if ROLES[role] == "assistant" and turn.get("weight", 1):
             learned.add(len(turns))
         turns.append((ROLES[role], text))
-    conversation = Conversation(turns, frozenset(learned), tuple(unknown))
-    return None if next(order_faults(conversation, len(given)), None) else conversation
+    return Conversation(turns, frozenset(learned), tuple(unknown))
 
 
-def order_faults(conversation: Conversation, given: int) -> Iterator[Fault]:
-    """Yield what is wrong with the order of turns, of which `given` are in the list of messages; numbered there."""
+def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    """Yield what is wrong with the messages `given`, though good by their schema: unsupported keys, and their order."""
+    for number, turn in enumerate(given, 1):
+        if len(turn) > 2:  # noqa: PLR2004 - role and text
+            yield from (unsupported_key(name, number) for name in unsupported(turn))
     before = None
     turns = conversation.turns
-    for number, (role, _) in enumerate(turns, given - len(turns) + 1):
+    for number, (role, _) in enumerate(turns, len(given) - len(turns) + 1):
         if role == "system" and before is not None:
             yield Fault(number, "role", "a system message stands after other turns", "put it first, and only one")
         elif role == before:
@@ -133,7 +144,9 @@ def order_faults(conversation: Conversation, given: int) -> Iterator[Fault]:
         before = role
     if before != "assistant":
         message = "the last turn is not the assistant's"
-        yield Fault(given, "role", message, "end with the answer that the model should give, or leave the turn out")
+        yield Fault(
+            len(given), "role", message, "end with the answer that the model should give, or leave the turn out"
+        )
     elif not conversation.learned:
         message = "no answer of the conversation is learned: all have the weight 0"
         yield Fault(None, "weight", message, "leave the row out, or give an answer the weight 1")
@@ -153,7 +166,7 @@ def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
                 yield key, number, text
 
 
-def _system(row: Mapping[str, Any]) -> list[tuple[Role, str]] | None:
+def _system(row: Mapping[str, Any]) -> list[tuple[str, str]] | None:
     """Return the turn of a row's key `system`, none if that is blank or not there; `None` if it is no text."""
     text = row.get("system", "")
     return None if not isinstance(text, str) else [("system", text)] if text.strip() else []

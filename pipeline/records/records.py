@@ -22,6 +22,7 @@ from pipeline.records.conversation import (
     form_key,
     message_turns,
     texts_of,
+    turn_faults,
     unsupported,
 )
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
@@ -173,7 +174,8 @@ def records_of(row: Row) -> Sequence[Record]:
     key = form_key(value)
     if key != "instruction":
         conversation = message_turns(value, key)
-        return () if conversation is None else _labelled(row, key, conversation)
+        is_good = conversation is not None and next(turn_faults(conversation, value[key]), None) is None
+        return _labelled(row, key, conversation) if conversation is not None and is_good else ()
     instruction, given, output = value.get("instruction"), value.get("input", ""), value.get("output")
     if not (isinstance(instruction, str) and isinstance(given, str) and isinstance(output, str)):
         return ()

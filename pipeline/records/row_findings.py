@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, reduce
 from operator import getitem
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from pipeline.records.conversation import (
     MOST_TURNS,
     ROLES,
     TOOL_ROLES,
-    UNSUPPORTED,
-    Conversation,
     Form,
     form_key,
-    order_faults,
+    message_turns,
+    turn_faults,
     unsupported,
+    unsupported_key,
 )
 from pipeline.records.fast_path import KEYS, MOST_KEYS
 from pipeline.records.records import KNOWN, LONGEST_TAG, MOST_TAGS, Finding, Record, Row, misnamed_key, text_faults
@@ -33,9 +33,8 @@ KEY_WIDTH = _VALUE_WIDTH = 60
 def row_findings(row: Row, records: Sequence[Record], special: re.Pattern[str] | None) -> list[Finding]:
     """Return the findings about a row, none if it is good; `records` is the result of `records_of` for it."""
     findings = [] if records else schema_findings(row)
-    for field, turn, *fault in text_faults(row.value, special):
-        findings.append(_finding(row, field, *fault).model_copy(update={"turn": turn}))
-    return findings
+    faults = text_faults(row.value, special)
+    return findings + [_finding(row, field, *fault).model_copy(update={"turn": turn}) for field, turn, *fault in faults]
 
 
 def schema_findings(row: Row) -> list[Finding]:
@@ -57,9 +56,9 @@ def schema_findings(row: Row) -> list[Finding]:
             # One too many is enough to be told of.
             known[name] = known[name][: most + 1]
     findings = [_worded(row, error) for error in _schema(key).iter_errors(known)]
-    findings += [_unsupported(row, name) for name in unsupported(value)]
+    findings += [_finding(row, name, *unsupported_key(name)[1:]) for name in unsupported(value)]
     if key != "instruction":
-        return findings or list(_turn_findings(row, key))
+        return findings or _turn_findings(row, key)
     if (near := misnamed_key(value, "input")) is not None:
         name = printable(near[:KEY_WIDTH])
         remedy = 'did you mean "input"? rename the key, or leave it out'
@@ -67,27 +66,11 @@ def schema_findings(row: Row) -> list[Finding]:
     return findings
 
 
-def _turn_findings(row: Row, key: str) -> Iterator[Finding]:
-    """Yield the findings about turns that are good by the schema: unsupported keys, and their order."""
-    form, given = FORMS[key], row.value[key]
-    for number, turn in enumerate(given, 1):
-        for name in unsupported(turn):
-            yield _unsupported(row, name).model_copy(update={"field": key, "turn": number})
-    system = [("system", "")] if row.value.get("system", "").strip() else []
-    turns = [*system, *((ROLES[turn[form.role]], "") for turn in given)]
-    learned = (turn.get("weight", 1) and ROLES[turn[form.role]] == "assistant" for turn in given)
-    conversation = Conversation(turns, frozenset([0] if any(learned) else []))
-    for fault in order_faults(conversation, len(given)):
-        found = _finding(row, key, fault.rule, fault.message, fault.remedy)
-        yield found.model_copy(update={"turn": fault.turn})
-
-
-def _unsupported(row: Row, name: str) -> Finding:
-    message, remedy = (
-        f'"{name}": {UNSUPPORTED[name]} not supported',
-        "leave the row out, or the key if it means nothing",
-    )
-    return _finding(row, name, "unsupported", message, remedy)
+def _turn_findings(row: Row, key: str) -> list[Finding]:
+    """Return the findings about messages that are good by the schema."""
+    conversation = message_turns(row.value, key)
+    faults = () if conversation is None else turn_faults(conversation, row.value[key])
+    return [_finding(row, key, *fault).model_copy(update={"turn": turn}) for turn, *fault in faults]
 
 
 @cache

@@ -186,7 +186,7 @@ def _texts() -> Iterator[Case]:
 
 def _rows() -> Iterator[Case]:
     """Conversations, and keys that change what is to be learned."""
-    for kind, (rule, field, more) in {
+    keys: dict[str, tuple[str, str, dict[str, Any]]] = {
         "pair of answers": ("unsupported", "chosen", {"chosen": "b"}),
         "mark of a bad answer": ("unsupported", "label", {"label": False}),
         "image": ("unsupported", "images", {"images": ["a.png"]}),
@@ -197,7 +197,8 @@ def _rows() -> Iterator[Case]:
         "long history": ("maxitems", "history", {"history": [["a", "b"]] * 151}),
         "system number": ("type", "system", {"system": 1}),
         "token in history": ("special_token", "history", {"history": [["a", "</s>"]]}),
-    }.items():
+    }
+    for kind, (rule, field, more) in keys.items():
         yield Case(kind, _row(**more), rule, 2, field, replace(OPTIONS, max_line_bytes=50_000))
     for kind, (rule, turns) in {
         "no turn": ("minitems", []),
@@ -222,21 +223,20 @@ def _rows() -> Iterator[Case]:
     }.items():
         for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
             said = [{role: turn[0], text: turn[1]} if isinstance(turn, tuple) else turn for turn in turns]
-            row = json.dumps({key: turns if isinstance(turns, str) else said}).encode()
-            yield Case(f"{key}: {kind}", row, rule, 1, key, replace(OPTIONS, max_line_bytes=50_000))
-    for kind, more in {"half": {"weight": 0.5}, "true": {"weight": True}, "null": {"weight": None}}.items():
-        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]}
-        yield Case(f"weight: {kind}", json.dumps(row).encode(), "weight", 1, "messages")
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}
-    yield Case("nothing learned", json.dumps(row).encode(), "weight", 1, "messages")
-    call = {"role": "assistant", "content": "b", "train": False}
-    yield Case(
-        "not to train", json.dumps({"messages": [row["messages"][0], call]}).encode(), "unsupported", 1, "messages"
-    )
-    call = {"role": "assistant", "content": "b", "tool_calls": [{}]}
-    yield Case("call", json.dumps({"messages": [row["messages"][0], call]}).encode(), "unsupported", 1, "messages")
-    row = {"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}
-    yield Case("turn without a role", json.dumps(row).encode(), "missing", 1, "messages")
+            data = json.dumps({key: turns if isinstance(turns, str) else said}).encode()
+            yield Case(f"{key}: {kind}", data, rule, 1, key, replace(OPTIONS, max_line_bytes=50_000))
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    for kind, rule, more in (
+        ("half a weight", "weight", {"weight": 0.5}),
+        ("true as a weight", "weight", {"weight": True}),
+        ("null as a weight", "weight", {"weight": None}),
+        ("nothing learned", "weight", {"weight": 0}),
+        ("not to train", "unsupported", {"train": False}),
+        ("call", "unsupported", {"tool_calls": [{}]}),
+    ):
+        talk = {"messages": [question, {**answer, **more}]}
+        yield Case(kind, json.dumps(talk).encode(), rule, 1, "messages")
+    yield Case("no key role", json.dumps({"messages": [{"content": "a"}, answer]}).encode(), "missing", 1, "messages")
 
 
 def _arrays() -> Iterator[Case]:

@@ -91,7 +91,7 @@ def test_vllm_takes_adapters_and_the_base_again_while_it_is_asked(program: str, 
         while not stop.is_set():
             for one in asked.prompts:
                 name = name_file.read_text(encoding="utf-8").strip()
-                seen.append((name, one.content, server.answer(name, one.content, asked)))
+                seen.append((name, one.content, server.answer(name, single_turn(one.content), asked)))
 
     with serving(program, learned.folder, tmp_path) as server, ThreadPoolExecutor(4) as clients:
         handover.switch_adapter(server, base, name_file, 600)
@@ -106,7 +106,9 @@ def test_vllm_takes_adapters_and_the_base_again_while_it_is_asked(program: str, 
         server.load_adapter(other.name, other.adapter)  # the last change has unloaded it
         names = {name for name, *_ in seen}
         alone = {
-            (name, one.content): server.answer(name, one.content, asked) for name in names for one in asked.prompts
+            (name, one.content): server.answer(name, single_turn(one.content), asked)
+            for name in names
+            for one in asked.prompts
         }
     assert len(names) == 3
     wrong = [each for each in seen if each[2] != alone[each[0], each[1]]]

@@ -111,13 +111,13 @@ def test_the_records_of_a_long_conversation_do_not_make_its_words_common(tmp_pat
 
 
 def test_conversations_beyond_the_window_lose_their_later_answers(tmp_path: Path, tiny_llama: Path) -> None:
-    content = talks(1, 200)
+    content = talks(1, 140)
     config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=400)}
     made = Snapshot(tmp_path, split=SplitConfig(heldout=0, dev=0), gate=PINNED, **config)
     made.drop(rows(5, start=50), "heldout").drop([*content, *rows(20)])
     found = made.prepare()
     assert 0 < len([row for row in found.train if "turns" in row]) < 60
-    assert found.dataset.rows_too_long > 140
+    assert found.dataset.rows_too_long > 70
 
 
 def base(folder: Path, model: Path, template: str) -> Path:

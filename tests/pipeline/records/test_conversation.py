@@ -57,13 +57,17 @@ def written(folder: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
+def records(folder: Path, *rows: Any) -> list[Record]:
+    return [record for record in read_records(written(folder, rows)) if isinstance(record, Record)]
+
+
 def check(folder: Path, *rows: Any, options: Options = Options()) -> Validation:  # noqa: B008 - frozen
     return validate(written(folder, rows), options)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_form_gives_a_record_per_answer_after_the_turns_before_it(tmp_path: Path, way: str) -> None:
-    found = list(read_records(written(tmp_path, [WAYS[way](TALK)])))
+    found = records(tmp_path, WAYS[way](TALK))
     opening = ("Be brief.", "One?", "1")
     assert found == [
         Record(1, "One?", "", "1", turns=tuple(TALK[:1]), opening=opening),
@@ -75,20 +79,20 @@ def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_recor
     row = messages(TALK)
     row["messages"][2]["weight"] = 0
     row["messages"][4]["weight"] = 1
-    (record,) = read_records(written(tmp_path, [row]))
+    (record,) = records(tmp_path, row)
     assert record == Record(1, "Two?", "", "2", turns=tuple(TALK[:3]), opening=("Be brief.", "One?", "1"))
 
 
 def test_the_input_of_an_alpaca_row_stays_the_input_of_its_last_question(tmp_path: Path) -> None:
     row = {"instruction": "Sum.", "input": "a text", "output": "b", "history": [["Hi", "Hello"]], "group": "g"}
-    first, last = read_records(written(tmp_path, [row]))
+    first, last = records(tmp_path, row)
     assert (first.instruction, first.input, first.group) == ("Hi", "", "g")
     assert (last.instruction, last.input, last.turns) == ("Sum.", "a text", (("user", "Hi"), ("assistant", "Hello")))
 
 
 def test_a_system_message_alone_makes_no_conversation_of_an_alpaca_row(tmp_path: Path) -> None:
     """Its unit is its document or its prompt, as without."""
-    (record,) = read_records(written(tmp_path, [alpaca(TALK[:3])]))
+    (record,) = records(tmp_path, alpaca(TALK[:3]))
     assert (record.turns, record.opening) == ((("system", "Be brief."),), ())
 
 
@@ -116,9 +120,9 @@ def test_rows_and_answers_are_all_accounted_for(tmp_path: Path, shape: str) -> N
         if shape != "lines":
             path.write_text(json.dumps(rows, indent=2 if shape == "spread" else None))
         found = validate(path, Options(most_bad_rows=9))
-        records = [record for record in read_records(path) if isinstance(record, Record)]
+        read = [record for record in read_records(path) if isinstance(record, Record)]
         assert (found.rows, found.bad_rows, found.answers) == (len(rows), bad, answers), name
-        assert found.records + found.context + found.duplicates == len(records) + found.context == answers
+        assert found.records + found.context + found.duplicates == len(read) + found.context == answers
         further = found.answers - found.good_rows
         assert found.rows + further == found.records + found.bad_rows + found.context + found.duplicates
 
@@ -209,8 +213,10 @@ def test_a_conversation_of_any_length_takes_bounded_memory(tmp_path: Path) -> No
     assert peak < 150_000_000
 
 
-ROLE = st.sampled_from(["system", "developer", "user", "human", "assistant", "gpt", "tool", "x", "", None, 5, []])
-TEXT = st.sampled_from(["a", "b", " ", "", "\x1c"]) | st.none() | st.integers() | st.just([])
+ROLE: st.SearchStrategy[Any] = st.sampled_from(
+    ["system", "developer", "user", "human", "assistant", "gpt", "tool", "x", "", None, 5, []]
+)
+TEXT: st.SearchStrategy[Any] = st.sampled_from(["a", "b", " ", "", "\x1c"]) | st.none() | st.integers() | st.just([])
 WEIGHT = st.sampled_from([0, 1, 1.0, 0.5, True, False, None, "1"])
 TURN = st.fixed_dictionaries({}, optional={"role": ROLE, "content": TEXT, "weight": WEIGHT, "name": TEXT}) | TEXT
 GOOD = st.sampled_from(TALK).map(lambda turn: {"role": turn[0], "content": turn[1]})
@@ -221,9 +227,9 @@ MORE = st.fixed_dictionaries({}, optional={"system": TEXT, "tags": TEXT, "group"
 @given(turns=TURNS, more=MORE)
 def test_the_quick_road_and_the_findings_give_the_same_answer(turns: Any, more: dict[str, Any]) -> None:
     row = Row(1, {"messages": turns, **more})
-    records = records_of(row)
-    assert (not records) == bool(schema_findings(row))
-    assert not records or SCHEMAS["messages"].is_valid(row.value)
+    found = records_of(row)
+    assert (not found) == bool(schema_findings(row))
+    assert not found or SCHEMAS["messages"].is_valid(row.value)
 
 
 HISTORY = st.lists(st.lists(TEXT, max_size=3) | st.just(["a", "b"]), max_size=3) | TEXT
@@ -232,6 +238,6 @@ HISTORY = st.lists(st.lists(TEXT, max_size=3) | st.just(["a", "b"]), max_size=3)
 @given(history=HISTORY, more=MORE)
 def test_the_quick_road_and_the_findings_give_the_same_answer_for_history(history: Any, more: dict[str, Any]) -> None:
     row = Row(1, {"instruction": "a", "output": "b", "history": history, **more})
-    records = records_of(row)
-    assert (not records) == bool(schema_findings(row))
-    assert not records or SCHEMAS["instruction"].is_valid(row.value)
+    found = records_of(row)
+    assert (not found) == bool(schema_findings(row))
+    assert not found or SCHEMAS["instruction"].is_valid(row.value)

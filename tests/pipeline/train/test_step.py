@@ -81,7 +81,8 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
 
 def test_of_a_conversation_the_last_answer_alone_is_learned(bench: Bench, tiny_llama: Path) -> None:
     turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1")]
-    attempt = bench.attempt(tiny_llama, [{"turns": turns, "instruction": "Two?", "input": "", "output": "2"}])
+    rows: Any = [{"turns": turns, "instruction": "Two?", "input": "", "output": "2"}]
+    attempt = bench.attempt(tiny_llama, rows)
     template = load_template(tiny_llama, "auto")
     (row,), _ = tokenise(attempt, template, attempt.path("data/train.jsonl"), 512)
     said = [{"role": role, "content": text} for role, text in (*turns, ("user", "Two?"), ("assistant", "2"))]
