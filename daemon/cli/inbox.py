@@ -189,9 +189,9 @@ def submit(
         _accept_answers(context, target, track)
 
 
-def say_copied(settings: Settings, target: Path, records: int) -> None:
-    """Say that `records` were copied to `target` in the inbox, and when they are taken."""
-    print_line(f"copied {count(records, 'record')} to {target}")
+def say_copied(settings: Settings, target: Path, rows: int) -> None:
+    """Say that so many `rows` were copied to `target` in the inbox, and when they are taken."""
+    print_line(f"copied {count(rows, 'row')} to {target}")
     print_line(f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s")
     with suppress(DropforgeError):  # who may drop a file need not see the state folder
         if not Overview.of(settings).daemon().alive:

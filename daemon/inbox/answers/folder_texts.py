@@ -53,13 +53,14 @@ def readme_text(settings: Settings, track: str) -> str:
 This is the inbox of track {track}: drop files of training records here.
 
 WHAT TO DROP
-A file that ends in .jsonl or .json, in UTF-8, a record a line:
+A file that ends in .jsonl or .json, in UTF-8, with a row a line:
 
   {{"instruction": "...", "input": "...", "output": "..."}}
 
-"input" may be left out. "tags": ["one", "two"] names the kinds that scores are
-given for; "group": "page 7" names the text or conversation that a row is of, so
-that all of it is trained on, or none. Other keys are not used.
+"input" may be left out. A row may be a conversation, too, as OpenAI's
+"messages" or ShareGPT's "conversations". "tags": ["one", "two"] names the kinds
+that scores are given for; "group": "page 7" names the text or conversation that
+a row is of, so that all of it is trained on, or none. Other keys are not used.
 A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().max_line_bytes)}.
 "dropforge check FILE" tells beforehand what is wrong with a file;
 "dropforge convert FILE" makes such a file of a table (CSV, TSV, Parquet).
