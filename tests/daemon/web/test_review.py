@@ -54,7 +54,9 @@ def test_who_may_only_look_judges_nothing(visitor: TestClient) -> None:
 
 def test_the_api_gives_the_pairs_and_takes_a_choice(program: TestClient) -> None:
     found = program.get("/api/v1/runs/1/review").json()
-    assert [sorted(pair) for pair in found["left"]] == [["earlier", "first", "id", "input", "instruction", "second"]] * 2
+    assert [sorted(pair) for pair in found["left"]] == [
+        ["earlier", "first", "id", "input", "instruction", "second"]
+    ] * 2
     answer = program.post("/api/v1/runs/1/review", json={"pair": found["left"][0]["id"], "key": "1"})
     assert answer.json() == {"words": ["1 of 2 pairs are judged"]}
     refused = program.post("/api/v1/runs/1/review", json={"pair": "none", "key": "1"})
