@@ -173,7 +173,9 @@ def _shortfall(attempt: Attempt, splits: Splits, selection: Selection, metric: s
     # Further rows of the same kind repeat each other, or ask about one document, as often.
     apart = max(1, grouped) / max(1, len(splits.heldout.near) - selection.seen)
     missing = needed - judged
-    rows = (missing if gate.on == "pinned" else rows_for(missing, split.heldout)) / apart
+    records = (missing if gate.on == "pinned" else rows_for(missing, split.heldout)) / apart
+    drops = attempt.spec.drops
+    rows = records * sum(drop.rows for drop in drops) / max(1, sum(drop.records for drop in drops))
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
