@@ -301,8 +301,7 @@ def _spec(file: Path, root: Path, settings: Settings, track: str, options: Optio
             break
     rows.write_text("".join(lines), encoding="utf-8")
     digest = sha256(rows.read_bytes()).hexdigest()
-    folder = root / "prepare"
-    folder.mkdir()
+    (root / "prepare").mkdir()
     config = RunConfig(
         track=track,
         base_model=track_settings.base_model or str(root),
@@ -319,7 +318,7 @@ def _spec(file: Path, root: Path, settings: Settings, track: str, options: Optio
         attempt=1,
         fence="",
         root=str(root),
-        folder=folder.name,
+        folder="prepare",
         checkpoints="checkpoints",
         predictions="predictions",
         env={},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline import durable
-from pipeline.artifacts import Drop
+from pipeline.artifacts import Drop, Remark
 from pipeline.config import SplitConfig, Unit
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
@@ -73,6 +73,10 @@ class DropRows(NamedTuple):
     """Rows with special tokens of the base model's tokenizer."""
     lengths: list[int]
     """Tokens of up to 1,000 rows, left out or not; empty without a tokenizer.json."""
+    refused: int = 0
+    """Rows whose turns the base model's chat template refuses."""
+    remarks: tuple[Remark, ...] = ()
+    """What that template does with turns."""
 
 
 def read_drops(attempt: Attempt, window: Window) -> DropRows:

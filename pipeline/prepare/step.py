@@ -40,11 +40,10 @@ def prepare(attempt: Attempt) -> Dataset:
     """
     Write `train.jsonl`, `dev.jsonl` and `heldout.jsonl` from the drops in the spec, and return their description.
 
-    Rows are {"id", "instruction", "input", "output", "drop"}; rows with earlier turns have "turns", role and text of
-    each; general rows that are mixed in have no "drop". Held-out rows, of which only the scored ones are written, have
-    "references", "pinned", "tags", "near" (the ids of near-duplicates in any split) and "group" (the lowest id in its
-    group), too. If the training starts from the champion, `train.jsonl` has the rows that are new to it and a sample of
-    the others.
+    Rows are {"id", "instruction", "input", "output", "drop"}; those after earlier turns have "turns", role and text of
+    each; general rows have no "drop". Held-out rows, of which only the scored ones are written, have "references",
+    "pinned", "tags", "near" (the ids of near-duplicates in any split) and "group" (the lowest id in its group), too.
+    If the training starts from the champion, `train.jsonl` has the rows that are new to it and a sample of the others.
     Warnings about the data go to standard error, too. Raises `CannotTrain` if a drop is damaged, no training rows are
     left, the settings never allow a verdict, or a suite in the settings cannot be read; `Interrupted` if stopped.
     """
@@ -52,27 +51,25 @@ def prepare(attempt: Attempt) -> Dataset:
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
     config, drops = attempt.config, attempt.spec.drops
     window = Window(Path(config.base_model), config.train.max_length)
-    read = read_drops(attempt, window)
-    fitted = fit_template(read.rows, config, window)
-    splits = assign(fitted.rows, config, partial(_watched, attempt))
+    read = fit_template(read_drops(attempt, window), config, window)
+    splits = assign(read.rows, config, partial(_watched, attempt))
     selection = select(attempt, splits, window)
     metric = _metric(config, splits, selection)
     shortfall = _shortfall(attempt, splits, selection, metric)
     rows_over_window, long = long_rows(read.lengths, sum(drop.records for drop in drops), window)
     if not splits.train:
-        raise _nothing_to_train(drops, read, splits, [*long, *fitted.remarks])
+        raise _nothing_to_train(drops, read, splits, [*long, *read.remarks])
     start = choose_start(attempt, splits.train)
     general = general_rows(config.train.general_rows, start.rows, splits)
     lines = [*(row_line(row, drop=row.drop) for row in start.rows), *map(row_line, general)]
     folder = _write(attempt, lines, splits, selection)
-    warnings = (*long, *fitted.remarks, *data_warnings(attempt.spec, splits, selection, metric))
+    warnings = (*long, *read.remarks, *data_warnings(attempt.spec, splits, selection, metric))
     sys.stderr.writelines(f"{remark_words(warning)}\n" for warning in warnings)
     return Dataset(
         folder=attempt.relative(folder),
         dataset_sha256=dataset_hash(folder),
         general_rows=len(general),
         rows_over_window=rows_over_window,
-        rows_refused=fitted.refused,
         warnings=warnings,
         metric=metric,
         max_new_tokens=config.evaluate.max_new_tokens or _max_new_tokens(selection.longest_answer, window),
@@ -107,6 +104,7 @@ def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selecti
         "removed_heldout": splits.removed.total(),
         "near_duplicates": splits.near_duplicates,
         "overlaps": tuple(part.example for part in splits.left_out[:MOST_EXAMPLES]),
+        "rows_refused": read.refused,
         "rows_too_long": read.too_long + selection.too_long,
         "rows_with_special_tokens": read.special_tokens,
         "seen_by_champion": selection.seen,

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from pipeline.models.template import fold
 
+#: What is wrong with a row beyond its schema: turn from 1, if one is meant, rule, message and remedy.
+Fault = tuple[int | None, str, str, str]
 #: Most turns of a conversation. Each answer is a record with all turns before it: memory grows with the square.
 MOST_TURNS = 300
 ROLES: Mapping[str, str] = {
@@ -45,15 +47,6 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-class Fault(NamedTuple):
-    """What is wrong with a row beyond its schema: the turn from 1, if one is meant, and words."""
-
-    turn: int | None
-    rule: str
-    message: str
-    remedy: str
-
-
 class Conversation(NamedTuple):
     """The turns of a row as role and text, the numbers of its answers that are learned, and unused keys of turns."""
 
@@ -87,7 +80,7 @@ def unsupported_key(name: str, turn: int | None = None) -> Fault:
         f'"{name}": {UNSUPPORTED[name]} not supported',
         "leave the row out, or the key if it means nothing",
     )
-    return Fault(turn, "unsupported", message, remedy)
+    return (turn, "unsupported", message, remedy)
 
 
 def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
@@ -134,22 +127,20 @@ def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) 
     turns = conversation.turns
     for number, (role, _) in enumerate(turns, len(given) - len(turns) + 1):
         if role == "system" and before is not None:
-            yield Fault(number, "role", "a system message stands after other turns", "put it first, and only one")
+            yield (number, "role", "a system message stands after other turns", "put it first, and only one")
         elif role == before:
             who = "the user" if role == "user" else "the assistant"
-            yield Fault(number, "role", f"two turns of {who} follow each other", "join them, or add the turn between")
+            yield (number, "role", f"two turns of {who} follow each other", "join them, or add the turn between")
         elif role == "assistant" and before in {None, "system"}:
             message = "the assistant's turn has no question before it"
-            yield Fault(number, "role", message, "begin with the user's turn, after a system message if there is one")
+            yield (number, "role", message, "begin with the user's turn, after a system message if there is one")
         before = role
     if before != "assistant":
         message = "the last turn is not the assistant's"
-        yield Fault(
-            len(given), "role", message, "end with the answer that the model should give, or leave the turn out"
-        )
+        yield (len(given), "role", message, "end with the answer that the model should give, or leave the turn out")
     elif not conversation.learned:
         message = "no answer of the conversation is learned: all have the weight 0"
-        yield Fault(None, "weight", message, "leave the row out, or give an answer the weight 1")
+        yield (None, "weight", message, "leave the row out, or give an answer the weight 1")
 
 
 def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
