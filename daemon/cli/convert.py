@@ -63,7 +63,7 @@ def convert(  # noqa: PLR0913 - its options
             hint = f"if they are right: {again} {'--drop' if drop else shlex.join(['-o', str(output)])}"
             raise DropforgeError("nothing is written: the columns are guessed from their names", hint, EXIT_BAD_DATA)
         elif output is None:
-            say_copied(settings, copy_in(made, settings, track, heldout=False), result.records)
+            say_copied(settings, copy_in(made, settings, track, heldout=False), result.kept)
         else:
             made.chmod(0o644)
             made.rename(output)
@@ -100,6 +100,6 @@ def _print_records(file: Path, table: Table, result: Conversion) -> None:
     texts = [json.dumps(record, ensure_ascii=False) for record in result.first]
     shown = [text if len(text) <= _WIDTH else f"{text[:_WIDTH]}…" for text in texts]
     print_lines([*([f"  {table.note}"] if table.note else []), *shown, *result.losses, f"{file}: {result.words}"])
-    if not result.records:
+    if not result.kept:
         hint = "mend what is said above, or name other columns: --map output=COLUMN"
         raise DropforgeError(f"{file} gave no records", hint, EXIT_BAD_DATA)

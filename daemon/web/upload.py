@@ -103,7 +103,7 @@ def _table(request: Request, site: Site, file: UploadFile, fields: dict[str, str
     keys, made = (*KEYS, *LABELS), folder / "records.jsonl"
     choice = conversion.choose(table.columns, {key: fields[key] for key in keys if key in fields})
     result = None if choice.missing else conversion.convert(table, choice.columns, made, options, most)
-    if result is None or not result.records or not choice.known or "drop" not in fields:
+    if result is None or not result.kept or not choice.known or "drop" not in fields:
         context = {"name": name, "table": table, "choice": choice, "result": result, "fields": fields, "keys": keys}
         return draw(request, "table.html", context)
     with made.open("rb") as old, incoming(site.settings) as new:

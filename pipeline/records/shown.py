@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.models.ask import run, say
 from pipeline.models.generation import load_template
-from pipeline.models.template import fold, single_turn
+from pipeline.models.template import conversation, fold
 from pipeline.records.records import Record, read_records
 from pipeline.words import count
 
@@ -28,7 +28,7 @@ def show(request: dict[str, Any]) -> None:
     template = load_template(Path(request["folder"]), request["format"])
     records = (row for row in read_records(Path(request["file"])) if isinstance(row, Record))
     for record in islice(records, request["most"]):
-        turns = single_turn(fold(record.instruction, record.input), record.output)
+        turns = conversation(record.turns, fold(record.instruction, record.input), record.output)
         ids = template.prompt(turns[:-1]), template.target(turns)
         prompt, learned = (_cut(template.tokenizer.decode(part, skip_special_tokens=False)) for part in ids)
         words = f"{count(sum(map(len, ids)), 'token')}, of which the last {len(ids[1]):,} are learned"

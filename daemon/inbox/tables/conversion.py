@@ -48,10 +48,12 @@ class Choice(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """The records that a table gave; rows = records + lost rows."""
+    """The rows of records that a table gave; rows = kept + lost."""
 
     rows: int
+    kept: int
     records: int
+    """More than `kept` of conversations."""
     losses: tuple[str, ...]
     """Why rows are lost, how many, and which is the first; a row can have several reasons."""
     first: tuple[dict[str, Any], ...]
@@ -59,8 +61,9 @@ class Conversion(NamedTuple):
     @property
     def words(self) -> str:
         """The numbers of rows, records and lost rows."""
-        lost = count(self.rows - self.records, "row")
-        return f"{count(self.rows, 'row')} = {count(self.records, 'record')} + {lost} lost"
+        lost, records = count(self.rows - self.kept, "row"), count(self.records, "record")
+        kept = records if self.records == self.kept else f"{count(self.kept, 'row')} with {records}"
+        return f"{count(self.rows, 'row')} = {kept} + {lost} lost"
 
 
 def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
@@ -126,7 +129,8 @@ def convert(table: Table, columns: Mapping[str, str], target: Path, options: Opt
     ]
     more = [f"... and {count(len(texts) - MOST_KINDS, 'further reason')}"] if len(texts) > MOST_KINDS else []
     first = tuple(islice(read_jsonl(target), _SHOWN))
-    return Conversion(rows, validation.good_rows, (*texts[:MOST_KINDS], *more), first)
+    records = validation.answers - validation.context
+    return Conversion(rows, validation.good_rows, records, (*texts[:MOST_KINDS], *more), first)
 
 
 def new_name(name: str) -> str:

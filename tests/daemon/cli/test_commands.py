@@ -337,6 +337,19 @@ def test_check_shows_the_first_records_as_the_model_sees_them(
     assert dropforge("check", "a.jsonl", "--json").json["shown"] == []
 
 
+def test_check_shows_the_earlier_turns_of_a_record_and_its_last_answer_as_learned(
+    dropforge: Command, tmp_path: Path, tiny_llama: Path
+) -> None:
+    said = [{"role": role, "content": text} for role, text in (("user", "One?"), ("assistant", "1"))]
+    later = [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "2"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": said + later}))
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{tiny_llama}"\n')
+    first, second = dropforge("check", "a.jsonl", "--show", "2", "--json").json["shown"]
+    assert (first["learned"], second["learned"]) == ("1<|im_end|>", "2<|im_end|>")
+    whole = load_template(tiny_llama, "auto").tokenizer.apply_chat_template(said + later[:1], tokenize=False)
+    assert second["prompt"].startswith(whole)
+
+
 def test_check_tells_what_the_settings_make_of_bad_rows(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(BAD)
     settings = tmp_path / "dropforge.toml"

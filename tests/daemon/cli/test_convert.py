@@ -143,7 +143,7 @@ def test_a_dropped_table_is_in_the_inbox_as_records_and_replaces_nothing(dropfor
     dropforge("init")
     (tmp_path / "qa.csv").write_text(QA)
     ended = dropforge("convert", "qa.csv", "--drop")
-    assert (ended.code, f"copied 2 records to {tmp_path}/inbox/qa.jsonl\n" in ended.out) == (0, True)
+    assert (ended.code, f"copied 2 rows to {tmp_path}/inbox/qa.jsonl\n" in ended.out) == (0, True)
     assert written(tmp_path / "inbox" / "qa.jsonl") == RECORDS
     assert dropforge("convert", "qa.csv", "--drop").code == 1
     assert not list(tmp_path.rglob("*.part"))

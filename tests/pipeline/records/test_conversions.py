@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.records.validate import Options, validate
 
+
 @pytest.mark.parametrize(
     ("content", "command"),
     [
