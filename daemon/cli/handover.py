@@ -36,7 +36,7 @@ from daemon.system.programs import who
 from daemon.views import confirmations
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
-from pipeline.records.conversation import message_turns
+from pipeline.records.conversation import message_turns, turn_faults
 from pipeline.records.strict_json import BadJson, parse
 from pipeline.words import count, printable
 
@@ -246,8 +246,9 @@ def _earlier_turns(file: Path) -> Sequence[tuple[str, str]]:
         raise DropforgeError(f"{file} cannot be read: {error}", "name a JSON file") from error
     given = value.get("messages") if isinstance(value, dict) else value
     asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    found = message_turns({"messages": [*given, *asked]}, "messages") if isinstance(given, list) else None
-    if found is None:
+    whole = [*given, *asked] if isinstance(given, list) else []
+    found = message_turns({"messages": whole}, "messages")
+    if found is None or next(turn_faults(found, whole), None) is not None:
         hint = 'write {"messages": [{"role": ..., "content": ...}]}: a system message, then questions with answers'
         raise DropforgeError(f"{file} has no turns that a question can follow", hint)
     return found.turns[:-2]

@@ -116,7 +116,9 @@ def test_programs_read_the_pairs_and_judge_them(workspace: Any, dropforge: Comma
     assert workspace
     found = dropforge("review", 1, "--json").json["review"]
     assert [found[name] for name in ("run", "asked", "judged", "awaited", "result")] == [1, 3, 0, True, None]
-    assert [sorted(pair) for pair in found["left"]] == [["first", "id", "input", "instruction", "second"]] * 3
+    assert [sorted(pair) for pair in found["left"]] == [
+        ["earlier", "first", "id", "input", "instruction", "second"]
+    ] * 3
     names = [pair["id"] for pair in found["left"]]
     ended = dropforge("review", 1, "--choose", f"{names[0]}=1")
     assert (ended.code, ended.out) == (0, "1 of 3 pairs are judged blind; to go on: dropforge review 1\n")
