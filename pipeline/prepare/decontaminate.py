@@ -181,8 +181,7 @@ class HeldOut:
         by_answer = [self._answers.get(_long_answer(row)) for row in prompt.rows]
         near = {*by_run, *similar, *by_answer, self._units.get(prompt.unit)}
         for number in self.near.keys() & near:
-            if prompt.rows[0].id != self.prompts[number].rows[0].id:
-                self.near[number].add(prompt.rows[0].id)
+            self.near[number].add(prompt.rows[0].id)
         by_unit = {self._units[prompt.unit]} if prompt.unit in self._units else set[int]()
         rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "minhash": similar}
         for rule, numbers in rules.items():

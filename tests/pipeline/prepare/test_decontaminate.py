@@ -344,6 +344,19 @@ def test_splits_near_duplicates_and_groups_are_those_that_all_pairs_give_in_any_
     assert sorted((row["id"], row["output"]) for row in [*again.train, *again.dev]) == left
 
 
+def test_two_questions_on_one_document_are_near_each_other_though_its_words_are_common(tmp_path: Path) -> None:
+    text = "k l m n o p q r s t u a b c d"
+    content = [
+        {"instruction": f"Say it in {language}", "input": text, "output": "x"} for language in ("German", "French")
+    ]
+    others = [{"instruction": " ".join([text, *["e"] * more]), "output": "x"} for more in range(3)]
+    split = SplitConfig(heldout=0.4, dev=0.1, similarity=0.2)
+    made = Snapshot(tmp_path, split=split, unit="document").drop([*ANCHORS, *content, *others]).prepare()
+    ids = [prompt_id(row["instruction"], text) for row in content]
+    near = {row["id"]: row["near"] for row in made.heldout}
+    assert [near[one] for one in ids] == [[ids[1]], [ids[0]]]
+
+
 def test_trained_ids_are_sorted_once_each_and_none_for_a_base_model(tmp_path: Path) -> None:
     assert trained_ids(tmp_path) == frozenset()
     names = [f"{number:02}" for number in range(50)]
