@@ -167,7 +167,7 @@ TAMPERED: dict[str, tuple[Tamper, str]] = {
     "drop.new_answers": (row(f'UPDATE "drop" SET new_answers = {2**62} WHERE id = 1'), "new_answers_typed"),
     "drop.answers_accepted": (row('UPDATE "drop" SET answers_accepted = 7 WHERE id = 1'), "answers_accepted_typed"),
     "drop.watch_points": (row("UPDATE \"drop\" SET watch_points = 'x' WHERE id = 1"), "watch_points_typed"),
-    "track.watch_since": (row(f"UPDATE track SET watch_since = {2**62}"), "watch_since_typed"),
+    "track.watch_since": (row(f"UPDATE track SET watch_since = {2**62}"), "refers to a missing one of run"),
     "no such column": (row("ALTER TABLE event RENAME COLUMN track TO other"), "no such column"),
     "journal beside the database": (
         lambda folder: (folder / f"{DATABASE_NAME}-wal").write_text("rows that would not be put back"),

@@ -127,7 +127,7 @@ def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) ->
         "p = 0.0001 (exact McNemar, one-sided)",
         "rank 16",
         'stop ["slice", "general", ',
-        "slices 5.0, general 5.0, general_base 10.0, anchor 5.0, nll 0.1",
+        "slices 4.5, general 5.0, general_base 10.0, anchor 5.0, nll 0.1",
         "rslora false",
         "search.when always",
         str(lived_in.settings.state_folder / "runs" / "1"),
