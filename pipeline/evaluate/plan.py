@@ -24,7 +24,7 @@ from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device
-from pipeline.models.manifest import model_id, trained_ids
+from pipeline.models.manifest import model_id, trained_ids, verify_manifest
 from pipeline.models.placement import Quantization, inference_quantization, prompts_at_once
 from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
@@ -174,12 +174,21 @@ def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:
 def _watched(
     attempt: Attempt, records: list[HeldoutRecord], decoding: Decoding, candidate: ModelRequests
 ) -> tuple[list[HeldoutRecord], list[ModelRequests]]:
-    """Return the fresh records and the requests for them to the former champion on watch; none if its setup differs."""
-    former = attempt.spec.watched
-    if former is None:
+    """
+    Return the fresh records and the requests for them to the former champion on watch.
+
+    There are none if its files are damaged, or if its setup differs.
+    """
+    former, drops = attempt.spec.watched, attempt.spec.fresh_drops
+    if former is None or not any(record.drop in drops for record in records):
         return [], []
     model = EvaluatedModel("former champion", former.model_id, attempt.path(former.path), candidate.model.quantization)
-    trained, drops = trained_ids(model.folder), attempt.spec.fresh_drops
+    try:
+        verify_manifest(model.folder)
+    except DropforgeError as error:  # it serves nobody: the run is judged without it
+        sys.stderr.write(f"not compared with the former champion of generation {former.generation}: {error.message}\n")
+        return [], []
+    trained = trained_ids(model.folder)
     fresh = [record for record in records if record.drop in drops and not record.is_known(trained)]
     requests = _requests(model, fresh, [], decoding, candidate.key.engine)
     is_alike = requests.key == candidate.key.model_copy(update={"model_id": former.model_id})

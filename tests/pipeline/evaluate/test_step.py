@@ -30,7 +30,7 @@ from pipeline.metrics.registry import METRICS
 from pipeline.models import generation, greedy_decoding
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, load_tokenizer
-from pipeline.models.manifest import model_id
+from pipeline.models.manifest import model_id, write_manifest
 from pipeline.models.template import ALPACA_TEMPLATE, conversation, fold, single_turn
 from tests.made_artifacts import dataset_of, heldout_row, made_verdict, model_of, run_config
 from tests.records_made import lines_of, write_lines, yes_or_no
@@ -815,6 +815,7 @@ def on_watch(bench: Bench, rows: Sequence[Mapping[str, Any]], drops: tuple[int, 
     shutil.copytree(bench.root / "models/candidate", bench.root / "models/serving")
     shutil.copytree(bench.base, bench.root / "models/old")
     (bench.root / "models/old/trained-ids.txt").write_text(f"{rows[3]['id']}\n")
+    write_manifest(bench.root / "models/old")
     champion = ModelRef(model_id="serving", path="models/serving", generation=4)
     watched = ModelRef(model_id="old", path="models/old", generation=2)
     update = {"champion": champion, "watched": watched, "fresh_drops": drops}
@@ -855,4 +856,19 @@ def test_a_former_champion_that_is_asked_in_another_form_is_not_on_watch(bench: 
     tokenizer = load_tokenizer(bench.root / "models/old")
     tokenizer.chat_template = ALPACA_TEMPLATE
     tokenizer.save_pretrained(bench.root / "models/old")
+    write_manifest(bench.root / "models/old")
     assert evaluate(attempt).watch == {}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "trained-ids.txt"])
+def test_a_damaged_former_champion_is_not_on_watch_and_the_run_goes_on(
+    bench: Bench, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    attempt = on_watch(bench, heldout_rows(), (1, 2))
+    path = bench.root / "models/old" / name
+    whole = path.read_bytes()
+    # A file of the same size, as after a bad sector: the weights can be loaded.
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0x80]))
+    report = evaluate(attempt)
+    assert (report.watched, report.watch, report.records) == (2, {}, RECORDS)
+    assert f"not compared with the former champion of generation 2: {path} has changed" in capsys.readouterr().err
