@@ -33,11 +33,12 @@ def watch_fields(
     """
     Return the fields of a spec for a watch: the former champion, the same one until that is over, and the fresh drops.
 
-    `former` are those of the champions `past` that may serve again, the latest first. Not watched are the latest base
-    model, and what served before it.
+    `former` are those of the champions `past` that may serve again, the latest first. Not watched are base models, and
+    what served before the latest one.
     """
     base = max((row.generation for row in past if row.kind == PromotionKind.BASE), default=0)
-    able, watch = [model for model in former if model.generation > base], read_watch(session, run.track)
+    able = [model for model in former if model.generation > base and model.drops is not None]
+    watch = read_watch(session, run.track)
     if not able:
         return {}
     same = [model for model in able if watch and model.generation == watch.former and not watch.is_over]

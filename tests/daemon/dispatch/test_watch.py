@@ -247,3 +247,9 @@ def test_the_files_of_the_former_champion_on_watch_are_kept(nightly: Nightly) ->
     with transaction(nightly.engine) as session:
         kept = what_is_in_use(session, nightly.settings)
     assert [kept.holds(path) for path in paths[1:]] == [True, False, False, True, True, True, True, True]
+
+
+def test_a_base_model_that_a_person_went_back_to_is_not_watched(nightly: Nightly) -> None:
+    nightly.back(to=0)
+    nightly.night("promoted")
+    assert asked(nightly.night()) == (None, ())
