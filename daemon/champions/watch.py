@@ -49,7 +49,14 @@ def watch_fields(
 
 
 def note_watch(session: Session, run: Run, compared: Evaluation, now: int) -> None:
-    """Store what a run's fresh drops say, as it ends; once per watch an event says that a limit is reached."""
+    """
+    Store what a run's fresh drops say, as it ends; once per watch an event says that a limit is reached.
+
+    Nights are in the order of their runs: one that was retried after the night of a later run is none.
+    """
+    later = select(Drop.id).where(Drop.track == run.track, col(Drop.watch_run) > (run.id or 0))
+    if session.exec(later).first() is not None:
+        return
     track = session.get_one(Track, run.track)
     if track.watch_former != compared.watched:
         track.watch_former, track.watch_since = compared.watched, run.id

@@ -10,8 +10,9 @@ from sqlmodel import col, select
 from daemon.champions import decisions
 from daemon.champions.watch import read_watch
 from daemon.dispatch import apply_verdict
+from daemon.dispatch.stale_steps import retry
 from daemon.messages.texts import text_of
-from daemon.queue import drops
+from daemon.queue import drops, run_queue
 from daemon.settings.model import GateSettings, Settings
 from daemon.state.database import transaction
 from daemon.state.events import Word
@@ -253,3 +254,28 @@ def test_a_base_model_that_a_person_went_back_to_is_not_watched(nightly: Nightly
     nightly.back(to=0)
     nightly.night("promoted")
     assert asked(nightly.night()) == (None, ())
+
+
+def test_a_run_that_is_retried_after_a_later_one_is_no_night(nightly: Nightly) -> None:
+    nightly.meanwhile("decide", lambda: run_queue.cancel(nightly.engine, 3, NOW))
+    nightly.night()
+    assert nightly.run(3).state == "cancelled"
+    assert asked(nightly.night()) == (1, (3, 4))
+    retry(nightly.engine, nightly.settings.work_folder, 3, NOW)
+    nightly.ticks(now=NOW + 10**7)
+    assert (nightly.run(3).state, nightly.counts) == ("succeeded", (1, 1, 2, 0))
+
+
+def test_a_run_from_before_a_watch_that_ended_does_not_bring_its_nights_back(nightly: Nightly) -> None:
+    nightly.night("promoted", points=0.0)
+    nightly.meanwhile("train", lambda: run_queue.cancel(nightly.engine, 4, NOW))
+    nightly.night()
+    drops.withdraw(nightly.engine, 4, Word("wrong", NOW), nightly.settings)
+    nightly.night(drops=11)
+    assert (nightly.run(4).state, nightly.counts) == ("cancelled", (1, 2, 11, 0))
+    nightly.back(to=2)
+    drops.restore(nightly.engine, 4, Word("right", NOW), nightly.settings)
+    retry(nightly.engine, nightly.settings.work_folder, 4, NOW)
+    nightly.ticks(36, now=NOW + 10**7)
+    assert nightly.run(4).state == "succeeded"
+    assert nightly.counts == (1, 1, 1, 0)
