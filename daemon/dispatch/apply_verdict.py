@@ -101,9 +101,8 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
     wins, settled = verdict.outcome == "promoted", _settled(root, run, verdict)
-    won = verdict if wins else settled
-    if won is not None and not _is_manual(settings, run):
-        showing_life(verify_manifest, root / promotion.model_of(won).path)
+    if wins and not _is_manual(settings, run):
+        showing_life(verify_manifest, root / promotion.model_of(verdict).path)
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
     # prepared for another champion and nothing was trained on it.
     compared = None if verdict.outcome == "contaminated" else run_files.load_evaluation(root, claim.run_id)
@@ -132,11 +131,16 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
 
 
 def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None:
-    """Return the verdict of the trial of `control`, as a win, if that settles it and its model is still there."""
+    """Return the verdict of the trial of `control`, as a win, if that settles it and its model is there and whole."""
     if control.control_of is None or verdict.settlement is None or not verdict.settlement.passed:
         return None
     trial = run_files.load_verdict(root, control.control_of)
-    if trial is None or not (root / promotion.model_of(trial).path).is_dir():
+    if trial is None:
+        return None
+    try:
+        showing_life(verify_manifest, root / promotion.model_of(trial).path)
+    except DropforgeError as error:  # what the control says of the drop counts all the same
+        log.warning("trial_not_served", run=control.control_of, error=error.message, hint=error.hint)
         return None
     return trial.model_copy(update={"outcome": "promoted", "settled_by": control.id})
 

@@ -318,7 +318,7 @@ def test_a_drop_that_is_worse_than_a_control_too_is_suspended_and_the_control_ke
     assert len(box.promotions()) == 1
 
 
-def settled_by_control(box: Box) -> None:
+def settled_by_control(box: Box, p_value: float = 0.5) -> None:
     """Let a drop's run and trial win but for a guard, and go on until the control's verdict, which settles that."""
     box.drop("a")
     box.ticks()
@@ -334,12 +334,12 @@ def settled_by_control(box: Box) -> None:
         return good_result(spec, made_verdict(spec, outcome, **more))
 
     def evaluate(spec: StepSpec) -> StepResult:
-        compared = TrialScores(groups=120, wins=5, losses=6, p_value=0.5) if spec.trial else None
+        compared = TrialScores(groups=120, wins=5, losses=6, p_value=p_value) if spec.trial else None
         return good_result(spec, made_report(spec, trial=compared))
 
     box.executor.script |= {"decide": [decide] * 3, "evaluate": [evaluate] * 3}
     box.drop("b")
-    while (4, "decide") not in {(spec.run, spec.step) for spec in box.executor.submitted}:
+    while not any(spec.trial and spec.step == "decide" for spec in box.executor.submitted):
         box.ticks(1)
 
 
@@ -408,6 +408,20 @@ def test_a_settled_trial_does_not_serve_if_the_world_has_changed_meanwhile(box: 
     box.ticks(40)
     assert 3 not in {row.run_id for row in box.promotions()}
     assert (box.run(3).outcome, box.run(4).failures) == ("guard_failed", 0)
+
+
+@pytest.mark.parametrize(("p_value", "state"), [(0.5, DropState.ACCEPTED), (0.001, DropState.SUSPENDED)])
+def test_a_control_decides_on_its_drop_though_the_model_of_the_trial_is_damaged(
+    box: Box, p_value: float, state: DropState
+) -> None:
+    settled_by_control(box, p_value)
+    model = run_files.load_model(box.settings.work_folder, 3)
+    assert model is not None
+    (box.settings.work_folder / "models" / model.model_id / "model.safetensors").write_bytes(b"x")
+    box.executor.outcome = "not_shown_better"
+    box.ticks()
+    assert (box.run(4).state, box.run(4).failures, box.run(3).outcome) == ("succeeded", 0, "guard_failed")
+    assert (box.drop_state(2), len(box.promotions())) == (state, 1)
 
 
 def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: Box) -> None:
