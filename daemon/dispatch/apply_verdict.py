@@ -80,7 +80,7 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     `DropforgeError` if it cannot be promoted.
     """
     try:
-        outcome, words = _apply(engine, settings, claim, run, now)
+        outcome, words, stays = _apply(engine, settings, claim, run, now)
     except states.Cancelled:
         return False  # its next action ends it
     except promotion.ChampionMoved:
@@ -88,13 +88,13 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
         invalidate(settings.work_folder, claim.run_id, "evaluate")
         return False
     log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
-    if outcome != "promoted":
+    if stays:
         _go_back(engine, settings, run.track, now)
     return True
 
 
-def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str]:
-    """Apply the verdict and end the run; return its outcome and the sentence for the user."""
+def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str, bool]:
+    """Apply the verdict and end the run; return its outcome, the sentence for the user, whether the champion stays."""
     root = settings.work_folder
     folder = run_files.run_folder(root, claim.run_id)
     verdict = run_files.load_verdict(root, claim.run_id)
@@ -127,7 +127,8 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
         against = blocker(held, champions_of(session, held.track)) if waits else None
         if wins or settled is not None:
             promotion.sync_link(session, root, held.track)
-        return outcome, sentence(verdict_clauses(held, against))
+        stays = promotion.champion(session, held.track).generation == verdict.champion_generation
+        return outcome, sentence(verdict_clauses(held, against)), stays
 
 
 def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None:

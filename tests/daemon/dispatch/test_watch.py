@@ -22,7 +22,7 @@ from daemon.views.attention import Attention, attention
 from daemon.views.overview import Overview
 from pipeline.contract import StepResult, StepSpec
 from pipeline.decide.watch import Watch
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, settings
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, settings, settled_by_control
 from tests.made_artifacts import good_result, made_report
 
 __all__ = ["engine", "settings"]
@@ -187,6 +187,22 @@ def test_a_return_that_was_cut_off_or_refused_is_made_at_the_end_of_the_next_run
     assert nightly.champions[-1].kind == "promotion", "a new champion has its first drop to come"
     nightly.night()
     assert (nightly.champions[-1].kind, nightly.champions[-1].restored) == ("rollback", 1)
+
+
+def test_a_trial_that_its_control_has_settled_has_its_first_drop_to_come(
+    nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nightly.settings = nightly.settings.model_copy(update={"gate": GateSettings(**{"return": "auto"})})
+    del nightly.dispatcher
+    with monkeypatch.context() as refused:
+        refused.setattr(apply_verdict, "_go_back", lambda *_: None)
+        nightly.night(drops=12)
+        nightly.executor.outcome = "promoted"
+        settled_by_control(nightly)
+    nightly.ticks()
+    assert (nightly.champions[-1].kind, nightly.champions[-1].run_id) == ("promotion", 6)
+    nightly.night()
+    assert nightly.champions[-1].kind == "rollback"
 
 
 def test_a_drop_that_is_taken_out_does_not_count_until_it_is_restored(nightly: Nightly) -> None:
