@@ -79,7 +79,8 @@ class StepSpec(Stored):
     trial: dict[str, str] = Field(default_factory=dict)
     """Of a control, the published artifacts of its trial, as in `inputs`."""
     blamed: dict[str, str] = Field(default_factory=dict)
-    """Of a trial or control, those of the run that put the drop on trial, if that had the drops of the trial."""
+    """Of a trial or control, those of the run that put the drop on trial, if that was trained as the trial was, on the
+    same drops; of a control only if the champion was trained so, too."""
     left_out: int | None = None
     """The drop of the champion's that this run leaves out, to see what it is worth."""
     proposed_rows: int = 0

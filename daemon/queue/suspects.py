@@ -11,6 +11,7 @@ their runs are the whole state: after a crash a search continues from them.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
@@ -27,7 +28,7 @@ from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.queries import promotion_of
 from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState, SuspectEnd
-from daemon.state.tables import Drop, Run, Suspect
+from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 from pipeline.decide import policy
@@ -91,12 +92,22 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
 
 
 def blamed_run(session: Session, run: Run) -> int | None:
-    """Return the run that put the drop of a trial or control on trial, if that had the drops of the trial."""
+    """
+    Return the run that put the drop of a trial or control on trial, if the trial had its drops and its settings.
+
+    Of a control only if the champion was trained so, too: else a loss of its own says nothing of the champion's luck.
+    """
     suspect = _tried(session, run.track)
     if suspect is None or suspect.trial_run != (run.control_of or run.id):
         return None
-    drops = [of_training(session, _used(session, each)) for each in (suspect.trial_run, suspect.blamed_run)]
-    return suspect.blamed_run if drops[0] == drops[1] else None
+    runs = [session.get_one(Run, each) for each in (suspect.trial_run, suspect.blamed_run)]
+    drops = [of_training(session, each.snapshot or ()) for each in runs]
+    if run.control_of:
+        serving = col(Track.champion_generation) == Promotion.generation
+        made = select(Run).join(Promotion).join(Track, (col(Track.name) == Promotion.track) & serving)
+        runs += session.exec(made.where(Track.name == run.track)).all()
+    trained = [_training(each) for each in runs]
+    return suspect.blamed_run if drops[0] == drops[1] and trained.count(trained[0]) == len(trained) else None
 
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
@@ -284,6 +295,12 @@ def _budget(settings: Settings, track: str) -> int:
     """Return how many trials a track may begin in seven days (`gate.trials_per_week`)."""
     declared = settings.track(track) if track in settings.track_names else settings
     return declared.gate.trials_per_week
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Return the settings by which a run's model was trained, but for the seed."""
+    train: Any = (run.config or {}).get("train") or {}
+    return {**train, "seed": None}
 
 
 def _used(session: Session, run_id: int | None) -> set[int]:

@@ -516,6 +516,27 @@ def test_a_trial_is_judged_with_the_run_before_it_if_that_had_the_same_drops(box
     assert (before(control), before(first)) == (run.id, None)
 
 
+@pytest.mark.parametrize(("number", "joined"), [(1, (2, None)), (2, (None, None))])
+def test_models_that_were_trained_in_another_way_are_not_judged_together(
+    box: Box, number: int, joined: tuple[int | None, ...]
+) -> None:
+    """Run 1 made the champion, which only a control stands beside; run 2 was blamed."""
+    blamed(box, 1)
+    trial = box.next_trial()
+    box.end(trial, WORSE)
+    control = box.next_trial()
+    with transaction(box.engine) as session:
+        assert suspects.blamed_run(session, control) == 2
+        other = session.get_one(Run, number)
+        config = RunConfig.model_validate(other.config)
+        other.config = config.model_copy(
+            update={"train": config.train.model_copy(update={"start": "champion"})}
+        ).model_dump()
+        session.add(other)
+        session.flush()
+        assert tuple(suspects.blamed_run(session, run) for run in (trial, control)) == joined
+
+
 @pytest.mark.parametrize("word", [drops.withdraw, drops.restore])
 def test_a_trial_that_a_person_ended_does_not_serve_after_its_control(box: Box, word: Callable[..., object]) -> None:
     blamed(box, 1)
