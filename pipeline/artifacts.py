@@ -519,11 +519,6 @@ class Verdict(Artifact):
     champion_model_id: str | None = None
 
     @property
-    def stopped(self) -> bool:
-        """Whether the candidate won, but for guards."""
-        return self.outcome == "guard_failed" and {"p_above_limit", "gain_below_minimum"}.isdisjoint(self.reasons)
-
-    @property
     def worth(self) -> tuple[float, float] | None:
         """Loss in points, with half of the interval's width, of a run that left a drop out; `None` if not compared."""
         if self.gain is None or self.interval is None or self.outcome == "contaminated":

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.artifacts import GuardResult, TrialScores
+from pipeline.artifacts import GuardResult, TrialScores, Verdict
 
 # --- the gate
 
@@ -217,6 +217,15 @@ GUARDS: Mapping[str, Guard] = {
 def is_shown(result: GuardResult) -> bool:
     """Return whether a guard's result shows harm: its p-value is at most the guard's level."""
     return result.p_value is not None and result.p_value <= GUARDS[result.guard].level
+
+
+def is_doubt(verdict: Verdict) -> bool:
+    """Return whether the candidate won but for guards of old drops."""
+    wins = {"p_above_limit", "gain_below_minimum"}.isdisjoint(verdict.reasons)
+    failed = [GUARDS[row.guard] for row in verdict.guards if row.state == "failed"]
+    return (
+        verdict.outcome == "guard_failed" and wins and all(guard.blames in {"always", "with a win"} for guard in failed)
+    )
 
 
 def suspends(scores: TrialScores) -> bool:

@@ -9,7 +9,7 @@ from pipeline.artifacts import Dataset, GuardResult, Outcome, Settlement, Shortf
 from pipeline.config import GateConfig, GuardConfig
 from pipeline.decide import guards, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.policy import GUARDS, HARM_P_VALUE, exceeds
+from pipeline.decide.policy import GUARDS, HARM_P_VALUE, exceeds, is_doubt
 from pipeline.decide.power import records_needed, smallest_gain
 from pipeline.decide.slices import POINTS, Known, Slice, count_unlisted, find_slices, judged_on, measure_slices
 from pipeline.decide.statistics import Floats
@@ -126,8 +126,7 @@ def settle(verdict: Verdict, trial: Comparison, pooled: Comparison, rules: Rules
 
     Two trainings on the same data that lost by chance lost on different records.
     """
-    failed = {row.guard for row in verdict.guards if row.state == "failed"}
-    if not verdict.stopped or any(GUARDS[guard].blames not in {"always", "with a win"} for guard in failed):
+    if not is_doubt(verdict):
         return None
     part, means = on_part(trial, rules), on_part(pooled, rules)
     rows = guards.check_old_drops(part, find_slices(part, rules.known), rules.known, rules.guards, means)

@@ -7,7 +7,7 @@ from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import SETTLED
-from pipeline.decide.policy import GENERAL_SHARE, GUARDS, MOST_TIMES
+from pipeline.decide.policy import GENERAL_SHARE, GUARDS, MOST_TIMES, is_doubt
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain, worth_words
 
@@ -149,7 +149,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
 
 def may_serve(verdict: Verdict, spec: StepSpec) -> bool:
     """Return whether the model of a trial may still serve after its control."""
-    return spec.suspect is not None and bool(spec.blamed) and verdict.stopped
+    return spec.suspect is not None and bool(spec.blamed) and verdict.blames_new_drops and is_doubt(verdict)
 
 
 def ways_out(drop: int, lost: Sequence[int], track: str) -> list[NextStep]:

@@ -83,6 +83,23 @@ def test_the_card_of_a_trial_speaks_of_the_drop_that_it_tried(made_reports: Any,
     assert "tried in turn" not in said
 
 
+@pytest.mark.parametrize(
+    ("guards", "blames", "may"),
+    [(("slice",), True, True), (("slice",), False, False), (("slice", "general"), True, False)],
+    ids=["an old drop", "a tag, which blames none", "general abilities, too"],
+)
+def test_only_a_trial_that_its_control_can_settle_is_said_to_wait_for_it(
+    made_reports: Any, tmp_path: Path, guards: tuple[str, ...], *, blames: bool, may: bool
+) -> None:
+    attempt, verdict = made_reports.case(tmp_path, "guard_failed")
+    failed = tuple(GuardResult(guard=guard, label="x", unit="points", state="failed") for guard in guards)
+    verdict = verdict.model_copy(update={"guards": failed, "reasons": (), "blames_new_drops": blames})
+    spec = attempt.spec.model_copy(update={"suspect": 3, "blamed": {"evaluate": "runs/2/evaluate.json"}})
+    story = tell(verdict, made_reports.dataset(), None, spec, made_reports.adapter())
+    assert ("until a control has run" in story.headline) is may
+    assert ("this model serves" in " ".join(step.words for step in story.next_steps)) is may
+
+
 @pytest.mark.parametrize(("outcome", "guard"), [("worse", ""), ("guard_failed", "slice"), ("guard_failed", "looping")])
 def test_a_loss_of_a_model_that_went_on_from_the_champion_names_its_settings_first(
     made_reports: Any, tmp_path: Path, outcome: str, guard: str
