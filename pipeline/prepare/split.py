@@ -219,9 +219,10 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on the hash of its
     unit alone, and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the
-    drop's author would choose the evaluation set. A prompt whose earliest row has the tag `selected` is trained on,
-    since it was chosen by what a champion answered. A prompt without remaining rows has the split "train". Its unit is
-    that of its earliest drop, so that no later one moves it. `rows` must be sorted as by `read_drops`.
+    drop's author would choose the evaluation set. A prompt is trained on if its earliest row, or one
+    whose answer counts, has the tag `selected`: it was chosen by what a champion answered. A prompt without remaining
+    rows has the split "train". Its unit is that of its earliest drop, so that no later one moves it. `rows` must be
+    sorted as by `read_drops`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)
@@ -229,12 +230,14 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
         others = everything[len(pinned_rows) :]
         first = (pinned_rows if pinned_rows and pinned else others or pinned_rows)[0]
         of = first.group or (first.document if unit == "document" else "") or digits
-        chosen: SplitName = "train" if SELECTED in first.tags else _split_of(of, split, pinned=pinned)
+        answers = _answers(others) if others else {}
+        deciding = first, *answers.get("rows", ()), answers.get("counts", first)
+        is_selected = any(SELECTED in row.tags for row in deciding)
+        chosen: SplitName = "train" if is_selected else _split_of(of, split, pinned=pinned)
         chosen = "heldout" if pinned_rows and pinned else chosen
-        counted, removed = others, []
+        removed: list[DropRow] = []
         if pinned_rows and (pinned or chosen != "heldout"):
-            counted, removed = pinned_rows if pinned else [], others
-        answers = _answers(counted) if counted else {}
+            removed, answers = others, _answers(pinned_rows) if pinned else {}
         yield Prompt(chosen if answers.get("rows") else "train", of, removed, **answers)
 
 

@@ -23,6 +23,16 @@ def test_the_tag_takes_no_prompt_out_of_the_held_out_ones(tmp_path: Path) -> Non
     assert after.ids("heldout") == before.ids("heldout") != set()
 
 
+@pytest.mark.parametrize("aside", [set(), {2}])
+def test_chosen_rows_whose_answers_a_person_accepted_judge_nothing(tmp_path: Path, aside: set[int]) -> None:
+    new = [{**row, "output": "no"} for row in CHOSEN]
+    world = Snapshot(tmp_path).drop(rows(400)).drop(new, accepted=True).drop(rows(400, answer="no"))
+    world.drop(rows(40, start=400)).aside = aside
+    made = world.prepare()
+    assert {row["drop"] for row in [*made.heldout, *made.dev]} == {4}
+    assert {row["instruction"] for row in CHOSEN} <= {row["instruction"] for row in made.train}
+
+
 def test_a_prompt_that_was_first_dropped_with_the_tag_judges_nothing_without_it_either(tmp_path: Path) -> None:
     made = Snapshot(tmp_path).drop(CHOSEN).drop([*rows(400), *rows(40, start=400)]).prepare()
     assert {row["instruction"] for row in made.heldout} <= {row["instruction"] for row in rows(40, start=400)}
