@@ -52,7 +52,7 @@ def foreign_format(head: bytes) -> Foreign | None:
         remedy = "write each record on one line: jq -c . FILE > NEW (jq -c '.data[]' where a key holds them all)"
         return Foreign("JSON spread over several lines", remedy)
     line = body.split(b"\n", 1)[0].decode("utf-8", "replace")
-    return None if line.startswith("{") else _table(line)
+    return None if line.startswith(("{", "[")) else _table(line)
 
 
 def _table(line: str) -> Foreign | None:

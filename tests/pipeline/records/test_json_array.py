@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import json_array
 from pipeline.records.json_array import BrokenArray, elements
+from pipeline.records.validate import Options, validate
 
 TEXT = st.text(alphabet='a\\"[]{},:\n\u20ac', max_size=8)
 VALUE = st.recursive(
@@ -48,3 +50,10 @@ def test_what_cannot_be_read_on_is_told_with_its_line(text: str, line: int, word
     with pytest.raises(BrokenArray, match=words) as raised:
         read(text, 9)
     assert raised.value.line == line
+
+
+@pytest.mark.parametrize("text", ["a dog, question, cat", "one; answer; two", "a\tb | text | c"])
+def test_an_array_is_no_table_whatever_its_texts_list(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": text, "tags": ["a", "input", "b"], "output": "yes"}]))
+    assert validate(path, Options()).ok
