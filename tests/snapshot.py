@@ -48,8 +48,9 @@ class Snapshot:
         self.config = RunConfig(**{**usual, "gate": LOOSE, "evaluate": NO_SUITES, **config})
         self._gate = None if "gate" in config else PINNED
 
-    def drop(self, content: Rows, role: str = "train", *, accepted: bool = False) -> "Snapshot":
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
+    def drop(self, content: Rows, role: str = "train", *, accepted: bool = False, array: bool = False) -> "Snapshot":
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        data = (json.dumps(content) if array else lines).encode()
         sha256 = hashlib.sha256(data).hexdigest()
         path = f"drops/{sha256}.jsonl"
         (self.root / path).write_bytes(data)

@@ -96,16 +96,19 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
     done = too_long = spelled = 0
     attempt.progress(0, total, phase="reading")
     for order, drop in enumerate(drops):
-        is_elder, long_line = drop.id in elders, 0
+        is_elder, exceeding = drop.id in elders, tuple[tuple[str, str], ...]()
         for number, record in enumerate(_records(attempt, drop)):
             earlier = [text for _, text in record.turns]
             texts = [*earlier, record.instruction, record.input, record.output]
+            asked = fold(record.instruction, record.input)
             if done % stride == 0 and window.counts:
-                asked = fold(record.instruction, record.input)
                 lengths.append(_length("\n".join((*earlier, asked, record.output)), window))
-            # The later records of a conversation are longer.
-            if record.line == long_line or window.is_exceeded(*texts):
-                too_long, long_line = too_long + (not is_elder), record.line
+            # The later records of a conversation have these turns, too.
+            if exceeding and record.turns[: len(exceeding)] == exceeding:
+                too_long += not is_elder
+            elif window.is_exceeded(*texts):
+                exceeding = (*record.turns, ("user", asked), ("assistant", record.output))
+                too_long += not is_elder
             elif holds_token is not None and any(map(holds_token, texts)):
                 spelled += not is_elder
             else:

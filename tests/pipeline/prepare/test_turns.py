@@ -120,6 +120,17 @@ def test_conversations_beyond_the_window_lose_their_later_answers(tmp_path: Path
     assert found.dataset.rows_too_long > 70
 
 
+def test_rows_that_share_a_line_are_not_lost_with_a_long_one(tmp_path: Path, tiny_llama: Path) -> None:
+    """An array is one line where a program wrote it."""
+    content = talks(30, 2)
+    content[3]["messages"][1]["content"] *= 500
+    config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=400)}
+    world = Snapshot(tmp_path, split=SplitConfig(heldout=0, dev=0), gate=PINNED, **config)
+    made = world.drop(rows(5, start=50), "heldout").drop(content, array=True).prepare()
+    assert made.dataset.rows_too_long == 2
+    assert len(made.train) == 58
+
+
 def base(folder: Path, model: Path, template: str) -> Path:
     """Copy a model with another chat template."""
     made = Path(shutil.copytree(model, folder / "base"))
