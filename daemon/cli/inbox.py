@@ -246,10 +246,7 @@ def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen
 def _print_faults(file: Path, validation: Validation) -> None:
     kinds = validation.kinds
     for kind in kinds[:MOST_KINDS]:
-        where = f"{file}:{kind.line}" if kind.line is not None else str(file)
-        where += f", turn {kind.turn:,}" if kind.turn is not None else ""
-        times = f" (in {count(kind.rows, 'row')}, first here)" if kind.rows > 1 else ""
-        print_line(f"{where}: {kind.message}{times}; {kind.remedy}")
+        print_line(f"{file}{kind.where}: {kind.message}{kind.often}; {kind.remedy}")
     kept = len(validation.findings)
     if len(kinds) > MOST_KINDS or kept < validation.findings_total:
         shown = sum(kind.rows for kind in kinds[:MOST_KINDS])

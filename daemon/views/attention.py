@@ -131,7 +131,11 @@ def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
     """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, `reason` or ""."""
     kinds = findings_of(overview, drop)
     named = kinds[:_MOST_KINDS]
-    words = [f"{kind.message} ({count(kind.rows, 'row')})" if kind.rows > 1 else kind.message for kind in named]
+    nouns = ["row" if kind.turn is None else "turn" for kind in named]
+    words = [
+        f"{kind.message} ({count(kind.rows, noun)})" if kind.rows > 1 else kind.message
+        for kind, noun in zip(named, nouns, strict=True)
+    ]
     more = [f"and {count(len(kinds) - _MOST_KINDS, 'other kind')}"] if len(kinds) > _MOST_KINDS else []
     return "; ".join((*words, *more)) or reason or ""
 

@@ -87,12 +87,25 @@ class FindingKind(NamedTuple):
     message: str
     remedy: str
     rows: int
+    """How many; of turns, all that it is said of."""
     line: int | None
     """Of the first."""
     field: str | None
     turn: int | None
     bare: str
     """The message without the text of the file that it quotes."""
+
+    @property
+    def where(self) -> str:
+        """The place of the first behind the file's name, as `:12, turn 3`; empty where the whole file is meant."""
+        line = "" if self.line is None else f":{self.line}"
+        return line if self.turn is None else f"{line}, turn {self.turn:,}"
+
+    @property
+    def often(self) -> str:
+        """How many there are, as ` (in 2 rows, first here)`; empty for one."""
+        noun = "row" if self.turn is None else "turn"
+        return f" (in {count(self.rows, noun)}, first here)" if self.rows > 1 else ""
 
 
 class Validation(Frozen):

@@ -19,7 +19,7 @@ from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.records.fast_path import KEYS
 from pipeline.records.records import LABELS, misnamed_key
 from pipeline.records.strict_json import BadJson, parse
-from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Options, Validation, validate
+from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, FindingKind, Options, Validation, validate
 from pipeline.words import count
 
 #: Keys that hold a whole conversation.
@@ -122,10 +122,10 @@ def convert(table: Table, columns: Mapping[str, str], target: Path, options: Opt
                 raise DropforgeError(message, "split the table, or raise intake.max_bytes", EXIT_BAD_DATA)
     validation = validate(target, replace(options, most_bad_rows=rows))
     sift(target, options)
-    losses = [(line, words, times) for words, (line, times) in unread.items()] + (_kinds(validation) if last else [])
+    losses = [FindingKind(words, "", times, line, None, None, words) for words, (line, times) in unread.items()]
     texts = [
-        f"{options.path}:{line}: {words}{f' (in {times:,} rows, first here)' if times > 1 else ''}"
-        for line, words, times in losses
+        f"{options.path}{kind.where}: {'; '.join(filter(None, (kind.message, kind.remedy)))}{kind.often}"
+        for kind in losses + (_kinds(validation) if last else [])
     ]
     more = [f"... and {count(len(texts) - MOST_KINDS, 'further reason')}"] if len(texts) > MOST_KINDS else []
     first = tuple(islice(read_jsonl(target), _SHOWN))
@@ -155,10 +155,14 @@ def _record(keys: Sequence[str], cells: Sequence[Any]) -> dict[str, Any] | str:
     return {key: "" if value is None else value for key, value in record.items() if value is not None or key in KEYS}
 
 
-def _kinds(validation: Validation) -> list[tuple[int, str, int]]:
-    """Return (first line, words, number) for each kind of finding; of too many findings, for each broken rule."""
+def _kinds(validation: Validation) -> list[FindingKind]:
+    """Return the kinds of findings; of too many findings, a kind for each broken rule."""
     if validation.findings_total <= MOST_FINDINGS:
-        return [(kind.line or 1, f"{kind.message}; {kind.remedy}", kind.rows) for kind in validation.kinds]
-    first = {finding.rule: (finding.line or 1, finding.message) for finding in reversed(validation.findings)}
-    told = {rule: first.get(rule, (1, "not among the first rows")) for rule in validation.rules}
-    return [(told[rule][0], f"{rule}, as: {told[rule][1]}", times) for rule, times in validation.rules.items()]
+        return list(validation.kinds)
+    first = {finding.rule: finding for finding in reversed(validation.findings)}
+    return [
+        FindingKind(f"{rule}, as: {of.message}", "", times, of.line, of.field, of.turn, of.message)
+        if (of := first.get(rule))
+        else FindingKind(f"{rule}, not among the first rows", "", times, None, None, None, rule)
+        for rule, times in validation.rules.items()
+    ]

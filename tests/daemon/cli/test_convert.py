@@ -74,6 +74,14 @@ def test_each_lost_row_is_counted_with_its_line_and_reason(dropforge: Command, t
     assert dropforge("check", "bad.jsonl").code == 0
 
 
+def test_a_turn_that_is_lost_is_told_by_line_and_turn(dropforge: Command, tmp_path: Path) -> None:
+    talks = '"[{""role"":""user"",""content"":""a""},{""role"":""assistant"",""content"":""b""}]"'
+    (tmp_path / "bad.csv").write_text(f"messages,id\n{talks},1\n{talks.replace('assistant', 'judge')},2\n")
+    ended = dropforge("convert", "bad.csv")
+    assert 'bad.csv:3, turn 2: the role "judge" is not known; ' in ended.out
+    assert "bad.csv: 2 rows = 1 record + 1 row lost\n" in ended.out
+
+
 def test_of_very_many_lost_rows_each_is_counted(dropforge: Command, tmp_path: Path) -> None:
     rows = [f"{place},{'' if place % 3 else 'x'}" for place in range(6000)]
     (tmp_path / "bad.csv").write_text("\n".join(["instruction,output", *rows]))

@@ -179,6 +179,12 @@ def test_a_bad_turn_is_told_by_line_and_turn(tmp_path: Path, said: Said, turn: i
     assert found.reason == f"line 2, turn {turn}: {message}"
 
 
+def test_bad_turns_are_counted_as_turns_and_not_as_rows(tmp_path: Path) -> None:
+    found = check(tmp_path, {"messages": sharegpt(TALK[:3])["conversations"]})
+    assert found.bad_rows == 1
+    assert {(kind.where, kind.often) for kind in found.kinds} == {(":1, turn 1", " (in 3 turns, first here)")}
+
+
 def test_a_system_message_beside_the_turns_and_among_them_is_one_too_many(tmp_path: Path) -> None:
     (finding,) = check(tmp_path, {**messages(TALK), "system": "x"}).findings
     assert (finding.turn, finding.rule) == (1, "role")
