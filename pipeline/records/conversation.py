@@ -70,7 +70,7 @@ def form_key(row: Mapping[str, Any]) -> str:
 
 def unsupported(value: Mapping[str, Any]) -> Iterator[str]:
     """Yield the keys of a row or a turn that are `UNSUPPORTED` and not empty; a `label` that is no mark is a class."""
-    found = (key for key in UNSUPPORTED.keys() & value.keys() if value[key] not in _EMPTY)
+    found = (key for key in value if key in UNSUPPORTED and value[key] not in _EMPTY)
     return (key for key in found if key != "label" or isinstance(value[key], bool))
 
 
@@ -108,11 +108,11 @@ def message_turns(row: Mapping[str, Any], key: str) -> Conversation | None:
         if not isinstance(role, str) or role not in ROLES or not isinstance(text, str) or not text.strip():
             return None
         if len(turn) > 2:  # noqa: PLR2004 - role and text
-            weight = turn.get("weight", 1)
-            if isinstance(weight, bool) or weight not in (0, 1):
+            weight = turn.get("weight")
+            if isinstance(weight, bool) or weight not in (0, 1, None):
                 return None
             unknown.update((f"{key}.{name}", None) for name in turn if name not in {form.role, form.text, "weight"})
-        if ROLES[role] == "assistant" and turn.get("weight", 1):
+        if ROLES[role] == "assistant" and turn.get("weight") != 0:
             learned.add(len(turns))
         turns.append((ROLES[role], text))
     return Conversation(turns, frozenset(learned), tuple(unknown))

@@ -83,6 +83,22 @@ def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_recor
     assert record == Record(1, "Two?", "", "2", turns=tuple(TALK[:3]), opening=("Be brief.", "One?", "1"))
 
 
+def test_a_weight_of_null_says_nothing_as_where_only_other_rows_have_one(tmp_path: Path) -> None:
+    """Parquet has each key in each turn."""
+    row = messages(TALK)
+    for turn in row["messages"]:
+        turn["weight"] = None
+    row["messages"][2]["weight"] = 0.0
+    assert check(tmp_path, row).ok
+    assert [record.output for record in records(tmp_path, row)] == ["2"]
+
+
+def test_several_unsupported_keys_are_told_in_their_order(tmp_path: Path) -> None:
+    row = {**messages(TALK), "images": ["a"], "tools": ["b"], "chosen": "c", "rejected": "d"}
+    told = [finding.message.split('"')[1] for finding in check(tmp_path, row).findings]
+    assert told == ["images", "tools", "chosen", "rejected"]
+
+
 def test_the_input_of_an_alpaca_row_stays_the_input_of_its_last_question(tmp_path: Path) -> None:
     row = {"instruction": "Sum.", "input": "a text", "output": "b", "history": [["Hi", "Hello"]], "group": "g"}
     first, last = records(tmp_path, row)
