@@ -46,8 +46,8 @@ SELECT run.id FROM run, json_each(run.snapshot) AS held
 WHERE run.track = :track AND run.id >= :first AND held.value = :drop
 ORDER BY run.id DESC LIMIT 1
 """
-#: Rows of the drops that a run used.
-_ROWS = text(f"SELECT sum(rows) FROM ({SNAPSHOT})")  # noqa: S608 - our own words
+#: Rows and records of the drops that a run used.
+_ROWS = text(f"SELECT sum(rows), sum(records) FROM ({SNAPSHOT})")  # noqa: S608 - our own words
 
 
 class TrackPast(NamedTuple):
@@ -220,8 +220,10 @@ def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator
     data = _data_of(settings, run)
     if run and data is not None:
         left = left_out_words(data)
-        rows = count(session.scalars(_ROWS, {"run": run.id}).one() or 0, "row")
-        yield from [f"Run {run.id} left out, of {rows} in all: {left}."] if left else []
+        rows, records = (number or 0 for number in session.execute(_ROWS, {"run": run.id}).one())
+        # Each answer of a conversation is a row of the run.
+        all_ = count(rows, "row") + (f" with {count(records, 'record')}" if records > rows else "")
+        yield from [f"Run {run.id} left out, of {all_} in all: {left}."] if left else []
         yield from (f"{words[0].upper()}{words[1:]}." for words in warning_words(data))
 
 

@@ -221,6 +221,10 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
     house.run(1, outcome="promoted")
     house.serve(run, 1)
     assert house.said()[-2:] == [left, "No row is new to generation 2."]
+    with database.transaction(house.box.engine) as session:
+        session.get_one(Drop, 1).records = 1200
+    house.restart()
+    assert house.said()[-2] == left.replace("3 rows", "3 rows with 1,200 records")
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
