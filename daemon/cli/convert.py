@@ -45,8 +45,8 @@ def convert(  # noqa: PLR0913 - its options
     (instruction and output, prompt and completion, question and answer) need no --map. All cells are text. Exit code 65
     if there are no records, or the columns are only guessed.
     """
-    if output is not None and (drop or output.exists()):
-        raise typer.BadParameter("-o and --drop exclude each other" if drop else f"{output} is there already")
+    if output is not None:
+        _require_new(output, drop=drop)
     given = {key: column for key, _, column in (text.partition("=") for text in maps or ())}
     settings = load_settings(context, as_owner=False) if drop else load(config_path(context))
     beside = None if output is None else output.absolute().parent
@@ -68,6 +68,18 @@ def convert(  # noqa: PLR0913 - its options
             made.chmod(0o644)
             made.rename(output)
             print_line(f"wrote {output}; next: dropforge submit {shlex.quote(str(output))}")
+
+
+def _require_new(output: Path, *, drop: bool) -> None:
+    """Raise `BadParameter` if the records are not to be written to `output`, or `submit` would not take that."""
+    faults = {
+        "-o and --drop exclude each other": drop,
+        f"{output} is there already": output.exists(),
+        f"{output} does not end in .jsonl": output.suffix.lower() not in {".jsonl", ".json"},
+        f"there is no folder {output.parent}": not output.parent.is_dir(),
+    }
+    for fault in (words for words, is_true in faults.items() if is_true):
+        raise typer.BadParameter(fault)
 
 
 def _converted(

@@ -8,7 +8,7 @@ Rows are written on the lines that they have in the table, validated as the inbo
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +115,8 @@ def convert(table: Table, columns: Mapping[str, str], target: Path, options: Opt
                 reason = record if record in unread or len(unread) < MOST_FINDINGS else "further reasons"
                 unread.setdefault(reason, [line, 0])[1] += 1
                 continue
-            file.write(b"\n" * (line - last - 1) + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.writelines(repeat(b"\n", line - last - 1))
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             last = line
             if file.tell() > most:
                 message = f"the records have more than {most:,} bytes, the limit (intake.max_bytes)"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -12,6 +13,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
+from daemon.inbox.tables.conversion import convert
+from daemon.inbox.tables.reading import Table
+from pipeline.records.validate import Options
 from tests.daemon.conftest import Ended
 
 Command = Callable[..., Ended]
@@ -57,8 +61,13 @@ def test_a_table_with_known_columns_needs_no_mapping_and_its_cells_stay_text(
     assert dropforge("convert", name, "-o", "qa.jsonl").code == 0
     assert written(tmp_path / "qa.jsonl") == RECORDS
     assert dropforge("check", "qa.jsonl").code == 0
-    again = dropforge("convert", name, "-o", "qa.jsonl")
-    assert (again.code, "is there already" in again.err) == (2, True)
+    for output, why in {
+        "qa.jsonl": "qa.jsonl is there already",
+        "qa.csv.new": "qa.csv.new does not end in .jsonl",
+        "no/qa.jsonl": "there is no folder no",
+    }.items():
+        again = dropforge("convert", name, "-o", output)
+        assert (again.code, why in again.err) == (2, True)
 
 
 def test_each_lost_row_is_counted_with_its_line_and_reason(dropforge: Command, tmp_path: Path) -> None:
@@ -300,6 +309,19 @@ def test_conversations_are_passed_on_as_json(dropforge: Command, tmp_path: Path)
     (tmp_path / "b.jsonl.gz").write_bytes(packed(json.dumps(row).encode()))
     assert dropforge("convert", "b.jsonl.gz", "-o", "b.jsonl").code == 0
     assert written(tmp_path / "b.jsonl") == [row]
+
+
+def test_blank_lines_between_rows_take_no_memory(tmp_path: Path) -> None:
+    row = {"instruction": "a", "output": "b"}
+    table = Table("JSON Lines", tuple(row), lambda _: iter([(1, list(row.values())), (20_000_000, list(row.values()))]))
+    tracemalloc.start()
+    try:
+        made = convert(table, dict(zip(row, row, strict=True)), tmp_path / "made.jsonl", Options(), 1 << 30)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.first == (row, row)
+    assert peak < 5_000_000
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
