@@ -57,6 +57,8 @@ class Common:
     answers: frozenset[int]
     labels: frozenset[int]
     """Those of `answers` that are labels of the task."""
+    pairs: bool = False
+    """Whether a shorter answer is compared with its question: the same two may come after other turns."""
     runs: frozenset[int] = frozenset()
     """Of 3 and of 13 words."""
     having: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
@@ -76,6 +78,10 @@ class Common:
         words = self.words(prompt.rows[0])
         every = shingles(words)
         return Text(words, every, every if self.runs.isdisjoint(every) else every - self.runs)
+
+    def long_answers(self, prompt: Prompt) -> set[int]:
+        """Return the hashes of a prompt's answers that are compared."""
+        return {_long_answer(row, self.pairs) for row in prompt.rows} - {0}
 
     def group_text(self, prompt: Prompt) -> Text:
         """
@@ -102,9 +108,10 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     """
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
     instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
-    answers = array("q", filter(None, (_long_answer(row) for prompt in prompts for row in prompt.rows)))
+    pairs = any(prompt.rows[0].turns for prompt in prompts)
+    answers = array("q", filter(None, (_long_answer(row, pairs) for prompt in prompts for row in prompt.rows)))
     labels = _frequent(answers, max(most, LABEL_ROWS))
-    common = Common(_frequent(instructions, most), _frequent(answers, most), labels)
+    common = Common(_frequent(instructions, most), _frequent(answers, most), labels, pairs)
     runs = array("q")
     words = []
     for prompt in prompts:
@@ -156,7 +163,8 @@ class HeldOut:
         self._units: dict[str, int] = {}
         """Unit -> index of its first selected prompt; of any, if none is selected."""
         for number, prompt in enumerate(watch(self.prompts, "comparing")):
-            text, answers = self.common.text(prompt), _long_answers(prompt.rows) - self.common.answers
+            text = self.common.text(prompt)
+            answers = self.common.long_answers(prompt) - self.common.answers
             near = set[int]().union(*self._near(text), map(self._answers.__getitem__, self._answers.keys() & answers))
             if all(self.prompts[other].unit == prompt.unit for other in near):
                 first = self._units.setdefault(prompt.unit, number)
@@ -174,11 +182,12 @@ class HeldOut:
         Return which rows of a prompt are near-duplicates of the selected held-out prompts.
 
         All are if the prompt itself is a near-duplicate, or of the unit of a held-out one; else those whose answer, of
-        at least eight words and not common, a selected prompt has. If there are any, the prompt's id is noted in
-        `near`, with each selected prompt that it is a near-duplicate of or whose unit it has.
+        at least eight words and not common, a selected prompt has; among conversations, a shorter one with its
+        question. If there are any, the prompt's id is noted in `near`, with each selected prompt that it is a
+        near-duplicate of or whose unit it has.
         """
         by_run, similar = self._near(self.common.text(prompt))
-        by_answer = [self._answers.get(_long_answer(row)) for row in prompt.rows]
+        by_answer = [self._answers.get(_long_answer(row, self.common.pairs)) for row in prompt.rows]
         near = {*by_run, *similar, *by_answer, self._units.get(prompt.unit)}
         for number in self.near.keys() & near:
             self.near[number].add(prompt.rows[0].id)
@@ -260,7 +269,7 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     firsts: dict[int, int] = {}
     groups = [prompt.rows[0].id for prompt in scored]
     for number, prompt in enumerate(scored):
-        text, answers = common.group_text(prompt), _long_answers(prompt.rows) - common.labels
+        text, answers = common.group_text(prompt), common.long_answers(prompt) - common.labels
         same = {number, *index.find(text), *(firsts.setdefault(key, number) for key in (hash(prompt.unit), *answers))}
         linked = {groups[other] for other in same}
         if len(linked) > 1:
@@ -270,14 +279,11 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
     return groups
 
 
-def _long_answers(rows: Iterable[DropRow]) -> set[int]:
-    """Return the hashes of those answers in `rows` that have at least eight words."""
-    return set(filter(None, map(_long_answer, rows)))
-
-
-def _long_answer(row: DropRow) -> int:
-    """Return the hash of a row's answer if it has at least eight words, else 0."""
+def _long_answer(row: DropRow, pairs: bool) -> int:  # noqa: FBT001 - `Common.pairs`
+    """Return the hash of a row's answer if it has at least eight words, with `pairs` after its question; else 0."""
     answer = tokens(row.output)
+    if pairs and len(answer) < LONG_ANSWER_WORDS:
+        answer = [*tokens(row.instruction), *tokens(row.input), *answer]
     return hash(tuple(answer)) if len(answer) >= LONG_ANSWER_WORDS else 0
 
 

@@ -102,6 +102,25 @@ def test_a_conversation_that_shares_a_long_question_with_a_held_out_one_is_not_t
     assert {row["output"] for row in made.train} == {"yes"}
 
 
+@pytest.mark.parametrize("held", ["alone", "later"])
+def test_a_held_out_question_is_not_trained_on_after_other_turns(tmp_path: Path, held: str) -> None:
+    """Its short answer, and few of the words before it, make no near-duplicate."""
+    whole = talks(60, 4)
+    for number, talk in enumerate(whole):
+        talk["messages"][5]["content"] = f"yes {number}"
+    asked = [talk["messages"][4:6] for talk in whole]
+    alone = [{"instruction": question["content"], "output": answer["content"]} for question, answer in asked]
+    first: list[Any] = (
+        alone
+        if held == "alone"
+        else [{"messages": [*talk["messages"], *pair]} for talk, pair in zip(talks(60, 1, seed=2), asked, strict=True)]
+    )
+    made = Snapshot(tmp_path, split=HALF).drop(first).drop(whole).prepare()
+    known = {(row["instruction"], row["output"]) for row in made.heldout}
+    assert len(known) > 15
+    assert not [row for row in made.train if (row["instruction"], row["output"]) in known]
+
+
 def test_the_records_of_a_long_conversation_do_not_make_its_words_common(tmp_path: Path) -> None:
     """Its first question stands in each of its prompts; another conversation with it is still found."""
     text = " ".join(WORDS[:40])
