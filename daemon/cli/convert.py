@@ -54,6 +54,7 @@ def convert(  # noqa: PLR0913 - its options
         made = Path(name, conversion.new_name(file.absolute().name or "table"))
         choice, result = _converted(file, made, given, settings, track)
         pairs = [f"{key}={column}" for key, column in choice.columns.items() if given or not choice.known]
+        pairs += [f"{key}=" for key, column in given.items() if not column]
         options = [word for pair in pairs for word in ("--map", pair)] + ["--track", track] * (track != "default")
         again = shlex.join(["dropforge", "convert", str(file), *options])
         if output is None and not drop:

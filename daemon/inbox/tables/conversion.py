@@ -17,7 +17,7 @@ from daemon.inbox.tables.reading import Table
 from pipeline.durable import read_jsonl
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.records.fast_path import KEYS
-from pipeline.records.records import LABELS, misnamed_key
+from pipeline.records.records import KNOWN, LABELS, misnamed_key
 from pipeline.records.strict_json import BadJson, parse
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, FindingKind, Options, Validation, validate
 from pipeline.words import count
@@ -79,14 +79,16 @@ def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
             hint = f"its columns: {', '.join(columns)}"[:2000]
             raise DropforgeError(f"there is no column {column}", hint, EXIT_BAD_DATA)
     free = {column: None for column in columns if column and column not in given.values()}
+    talks = [key for key in _CONVERSATIONS if given.get(key)]
+    if not any(map(given.get, (*KEYS, "history", *_CONVERSATIONS))):
+        talks = [key for key in _CONVERSATIONS if key in free and key not in given]
     chosen, known = dict(given), True
-    for key in OUTPUTS:
+    for key in filter(KNOWN[talks[0] if talks else "instruction"].__contains__, OUTPUTS):
         named = None if key in chosen else key if key in free else misnamed_key(free, key)
         if named is not None:
             chosen[key] = named
             del free[named]
             known = known and (named == key or misnamed_key(free, key) is None)
-    talks = [key for key in _CONVERSATIONS if chosen.get(key)]
     names = {column.strip().casefold(): column for column in reversed(free)}
     for key, likely in _LIKELY.items():
         guess = next((names[name] for name in likely if name in names), None)
@@ -95,7 +97,9 @@ def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
             del free[guess]
     chosen = {key: chosen[key] for key in OUTPUTS if chosen.get(key)}
     missing = tuple(key for key in ("instruction", "output") if key not in chosen and not talks)
-    return Choice(chosen, known and len(talks) + ("output" in chosen) == 1, tuple(free), missing)
+    # Of two forms, which is meant is said.
+    is_one = not talks or given.get(talks[0]) or not ("output" in free or misnamed_key(free, "output"))
+    return Choice(chosen, bool(known and is_one and len(talks) + ("output" in chosen) == 1), tuple(free), missing)
 
 
 def convert(table: Table, columns: Mapping[str, str], target: Path, options: Options, most: int) -> Conversion:

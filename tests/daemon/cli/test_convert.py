@@ -324,6 +324,39 @@ def test_blank_lines_between_rows_take_no_memory(tmp_path: Path) -> None:
     assert peak < 5_000_000
 
 
+def test_beside_conversations_columns_of_another_form_are_not_read(dropforge: Command, tmp_path: Path) -> None:
+    """As of UltraChat, which has the first question once more."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "prompt_id": "7", "messages": talk, "group": "g"}))
+    assert dropforge("convert", "a.jsonl", "-o", "b.jsonl").code == 0
+    assert written(tmp_path / "b.jsonl") == [{"messages": talk, "group": "g"}]
+
+
+@pytest.mark.parametrize(
+    ("maps", "kept"),
+    [
+        (["messages=messages"], "messages"),
+        (["instruction=prompt", "output=response"], "output"),
+        (["messages=", "conversations="], "output"),
+    ],
+)
+def test_a_table_of_two_forms_is_read_as_the_one_that_is_named(
+    dropforge: Command, tmp_path: Path, maps: list[str], kept: str
+) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"prompt": "a", "response": "b", "messages": talk, "conversations": []})
+    )
+    ended = dropforge("convert", "a.jsonl", "-o", "b.jsonl")
+    assert (ended.code, "--map messages=messages -o b.jsonl\n" in ended.err) == (65, True)
+    options = [word for pair in maps for word in ("--map", pair)]
+    assert all(pair in dropforge("convert", "a.jsonl", *options).out.split("next:")[1] for pair in maps)
+    assert dropforge("convert", "a.jsonl", *options, "-o", "b.jsonl").code == 0
+    (row,) = written(tmp_path / "b.jsonl")
+    assert (kept in row, len(row.keys() & {"messages", "output"})) == (True, 1)
+    assert dropforge("check", "b.jsonl").code == 0
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
 def test_check_names_this_one_command(dropforge: Command, tmp_path: Path, name: str) -> None:
     data = {"a.csv": b"question,answer\na,b\n", "a.parquet": b"PAR1", "a.jsonl.gz": packed(b"{}")}
