@@ -76,11 +76,8 @@ def unsupported(value: Mapping[str, Any]) -> Iterator[str]:
 
 def unsupported_key(name: str, turn: int | None = None) -> Fault:
     """Return the fault of a key of `unsupported` in a row or a turn."""
-    message, remedy = (
-        f'"{name}": {UNSUPPORTED[name]} not supported',
-        "leave the row out, or the key if it means nothing",
-    )
-    return (turn, "unsupported", message, remedy)
+    message = f'"{name}": {UNSUPPORTED[name]} not supported'
+    return (turn, "unsupported", message, "leave the row out, or the key if it means nothing")
 
 
 def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:

@@ -122,8 +122,8 @@ def _worded_turn(row: Row, key: str, error: "ValidationError", value: object) ->
         turn = int(error.path[1]) + 1
         found = _pair_fault(row, rule) if key == "history" else _message_fault(row, form, error, value)
     elif rule in {"minitems", "maxitems"}:
-        words = "has no turn" if rule == "minitems" else f"has more than {MOST_TURNS:,} turns"
-        found = _finding(row, None, rule, f"the conversation {words}", "leave the row out, or split it")
+        words, more = ("no turn", "") if rule == "minitems" else (f"more than {MOST_TURNS:,} turns", ", or split it")
+        found = _finding(row, None, rule, f"the conversation has {words}", f"leave the row out{more}")
     else:
         remedy = "use an empty list or leave it out" if key == "history" else "write it as a list of turns"
         found = _type_finding(row, None, f"{key} is {{}}, not a list", remedy, value)
@@ -144,12 +144,10 @@ def _message_fault(row: Row, form: Form, error: "ValidationError", value: object
     if rule == "required":
         name = form.role if error.message.startswith(repr(form.role)) else form.text
         return _finding(row, None, "missing", f"{name} is missing", shape)
-    if rule == "pattern" or name == "weight":
-        blank = f"{name} is blank", "write the turn, or leave the row out"
-        words = (
-            blank if rule == "pattern" else ("weight is neither 0 nor 1", "write 1, or 0 for an answer not to learn")
-        )
-        return _finding(row, None, "blank" if rule == "pattern" else "weight", *words)
+    if rule == "pattern":
+        return _finding(row, None, "blank", f"{name} is blank", "write the turn, or leave the row out")
+    if name == "weight":
+        return _finding(row, None, "weight", "weight is neither 0 nor 1", "write 1, or 0 for an answer not to learn")
     if rule == "enum" and isinstance(value, str):
         return _role_fault(row, value)
     return _type_finding(row, None, f"{name} is {{}}, not a text", shape, value)
