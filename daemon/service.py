@@ -74,7 +74,7 @@ class Service:
         nodes = dict.fromkeys(on_nodes, self._slurm) if self._slurm else {}
         local = LocalExecutor(self._spool)
         self._dispatcher = Dispatcher(self._engine, settings, local, self._troubles, nodes)
-        self._intake = IntakeLoop(self._engine, settings, self._wake.set)
+        self._intake = IntakeLoop(self._engine, settings, self._folder, self._wake.set)
         self._hooks = Hooks(self._engine, settings, troubles=self._troubles)
         self._messenger = Messenger(self._engine, settings, self._troubles)
         self._schedule = Schedule(self._engine, settings, self._night_began)

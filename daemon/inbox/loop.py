@@ -14,7 +14,7 @@ from daemon.inbox.watcher import Settled, Watcher
 from daemon.settings.model import Settings
 from daemon.state.database import open_reader
 from daemon.state.layout import DATABASE_NAME, WATCHER_NOTE
-from daemon.state.ownership import require_share
+from daemon.state.ownership import OwnFolder, StateFolderGone, require_share
 from daemon.storage.disk import Disk, is_full
 from daemon.system.clock import now_ms
 from pipeline import durable
@@ -29,9 +29,9 @@ log = structlog.get_logger()
 class IntakeLoop:
     """The thread that records complete files of the inbox as drops, and writes README.txt and notes there."""
 
-    def __init__(self, engine: Engine, settings: Settings, poke: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, settings: Settings, folder: OwnFolder, poke: Callable[[], None]) -> None:
         """Prepare to watch the inbox of `settings`; `poke` is called after a scan that took files, or a failure."""
-        self._poke = poke
+        self._folder, self._poke = folder, poke
         self.wake = threading.Event()
         self.stop = threading.Event()
         self._settings = settings
@@ -82,10 +82,12 @@ class IntakeLoop:
             if self._write_texts():
                 return 0
             due = self._watcher.next_due(time.monotonic())
-        except DropforgeError as error:
-            log.warning("intake_trouble", error=error.message, hint=error.hint)
         except Exception as error:  # the thread must outlive whatever one file or a full disk does to it
-            if is_full(error):
+            if self._is_ending():
+                self._poke()
+            elif isinstance(error, DropforgeError):
+                log.warning("intake_trouble", error=error.message, hint=error.hint)
+            elif is_full(error):
                 log.warning("disk_full", error=str(error))
             else:
                 log.exception("intake_trouble")
@@ -93,6 +95,14 @@ class IntakeLoop:
             pause = self._settings.reconcile_seconds
             return pause if due is None else min(pause, max(due, 0.05))
         return TROUBLE_SECONDS
+
+    def _is_ending(self) -> bool:
+        """Return whether the state folder is gone: then the main loop ends the daemon, and says so."""
+        try:
+            self._folder.require_there()
+        except StateFolderGone:
+            return True
+        return False
 
     def _scan(self) -> bool:
         """Take settled files; return whether any was taken."""
@@ -117,7 +127,7 @@ class IntakeLoop:
         try:
             outcome = self._intake.take(settled, now_ms())
         except Exception as error:
-            if is_full(error):
+            if is_full(error) or self._is_ending():
                 raise  # there was room for the file when it was checked: there is none for others now
             self._watcher.postpone(settled, f"it could not be taken: {error}", time.monotonic())
             log.warning("file_trouble", track=settled.track, name=settled.name, error=str(error), exc_info=True)

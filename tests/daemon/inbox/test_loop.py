@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from daemon.inbox.loop import IntakeLoop
 from daemon.state.database import transaction
+from daemon.state.ownership import OwnFolder
 from daemon.state.tables import Drop
 from tests.daemon.inbox.test_intake import GOOD, Box
 
@@ -19,7 +21,7 @@ def box(tmp_path: Path) -> Box:
 
 @pytest.fixture
 def loop(box: Box) -> IntakeLoop:
-    return IntakeLoop(box.engine, box.settings, lambda: None)
+    return IntakeLoop(box.engine, box.settings, OwnFolder(box.settings.state_folder, "run"), lambda: None)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="only root gives files away")
@@ -53,7 +55,7 @@ def test_whatever_keeps_a_file_in_the_inbox_is_said_beside_it_until_it_can_be_ta
     tmp_path: Path, limit: dict[str, dict[str, int]], why: str, mend: Callable[[Box, IntakeLoop], None]
 ) -> None:
     box = Box(tmp_path, **{**limit, "intake": {"settle_seconds": 0, **limit.get("intake", {})}})
-    loop = IntakeLoop(box.engine, box.settings, lambda: None)
+    loop = IntakeLoop(box.engine, box.settings, OwnFolder(box.settings.state_folder, "run"), lambda: None)
     for number, name in enumerate(("a", "b")):
         box.put(f"{name}.jsonl", GOOD[number : number + 1])
     loop._turn()
@@ -74,3 +76,14 @@ def test_texts_follow_when_no_file_has_come_in(box: Box, loop: IntakeLoop) -> No
     assert box.files("done") == ["a.jsonl", "a.jsonl.receipt.json"], "the next file need not wait for a note"
     loop._turn()
     assert note.exists()
+
+
+def test_a_state_folder_that_was_taken_away_is_no_trouble_of_the_intake(box: Box) -> None:
+    poked: list[bool] = []
+    state = box.settings.state_folder
+    loop = IntakeLoop(box.engine, box.settings, OwnFolder(state, "run"), lambda: poked.append(True))
+    state.rename(state.with_name("elsewhere"))
+    box.put("a.jsonl", GOOD)
+    with structlog.testing.capture_logs() as logged:
+        loop._turn()
+    assert (logged, poked) == ([], [True]), "the main loop ends the daemon, with one line"
