@@ -111,7 +111,7 @@ def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None
     print_line()
     story = story_of(overview, run)
     if story is not None and run.outcome != verdict.outcome:
-        # The run was not promoted although it won: its sentence has the next steps.
+        # It won and was not promoted, or its control let it serve: its sentence has the next steps.
         story = story.model_copy(update={"next_steps": ()})
     print_lines([run.sentence or "", *verdict_lines(verdict, story), *review_lines(overview, run)])
     if verdict.report:

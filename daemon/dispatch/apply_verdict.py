@@ -172,7 +172,7 @@ def _go_back(engine: Engine, settings: Settings, track: str, now: int) -> None:
         watch, over = read_watch(session, track), promotion.champion(session, track).generation
     if watch and watch.reached == WATCH_RETURN:
         root, word = settings.work_folder, Word(watch.words, now)
-        try:  # not loaded once more: it has just answered
+        try:  # its files are verified, and not loaded
             showing_life(decisions.rollback, engine, root, track, word, to=watch.former, over=over)
         except DropforgeError as error:
             log.warning("not_returned", track=track, error=error.message, hint=error.hint)
