@@ -229,7 +229,7 @@ def _rows() -> Iterator[Case]:
     for kind, rule, more in (
         ("half a weight", "weight", {"weight": 0.5}),
         ("true as a weight", "weight", {"weight": True}),
-        ("null as a weight", "weight", {"weight": None}),
+        ("a list as a weight", "weight", {"weight": [1]}),
         ("nothing learned", "weight", {"weight": 0}),
         ("not to train", "unsupported", {"train": False}),
         ("call", "unsupported", {"tool_calls": [{}]}),
