@@ -155,7 +155,7 @@ class HookSettings(Frozen):
 class GateSettings(GateConfig):
     """What a person may set of the gate."""
 
-    model_config = ConfigDict(serialize_by_alias=True)  # "return" is a word of Python
+    model_config = ConfigDict(serialize_by_alias=True)  # "return" is a keyword of Python
 
     pinned_by: tuple[str, ...] = ()
     """Users whose files in heldout/ count at once, with on = "pinned", names or ids; [] is who owns the settings."""

@@ -25,7 +25,7 @@ UNSUPPORTED: Mapping[str, str] = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), "tool calls are"),
     **dict.fromkeys(("images", "image", "videos", "audios", "audio"), "images, videos and audio are"),
     **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preference pairs are"),
-    **dict.fromkeys(("kto_tag", "label", "train"), "marks of what to learn, other than weight, are"),
+    **dict.fromkeys(("kto_tag", "label", "train"), "marks of learned turns, other than weight, are"),
 }
 _EMPTY: tuple[object, ...] = (None, "", [], {})
 

@@ -1,5 +1,5 @@
 """
-Nine nights of one track: what is honest ends in the champion, what is wrong ends suspended, a correction is asked for.
+Nine nights of one track: honest drops end in the champion, wrong ones suspended, and new answers wait for a person.
 
 A person does nothing but accept the new answers of the correction. On SmolLM2-135M, by `make prove` alone.
 """
