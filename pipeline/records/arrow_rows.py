@@ -24,7 +24,11 @@ _BUFFER_BYTES = 1 << 20
 
 
 def write_rows(target: Path, most: int, files: Sequence[str]) -> None:
-    """Write what the module describes. Raises pyarrow's errors, and `DropforgeError` for more than `most` bytes."""
+    """
+    Write the rows of `files` to `target`, a JSON object per line, all values as texts as the module describes.
+
+    Raises pyarrow's errors, and `DropforgeError` for more than `most` bytes or two columns of the same name.
+    """
     with target.open("w", encoding="utf-8") as file:
         for batch in (batch for path in files for batch in _batches(path)):
             if len(set(batch.schema.names)) < len(batch.schema.names):
@@ -53,7 +57,7 @@ def _batches(path: str) -> Iterator[Any]:
 
 
 def _names(schema: Any) -> dict[str, list[str]]:
-    """Return the names that datasets has written for the numbers of a column, by column."""
+    """Return, by column, the class names that datasets stored for its numbers; empty if the schema has none."""
     try:
         features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return {name: list(map(str, of["names"])) for name, of in features.items() if of.get("_type") == "ClassLabel"}
@@ -62,7 +66,7 @@ def _names(schema: Any) -> dict[str, list[str]]:
 
 
 def _texts(column: Any, names: Sequence[str] | None) -> list[Any]:
-    """Return a column's values as texts, as they are if nested; a number that has no name is `None`."""
+    """Return a column's values as texts, as they are if nested; null, or a number without one of `names`, is `None`."""
     import pyarrow as pa  # noqa: PLC0415
 
     if names is not None:

@@ -48,7 +48,7 @@ FORMS: Mapping[str, Form] = {
 
 
 class Conversation(NamedTuple):
-    """The turns of a row as role and text, the numbers of its answers that are learned, and unused keys of turns."""
+    """The turns of a row as role and text, the indices of the answers that are learned, and unused keys of turns."""
 
     turns: Sequence[tuple[str, str]]
     learned: frozenset[int]
@@ -69,7 +69,7 @@ def form_key(row: Mapping[str, Any]) -> str:
 
 
 def unsupported(value: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys of a row or a turn that are `UNSUPPORTED` and not empty; a `label` that is no mark is a class."""
+    """Yield the keys of a row or a turn that are `UNSUPPORTED` and not empty; `label` only if it is true or false."""
     found = (key for key in value if key in UNSUPPORTED and value[key] not in _EMPTY)
     return (key for key in found if key != "label" or isinstance(value[key], bool))
 
@@ -116,7 +116,7 @@ def message_turns(row: Mapping[str, Any], key: str) -> Conversation | None:
 
 
 def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
-    """Yield what is wrong with the messages `given`, though good by their schema: unsupported keys, and their order."""
+    """Yield the faults that the schema allows in the messages `given`: unsupported keys, wrong order, none learned."""
     for number, turn in enumerate(given, 1):
         if len(turn) > 2:  # noqa: PLR2004 - role and text
             yield from (unsupported_key(name, number) for name in unsupported(turn))
@@ -141,7 +141,7 @@ def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) 
 
 
 def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
-    """Yield (key, turn from 1 or `None`, text) for each text of a row, good or bad, that a model would read."""
+    """Yield (key, turn from 1 or `None`, text) of what a model reads of a row, good or bad; of 300 turns at most."""
     key = form_key(row)
     for name in ("instruction", "input", "output", "system") if key == "instruction" else ("system",):
         if isinstance(row.get(name), str):
@@ -155,7 +155,7 @@ def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
 
 
 def _system(row: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """Return the turn of a row's key `system`, none if that is blank or not there; `None` if it is no text."""
+    """Return the turn of a row's key `system` in a list, empty if that is blank or missing; `None` if it is no text."""
     text = row.get("system", "")
     return None if not isinstance(text, str) else [("system", text)] if text.strip() else []
 

@@ -34,7 +34,7 @@ class Foreign(NamedTuple):
 
 
 def name_file(remedy: str, path: str) -> str:
-    """Return a remedy of this module with the file at `path`, and one beside it for the result, in its command."""
+    """Return a remedy with FILE replaced by `path` and NEW by a .jsonl path in its folder, both quoted for a shell."""
     new = str(Path(path).with_suffix(".jsonl"))
     if new == path:
         new = f"{path.removesuffix('.jsonl')}-new.jsonl"

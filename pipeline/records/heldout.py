@@ -41,7 +41,7 @@ class HeldoutRecord(Frozen):
         return fold(self.instruction, self.input)
 
     def messages(self, answer: str | None = None) -> list[Turn]:
-        """Return its turns, the last of them the user message or, unless that is `None`, an `answer`."""
+        """Return the turns before the question, the user message and, unless it is `None`, `answer`."""
         return conversation(self.turns, self.content, answer)
 
     def is_known(self, trained: frozenset[str]) -> bool:

@@ -124,7 +124,7 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
 
 
 def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
-    """Yield as `read_rows` does, but only the number of consecutive rows that `plain` finds good without parsing."""
+    """Yield as `read_rows` does, but for consecutive lines that `plain` takes only their number."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
@@ -163,7 +163,7 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
 
 def records_of(row: Row) -> Sequence[Record]:
     """
-    Return a record for each answer in `row`; none if it breaks its JSON schema or has a key that is not supported.
+    Return a record for each answer in `row`, learned or not; none if it breaks its schema or has an unsupported key.
 
     Also none if its turns are in no order, or the key "input" has another name. Special tokens and control characters
     in texts are not looked for.

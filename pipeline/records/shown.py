@@ -24,7 +24,7 @@ _BEGIN, _END = 1500, 500
 
 
 def show(request: dict[str, Any]) -> None:
-    """Print what the module describes. Raises `CannotTrain` as `load_template` and `Template` do, or `OSError`."""
+    """Print a JSON line per record as the module describes, without bad rows. Raises `CannotTrain` or `OSError`."""
     template = load_template(Path(request["folder"]), request["format"])
     records = (row for row in read_records(Path(request["file"])) if isinstance(row, Record))
     for record in islice(records, request["most"]):

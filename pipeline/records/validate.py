@@ -87,7 +87,7 @@ class FindingKind(NamedTuple):
     message: str
     remedy: str
     rows: int
-    """How many; of turns, all that it is said of."""
+    """How many rows; where turns are meant, how many turns."""
     line: int | None
     """Of the first."""
     field: str | None
@@ -217,7 +217,7 @@ def validate(path: Path, options: Options) -> Validation:
 
 
 def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
-    """Yield what `prepare` makes of rows with the same prompt, equal or different in their answers."""
+    """Yield at most two warnings about rows with the same prompt: the same answer repeated, and different answers."""
     answers: dict[int, set[int]] = {}
     """Hash of each prompt -> hashes of its answers."""
     equal: list[int] = []
