@@ -80,7 +80,7 @@ class Common:
         return Text(words, every, every if self.runs.isdisjoint(every) else every - self.runs)
 
     def long_answers(self, prompt: Prompt) -> set[int]:
-        """Return the hashes of a prompt's answers that are compared."""
+        """Return the hashes of a prompt's answers that are long enough (`_long_answer`), common ones included."""
         return {_long_answer(row, self.pairs) for row in prompt.rows} - {0}
 
     def group_text(self, prompt: Prompt) -> Text:
@@ -136,7 +136,7 @@ class LeftOut(NamedTuple):
 
     @property
     def example(self) -> Overlap:
-        """The beginnings of both texts."""
+        """Both prompts, or with the rule `answer` both answers."""
         train, heldout = (
             row.output if self.rule == "answer" else shown_prompt(row.instruction, row.input, row.turns)
             for row in (self.rows[0], self.heldout)
@@ -236,7 +236,8 @@ def assign(drop_rows: Sequence[DropRow], config: RunConfig, watch: Watch) -> Spl
     """
     Assign all rows to held-out records, training and dev, and leave out near-duplicates of held-out records.
 
-    `drop_rows` must be sorted as by `read_drops`. Raises what `watch` raises.
+    Dev rows are training rows if there are fewer than `DEV_ROWS`. `drop_rows` must be sorted as by `read_drops`. Raises
+    what `watch` raises.
     """
     unit = config.unit or choose_unit(drop_rows)
     # The settings alone say what is judged on, never what was dropped.

@@ -21,6 +21,7 @@ class Scored(NamedTuple):
     near: list[str]
     """Ids of its near-duplicates in any split."""
     drop: int
+    """The first of its drops that the champion knows; the first of all if it knows none."""
 
 
 class Selection(NamedTuple):

@@ -81,9 +81,10 @@ class DropRows(NamedTuple):
 
 def read_drops(attempt: Attempt, window: Window) -> DropRows:
     """
-    Read the rows of the attempt's drops and of its elders.
+    Return the rows of the attempt's drops and of its elders, without those too long or with special tokens.
 
-    Raises `CannotTrain` if a drop's file is missing or changed or a line of it is no record, `Interrupted` if stopped.
+    Raises `CannotTrain` if a drop's file is missing or changed, a line of it is no record, or a held-out row has the
+    tag `selected`; `Interrupted` if stopped.
     """
     special = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
@@ -293,7 +294,7 @@ def _each_once(rows: Iterable[DropRow], forms: Mapping[str, str] | None = None) 
 
 
 def row_line(row: DropRow, **more: Any) -> dict[str, Any]:
-    """Return a row as a line of JSON, with the fields in `more` added."""
+    """Return the fields of a row's JSON line: id, turns if it has any, the three texts, and `more`."""
     earlier = {"turns": row.turns} if row.turns else {}
     texts = {"instruction": row.instruction, "input": row.input, "output": row.output}
     return {"id": row.id, **earlier, **texts, **more}

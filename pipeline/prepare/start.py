@@ -46,7 +46,8 @@ def choose_start(attempt: Attempt, rows: list[DropRow]) -> Start:
 
     The sample has `train.replay` times as many rows as are new, at most all old ones. The base is chosen if
     `train.start` says so, or if the champion is the base, is not known to come from this base and drops of this run
-    only, is the tenth training in a row, or knows all rows. Raises `Interrupted` if stopped.
+    only, is the tenth training in a row, or knows all rows; all but the first two reasons go to standard error, too.
+    Raises `Interrupted` if stopped.
     """
     train, champion = attempt.config.train, attempt.spec.champion
     if train.start == "base" or champion.model_id == attempt.config.base_model_id:

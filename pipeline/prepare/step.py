@@ -121,7 +121,7 @@ def _watched(attempt: Attempt, prompts: Sequence[Prompt], phase: str) -> Iterato
 
 
 def _write(attempt: Attempt, train: Iterable[Mapping[str, Any]], splits: Splits, selection: Selection) -> Path:
-    """Write the three files into a new folder, and return it."""
+    """Write train.jsonl, dev.jsonl and heldout.jsonl into the new folder `data`, and return that."""
     folder = attempt.make_folder("data")
     files = {
         "train": train,

@@ -65,9 +65,10 @@ def _of_drop(drop: Drop, rows: int) -> dict[str, int | float | str]:
 
 def long_rows(lengths: Sequence[int], total: int, window: Window) -> tuple[int, list[Remark]]:
     """
-    Estimate by the `lengths` of some rows how many of all `total` exceed `window`.
+    Return how many of `total` rows exceed `window`, by the `lengths` of some in tokens, and one warning or none.
 
-    From a tenth on, a warning is added with a window that would fit. What a chat template adds to a row is not counted.
+    It is given from a tenth of the rows on, with a window that would fit. What a chat template adds to a row is not
+    counted.
     """
     share = sum(length > window.tokens for length in lengths) / max(1, len(lengths))
     number = round(share * total)
