@@ -213,7 +213,7 @@ def _opinion(root: Path, judgement: Judgement) -> Opinion:
 
 
 def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
-    """Return the comparison of lines of records.jsonl, in any order; `metric` is the primary metric."""
+    """Return the comparison of records.jsonl's lines, in any order, without suites; `metric` is the primary one."""
     lines = sorted(lines, key=lambda line: str(line["id"]))
     names = sorted({metric, *(name for line in lines for role in _ROLES for name in line[role]["scores"])})
     kinds = {tag for line in lines for tag in line["tags"]}

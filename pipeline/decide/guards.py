@@ -161,7 +161,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
-    """Return `row`, changed from failed to passed if the mean of `changes`, candidate minus champion, is no loss."""
+    """Return `row`, set from failed to passed if the mean of `changes`, candidate minus champion, is no loss."""
     if row.state != "failed" or exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "label": f"{row.label}, no further below it than the champion"})

@@ -123,7 +123,7 @@ class Guard:
 
     @property
     def sign(self) -> int:
-        """-1 if less is better, as of looping answers, else 1."""
+        """-1 for a guard in per cent, where less is better, else 1; `nll` and `collapse`, tested apart, use no sign."""
         return -1 if self.unit == "per cent" else 1
 
 

@@ -60,7 +60,7 @@ def _evaluated(attempt: Attempt, published: Mapping[str, str]) -> Comparison | N
 
 
 def _settle(attempt: Attempt, control: Comparison, rules: Rules, run: Comparison) -> Settlement | None:
-    """Return what `settle` finds of the trial before a control; `None` if that met another champion."""
+    """Return what `settle` says of a control's trial; `None` if that had no evaluation or met another champion."""
     spec, trial = attempt.spec, _evaluated(attempt, attempt.spec.trial)
     verdict = Verdict.model_validate(durable.read_json(attempt.path(spec.trial[Verdict.step])))
     if trial is None or verdict.champion_generation != spec.champion.generation:

@@ -41,7 +41,7 @@ class Watch(Frozen):
 
 def watch_of(nights: Sequence[Any]) -> Watch | None:
     """
-    Return the watch of some nights, rows (former, worse, better) with the numbers of drops, oldest first; else `None`.
+    Return the watch of `nights`, rows (former, worse, better) with numbers of drops, oldest first; `None` without any.
 
     The evidence is the e-value of all nights / 2 + that of the nights from the 31st on / 6 + … The weights
     1 / ((k + 1)(k + 2)) sum to 1, so Ville's inequality holds for the sum. Later starts find what became worse.
