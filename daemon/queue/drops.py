@@ -84,8 +84,8 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
     Let an accepted drop's new answers to questions of earlier drops count from the next run on; return the drop.
 
     If a run has begun with it, it counts as new and starts a run; trials that used it are repeated. An event records
-    the decision `word`. Raises `DropforgeError` if the drop is unknown, not accepted or on trial, or if its data is
-    prepared and has no new answer.
+    the decision `word`. A second call changes nothing. Raises `DropforgeError` if the drop is unknown, not accepted or
+    on trial, or if its data is prepared and has no new answer.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -142,8 +142,8 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
     """
     Accept a withdrawn or suspended drop, or a drop on trial, as if new; queue the run that it starts; return the drop.
 
-    Its trial is cancelled. An event records the decision `word`: reason, time and author. Raises `DropforgeError` if
-    the drop is unknown or in another state, or if the same content is accepted already.
+    Its trial is cancelled, and it is never put on trial again. An event records the decision `word`: reason, time and
+    author. Raises `DropforgeError` if the drop is unknown or in another state, or its content is accepted already.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)

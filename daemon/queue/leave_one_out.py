@@ -53,9 +53,9 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
 
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
-    that has not begun is cancelled if another champion came. Called before a run is claimed. With `looked`,
-    which the call before returned, tracks without an event since, which each change leaves, are left out for an hour:
-    then a trial may be left again. What a track's damaged rows or files raise goes to `troubles`, and others go on.
+    that has not begun is cancelled if another champion came. Called before a run is claimed. Returns the newest event's
+    id and the time of the last look at all tracks, for the next call's `looked`: for an hour from then on only tracks
+    with an event since are looked at. What a track's damaged rows or files raise goes to `troubles`.
     """
     if not tracks:
         return looked
@@ -102,7 +102,7 @@ def _was_left_out(session: Session, track: Track) -> bool:
 
 def _queue(session: Session, track: Track, now: int) -> None:
     """
-    Queue the run that leaves out the oldest drop that was not left out yet; none if the champion has one drop.
+    Queue the run that leaves out the oldest drop not left out yet; none without one, or if the champion has one drop.
 
     A drop is not left out if a person restored it.
     """

@@ -24,7 +24,7 @@ def queue_run(  # noqa: PLR0913 - the last two go by name
     session: Session, purpose: Purpose, track: str, drop: int, now: int, *, tested: Iterable[int] = (), **about: Any
 ) -> Run:
     """
-    Queue and return a run about a drop, on the champion's drops without it and those to be tested.
+    Queue and return a run about `drop`, on the champion's drops without it, those in `tested`, and all held-out drops.
 
     It begins when nothing else is due. `about` are further columns of `Run`.
     """

@@ -40,7 +40,7 @@ def give_back(session: Session, run_id: int) -> None:
 
 
 def free_drops(session: Session, run_id: int | None, which: ColumnElement[bool]) -> Sequence[Drop]:
-    """Return the accepted drops that match `which` and that a run may use, oldest first; `run_id` may be a trial's."""
+    """Return the accepted drops that match `which`, oldest first; of those on trial only that of `run_id`."""
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
     free = accepted.where(col(Drop.id).not_in(on_trial_beside(run_id)))
     return session.exec(free.order_by(col(Drop.id))).all()
