@@ -29,7 +29,7 @@ def one_of(column: str, states: type[StrEnum]) -> CheckConstraint:
 
 
 def require_types(kind: type[SQLModel]) -> None:
-    """Let SQLite refuse values of another type than their column's, NUL in paths, and numbers beyond every date."""
+    """Add constraints to the table of `kind`: the columns' types, no NUL in paths, no number beyond any date."""
     table = SQLModel.metadata.tables[str(kind.__tablename__)]
     for column in table.columns:
         field, name = kind.model_fields[column.name], f'"{column.name}"'

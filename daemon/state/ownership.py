@@ -95,7 +95,7 @@ def installation_id(settings: Settings) -> str:
 
 def require_share(settings: Settings, *, renew: bool = False) -> None:
     """
-    Raise `ShareGone` unless the shared folder, if there is one, is mounted and no other daemon works in it.
+    Raise `ShareGone`, and write `share-gone`, unless the shared folder, if any, is mounted and no other daemon's.
 
     A daemon calls it with `renew` at each beat, which keeps its lease there: another one with a copy of its state
     folder is refused until the lease is a minute old.

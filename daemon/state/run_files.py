@@ -138,7 +138,7 @@ def stop_words(spec: StepSpec) -> str | None:
 
 
 def was_out_of_time(spec: StepSpec) -> bool:
-    """Return whether an attempt that has ended had reached its job's time limit, or the signal before that."""
+    """Return whether an attempt that left a result had come to its job's time limit, or to the signal before it."""
     folder = Path(spec.root) / spec.folder
     until = durable.read_object(folder / CLAIM_NAME).get("until", 0)
     # Slurm sends the signal up to a minute early.
