@@ -140,7 +140,7 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder that `answers` made for `user`; `None` if it is missing or unsafe. Raises `OSError`."""
+        """Open the folder that `answers` made for `user`; `None` if missing or unsafe. Raises as that, or `OSError`."""
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
@@ -206,7 +206,7 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
 
 @contextlib.contextmanager
 def writing(event: str, **about: object) -> Iterator[None]:
-    """Log an error of the block as `event`, with `about`, and go on; a full disk raises `OSError`."""
+    """Log an `InboxUnusable` or `OSError` of the block as `event`, with `about`, and go on; raise a full disk's."""
     try:
         yield
     except (InboxUnusable, OSError) as error:

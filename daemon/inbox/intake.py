@@ -169,7 +169,7 @@ class Intake:
         return self._accept(source, validation, content, sha256)
 
     def _duplicate(self, source: _Source, path: Path, sha256: str, content: str) -> Outcome | None:
-        """Record a duplicate if a known drop has the hash `content`, that of the good rows; otherwise return `None`."""
+        """Record and answer a duplicate if a known drop has the hash `content` of the good rows; else `None`."""
         with transaction(self._engine) as session:
             settled = source.settled
             same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == content)

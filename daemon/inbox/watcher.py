@@ -111,7 +111,7 @@ class Watcher:
         `now` is monotonic, in seconds. A file is complete when scans saw it unchanged for `intake.settle_seconds`, or
         it was renamed into place, and no process has it open for writing; where open files cannot be checked, a rename
         does not count. Names that `is_skipped` ignores are left out. A file that stays in the inbox is returned by each
-        scan except while it is put off. Raises `InboxUnusable` if the inbox, `done/` or `rejected/` cannot be used.
+        scan except while it is postponed. Raises `InboxUnusable` if the inbox, `done/` or `rejected/` cannot be used.
         """
         self._refresh()
         settled: list[tuple[int, bytes, Settled]] = []
@@ -167,7 +167,7 @@ class Watcher:
         return reasons
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
-        """Return up to 100 visible folders of the inbox that are not used, as {"name", "nearest": similar track}."""
+        """Return up to 100 visible unused folders of the inbox, as {"name", "nearest": a similar track or `None`}."""
         known = {DONE, REJECTED, *(place.names[0] for place in watched_folders(self._settings) if place.names)}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -97,7 +97,7 @@ def use_of_pinned(settings: Settings, track: str) -> str:
 
 
 def rows_for_verdict(track: TrackSettings) -> str:
-    """Return what a verdict needs as a clause to follow "before": "there are about 780 rows", or so many held out."""
+    """Return what a verdict needs, to follow "before": "there are about 780 rows", or "60 records are held out"."""
     least, most = _needed(track, None)
     share = track.split.heldout
     if track.gate.on == "pinned":

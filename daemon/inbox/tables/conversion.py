@@ -68,7 +68,7 @@ class Conversion(NamedTuple):
 
 def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
     """
-    Choose the columns of a record's keys: those `given` (key -> column, "" for none), then by their names.
+    Choose the columns of a record's keys: those `given` (key -> column, "" for none), by their names, else guessed.
 
     Raises `DropforgeError` for a key or a column that there is not.
     """
@@ -104,7 +104,7 @@ def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
 
 def convert(table: Table, columns: Mapping[str, str], target: Path, options: Options, most: int) -> Conversion:
     """
-    Write the records of `table` to the new file `target`, as JSON Lines, and count what is lost.
+    Write the good records of `table` to the new file `target`, as JSON Lines, and count what is lost.
 
     `columns` maps keys to columns; `options` say what a good record is. Raises `DropforgeError` if the table cannot be
     read to its end or the file exceeds `most` bytes, `OSError` if it cannot be written.
@@ -139,7 +139,7 @@ def convert(table: Table, columns: Mapping[str, str], target: Path, options: Opt
 
 
 def new_name(name: str) -> str:
-    """Return the name of the file of records that is made of the table `name`."""
+    """Return the name of the file of records made of the table `name`: data.jsonl of data.csv.gz."""
     new = Path(name.removesuffix(".gz")).with_suffix(".jsonl").name
     return new if new != name else f"{Path(name).stem}-new.jsonl"
 
