@@ -190,7 +190,7 @@ def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
 
 
 def _command(state: str | None, error: str | None, output: str | None, argv: object) -> CommandView | None:
-    """Return the state of a hook; `None` if it was not due, or is pending and not set any more."""
+    """Return a hook's state, error and output; `None` if it was not due, or is pending and not set any more."""
     if state is None or (state == "pending" and not argv):
         return None
     return CommandView(state=state, error=error, output=output)

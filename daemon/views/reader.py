@@ -87,13 +87,13 @@ class Reader:
         return self.read(lambda reader: reader.execute(question, named or values).fetchall())
 
     def each(self, make: Callable[[Connection, Any], T], question: str, values: Sequence[object] = ()) -> list[T]:
-        """Return `make(reader, row)` for each row of an SQL query, in the transaction of the query; else as `rows`."""
+        """Return `make(reader, row)` for each row of an SQL query, in its transaction; empty or raises as `read`."""
         return self.read(lambda reader: [make(reader, row) for row in reader.execute(question, values).fetchall()])
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Connection]:
-    """Open an existing database for reading; in one snapshot, rows have columns as attributes; close it on exit."""
+    """Yield a read-only connection to an existing database, in one transaction; rows have columns as attributes."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     converting = sqlite3.PARSE_DECLTYPES
     opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)

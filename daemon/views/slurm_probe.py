@@ -40,7 +40,7 @@ os.link("answer.tmp", "answer.json")
 
 
 def slurm(settings: Settings) -> Iterator[Finding]:
-    """Yield findings on the cluster, if the settings use one; takes a minute at most while Slurm answers."""
+    """Yield findings on the cluster, if the settings use one: by its commands, and by a job of a minute at most."""
     if settings.executor.kind != "slurm":
         return
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
@@ -72,7 +72,7 @@ def slurm(settings: Settings) -> Iterator[Finding]:
 
 
 def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
-    """Submit a job that answers in `folder`, wait for it, and compare its answer with what this host sees."""
+    """Submit a job that answers in `folder`, wait for it, cancel it, and yield findings from its answer."""
     (folder / "token").write_text(folder.name)
     setup = f". {shlex.quote(settings.setup)}\n" if settings.setup else ""
     begun = time.time()
