@@ -156,7 +156,7 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
-    """Run a daemon in the demo's folder; at exit stop it with SIGTERM, and kill it if it runs on for 90 s."""
+    """Run a daemon in the demo's folder, yield once it has a champion; end it by SIGTERM, after 90 s by SIGKILL."""
     path = folder / "dropforge.toml"
     path.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
     settings = load(path, {})
