@@ -30,7 +30,7 @@ class Disk:
         return _free_bytes(self._root)
 
     def shortage(self) -> str:
-        """Return a message if less space is free than the low-water mark; empty otherwise."""
+        """Return a message if either file system has less space free than the low-water mark; empty otherwise."""
         for folder in dict.fromkeys((self._root, self._state)):
             free, mark = _free_bytes(folder), self.low_water_bytes
             if free < mark:

@@ -86,7 +86,7 @@ class Kept:
         return place in self.paths or place in self.above or not self.paths.isdisjoint(place.parents)
 
     def keep(self, paths: set[Path]) -> None:
-        """Add resolved paths."""
+        """Keep `paths`, which are resolved, with all that is below them."""
         self.paths |= paths
         self.above.update(*(path.parents for path in paths))
 
@@ -133,7 +133,7 @@ def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tu
 
 
 def what_is_in_use(session: Session, settings: Settings) -> Kept:
-    """Return what must be kept whatever the settings say, without looking at other ended runs."""
+    """Return what is kept for bases, champions, `gc.keep_champions` former ones, open runs, pending wins and trials."""
     root = settings.work_folder
     kept = Kept()
     kept.keep({_real(root / "drops")})
@@ -163,7 +163,7 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
 
 
 def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set[tuple[int, int]]) -> None:
-    """List the runs that are over in `kept.ended`, the latest first, but for `cleared` ones."""
+    """Add runs that are over to `kept.ended`, the latest first, or to `cleared` if long over and without files."""
     models = {path.name for path in (root / "models").glob("*")}
     for run_id, end, track, state, outcome in session.execute(text(_ENDED)):
         folder, key = root / "runs" / str(run_id), (run_id, end)
