@@ -33,8 +33,8 @@ def watch_fields(
     """
     Return the fields of a spec for a watch: the former champion, the same one until that is over, and the fresh drops.
 
-    `former` are those of the champions `past` that may serve again, the latest first. Not watched are base models, and
-    what served before the latest one.
+    Empty if there is no champion to watch. `former` are those of the champions `past` that may serve again, the latest
+    first. Not watched are base models, and what served before the latest one.
     """
     base = max((row.generation for row in past if row.kind == PromotionKind.BASE), default=0)
     able = [model for model in former if model.generation > base and model.drops is not None]
@@ -50,9 +50,9 @@ def watch_fields(
 
 def note_watch(session: Session, run: Run, compared: Evaluation, now: int) -> None:
     """
-    Store what a run's fresh drops say, as it ends; once per watch an event says that a limit is reached.
+    Store the points of an ending run's fresh drops, and a new watch; one event per watch and limit that is reached.
 
-    Nights are in the order of their runs: one that was retried after the night of a later run is none.
+    Nothing is stored if a later run's are stored already, as by a retry: nights are in the order of their runs.
     """
     later = select(Drop.id).where(Drop.track == run.track, col(Drop.watch_run) > (run.id or 0))
     if session.exec(later).first() is not None:

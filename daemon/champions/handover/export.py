@@ -66,7 +66,7 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
 
 
 def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
-    """Run the command that makes a GGUF file, and compare that with the champion; return both as a description."""
+    """Make the GGUF `file` by `command` and compare it with the champion; describe both. Raises `DropforgeError`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
     try:
         done = _run([*command, str(champion), "--outfile", str(file)], {**environment, "HF_HUB_OFFLINE": "1"})

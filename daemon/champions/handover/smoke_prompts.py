@@ -111,7 +111,7 @@ def _of_run(work_folder: WorkFolder, run_id: int, model_id: str) -> SmokePrompts
 
 
 def _choose(records: Iterable[Mapping[str, Any]]) -> tuple[SmokePrompt, ...]:
-    """Return up to `MOST` prompts that both models answered differently from the first words on, the shortest first."""
+    """Return up to `MOST` prompts of 4,000 characters at most whose sound answers begin differently, shortest first."""
     chosen = []
     for record in records:
         content = fold(record["instruction"], record["input"])
