@@ -15,7 +15,7 @@ class CannotAsk(DropforgeError):
 
 
 def ask(*command: str, stdin: str = "") -> str:
-    """Return what a command of Slurm prints. Raises `CannotAsk` if it fails or takes more than 30 s."""
+    """Return what a Slurm command prints, without a user's defaults. Raises `CannotAsk` if it fails or after 30 s."""
     # A person's own defaults, as SQUEUE_PARTITION, would hide jobs.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
     try:
