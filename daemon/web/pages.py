@@ -116,7 +116,7 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
 
 @router.post("/drops/{drop_id}/shown")
 def shown(request: Request, site: SiteOf, drop_id: Number) -> Response:
-    """Render the first 3 records of a drop as the model sees them: by a form, as it starts a process of seconds."""
+    """Render a drop's first 3 records as the model sees them: by a form, as it takes seconds. Raises `NotThere`."""
     drop = site.overview.drop(drop_id)
     file = stored_file(site.overview, drop)
     if file is None:

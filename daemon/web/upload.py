@@ -81,7 +81,7 @@ async def texts(request: Request) -> dict[str, str]:
 def by_form(
     request: Request, site: SiteOf, file: list[UploadFile], fields: Annotated[dict[str, str], Depends(texts)]
 ) -> Response:
-    """Put files into the inbox, and render `done.html`; for a table first `table.html`, with what its columns are."""
+    """Put files into the inbox, and render `done.html`; a table, which must come alone, first renders `table.html`."""
     tables = [name for name in (each.filename or "" for each in file) if not name.lower().endswith((".json", ".jsonl"))]
     if not tables:
         results = put(site, file, fields.get("track", "default"), fields.get("heldout"))
