@@ -75,7 +75,7 @@ def _parts(key: str) -> tuple[int, str, int]:
 
 
 def write_spec(spec: StepSpec) -> bool:
-    """Write an attempt's spec.json unless it is there; return whether the attempt has no result."""
+    """Make an attempt's folder with its spec.json, unless it has that or a result; return whether it has no result."""
     folder = run_files.make_attempt_folder(spec)
     names = listed(folder)
     if RESULT_NAME in names:
@@ -133,7 +133,7 @@ def work_on(
 def _with_room(
     act: Callable[[], _T], stop: threading.Event, tries: Iterable[int], *, any_error: bool = False
 ) -> _T | None:
-    """Return what `act` returns once there is room for it; `None` after `tries`, or once `stop` is set."""
+    """Return what `act` does, tried again at a full disk or `any_error`; `None` after `tries`, or if `stop` is set."""
     for _ in tries:
         try:
             return act()
@@ -209,7 +209,7 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
 
 
 def listed(folder: Path) -> set[str]:
-    """Return the names in `folder`, those that other hosts have just made included; none if it is missing."""
+    """Return the names in `folder`, by listing it, which shows what other hosts just made; none if it is missing."""
     try:
         return {path.name for path in folder.iterdir()}
     except FileNotFoundError:

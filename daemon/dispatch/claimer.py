@@ -51,7 +51,7 @@ class Claimer:
         self._asked_at = 0
 
     def claim_due(self, now: int, claims: dict[int, states.Claim], *, low: bool) -> None:
-        """Queue due trials and, unless the disk is `low`, add a claim on each due run that may run to `claims`."""
+        """Queue due trials and, unless the disk is `low`, claim due runs into `claims`, up to `executor.parallel`."""
         # Called twice a second: query the database only if the answer can differ from the last one.
         later = now >= self._asked_at and (self._due is None or now < self._due)
         if later and not self._changes.changed():

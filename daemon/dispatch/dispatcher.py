@@ -228,7 +228,7 @@ class Dispatcher:
         log.info("step_submitted", run=claim.run_id, step=step.name, attempt=attempt.number)
 
     def _end(self, claim: states.Claim, facts: Facts, end: End, error: DropforgeError | None, now: int) -> None:
-        """End the open attempt, store what a first verdict fixes, and do what follows for the run."""
+        """End the open attempt, store what its artifact says of track and drops, and do what follows for the run."""
         attempt, made = facts.attempt, facts.published
         if attempt is None:
             return
@@ -250,7 +250,7 @@ class Dispatcher:
     # --- small parts
 
     def _leave(self, claim: states.Claim, leave: Leave, now: int) -> None:
-        """Release the run."""
+        """Release the run as `leave` says, log that, and forget its claim."""
         move = run_queue.leave(self._engine, claim, leave, now, self._settings.retry)
         why = {} if leave.error is None else {"error": leave.error.message, "hint": leave.error.hint}
         (log.warning if why else log.info)(move.kind, run=claim.run_id, state=str(move.to), **why)

@@ -57,7 +57,7 @@ class FactReader:
         return is_before or spool.has_living()
 
     def share_gone(self, run: Run) -> bool:
-        """Return whether the shared folder was gone during the last attempt at the run's step."""
+        """Return whether the shared folder was gone since the last attempt at the run's step began."""
         last = states.last_attempts(self._engine, run.id or 0, run.step or "", 1)
         _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
         return bool(last) and gone // 1_000_000 >= last[0].started_at

@@ -27,7 +27,7 @@ class Publisher:
         return run in self._going
 
     def begin(self, spec: StepSpec, result: StepResult) -> None:
-        """Begin to publish a good result."""
+        """Begin to publish a good result in a thread, and wait up to 1 s for its end; `take` has the outcome."""
         lock = gc.collecting(self._state_folder)
         self._going[spec.run] = in_background(run_files.publish, spec, result, lock)
         wait([self._going[spec.run]], _AT_ONCE_SECONDS)

@@ -50,7 +50,7 @@ class SlurmJobs:
         self._name, self._settings, self._program = f"dropforge-{instance}.", settings, program
 
     def listed(self) -> list[Job]:
-        """Return this installation's jobs. Raises `CannotAsk`."""
+        """Return this installation's jobs, those included that ended lately. Raises `CannotAsk`."""
         # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
         lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
         parts = [line.split("|") for line in lines]

@@ -89,7 +89,7 @@ class StepProcess:
 
     def go(self, is_to_stop: Callable[[], bool]) -> StepResult:
         """
-        Let the step begin and wait for its end; stop it once `is_to_stop()`. Return the result if it leaves none.
+        Let the step begin and wait for its end; stop it once `is_to_stop()`. Return the result of one that left none.
 
         It is stopped by SIGTERM, and killed `grace_seconds` later. Whatever it started is killed with it.
         """
@@ -105,7 +105,7 @@ class StepProcess:
         return result_of_dead(self._spec, exit_code, stopped=stopped)
 
     def _wait(self, is_to_stop: Callable[[], bool]) -> bool:
-        """Wait for the end; return whether the step was stopped."""
+        """Wait for the end, stop the step once `is_to_stop()`, kill its group; return whether it was stopped."""
         process, stopped = self._process, False
         while process.poll() is None and not stopped:
             if is_to_stop():
@@ -165,7 +165,8 @@ def result_of_dead(spec: StepSpec, returncode: int | None, *, stopped: bool = Fa
     """
     Return the result of a step that ended without writing one, with message and hint for its exit code.
 
-    The code is `None` if nobody saw it end, as its worker, or the machine, was killed.
+    It is "interrupted" if the step was `stopped`, by code or flag, else "failed". The code is `None` if nobody saw the
+    end, as the worker, or the machine, was killed.
     """
     # A cluster signals the whole job to stop, the step before it listens, too.
     if stopped or returncode in {EXIT_INTERRUPTED, -signal.SIGTERM}:

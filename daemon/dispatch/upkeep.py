@@ -63,7 +63,7 @@ class Upkeep:
             self._troubles.note(f"base model of track {name}", self.bases.problem(name))
 
     def collect_garbage(self, now: int) -> None:
-        """Begin a collection in a thread if `may_collect` is set and none is going on."""
+        """Begin a collection in a thread if `may_collect` and `gc.automatic` are set and none is going on."""
         if self.may_collect and self._settings.gc.automatic and self._collection.done():
             self.may_collect = False
             self._collection = self._collector.submit(self._collect, now)
