@@ -95,12 +95,12 @@ def _trained_file(attempt: Attempt, adapter: Adapter) -> Path:
 
 def merge_into(base: Path, trained: Path, target: Path) -> str:
     """
-    Write the merged weights to files in the new folder `target`, named as the base's; return their dtypes' names.
+    Write the merged weights to files in the new folder `target`, named as the base's; return their dtypes, sorted.
 
-    `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. The
-    whole model is loaded into memory if the changed weights are not in the base's files under their names. Raises
-    `CannotTrain` if a merged weight is not finite or not in the base's files, and `StepFailed` if the adapter's file
-    and config differ.
+    They are joined as in `bfloat16, float32`. `trained` is a PEFT adapter folder, or a safetensors file of weights that
+    replace the base's of the same names. The whole model is loaded into memory if the changed weights are not in the
+    base's files under their names. Raises `CannotTrain` if a merged weight is not finite or not in the base's files,
+    and `StepFailed` if the adapter's file and config differ.
     """
     headers = {path: read_header(path)[0] for path in weight_files(base)}
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
@@ -129,7 +129,7 @@ def copy_texts(base: Path, target: Path, template: str | None) -> None:
     """
     Copy the base's config and tokenizer files to the folder `target`; a `template` replaces the base's chat templates.
 
-    Raises `OSError` if a file is not a regular one, or larger than `read_bytes` allows.
+    Not generation_config.json. Raises `OSError` if a file is not a regular one, or larger than `read_bytes` allows.
     """
     for path in model_files(base):
         name = path.relative_to(base).as_posix()
