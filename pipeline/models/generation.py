@@ -77,7 +77,7 @@ class AskedModel:
 
 
 def named_ends(folder: Path) -> list[int]:
-    """Return the ids of the end tokens in the generation config of the model in `folder`, else in its config.json."""
+    """Return the ids of a model's end tokens by its generation config, or config.json without one; empty if unset."""
     from transformers import GenerationConfig
 
     try:

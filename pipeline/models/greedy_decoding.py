@@ -162,7 +162,7 @@ class _Rows:
                 _pad_cache(layer, self._ids.shape[1] - 1)
 
     def read(self) -> None:
-        """Run a forward pass on the last token of every row."""
+        """Run a forward pass on the last token of every row, for the next `choose`; do nothing without rows."""
         if self.indices:
             self._cache, self._logits = forward(self._model, self._ids[:, -1:], self._mask, self._cache)
 

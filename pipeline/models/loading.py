@@ -68,8 +68,8 @@ def chosen_device() -> Device:
     """
     Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is the CPU on a machine without a GPU.
 
-    Raises `StepFailed` if torch cannot use the GPU, for `auto` only if its driver is there; `CannotTrain` if the device
-    is unknown.
+    Likewise if CUDA_VISIBLE_DEVICES hides all GPUs. Raises `StepFailed` if torch cannot use the GPU, for `auto` only if
+    its driver is there; `CannotTrain` if the device is unknown.
     """
     import torch
 

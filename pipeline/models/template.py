@@ -145,7 +145,7 @@ class Template:
         return [*ids, self.tokenizer.eos_token_id] if end is None else ids[: end + 1]
 
     def read(self, tokens: Sequence[int]) -> str:
-        """Return the text of generated tokens, without the template's opening and without special tokens."""
+        """Return the text of generated tokens after the template's opening, if it is there, without special tokens."""
         given, size = tuple(tokens), len(self.opening)
         if given == self.opening[: len(given)]:
             return ""
@@ -218,7 +218,7 @@ class Template:
         return str(text)
 
     def _ids(self, veil: "_Veil", text: str) -> list[int]:
-        """Return the tokens of a rendered text."""
+        """Return the tokens of a rendered text; what `veil` hides is encoded as plain text."""
         with self._foreign("the tokenizer", "cannot encode a record", "tokenizer.json"):
             return [
                 token

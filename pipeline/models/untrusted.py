@@ -71,7 +71,7 @@ def parse_json(data: bytes, most: int = _MOST_VALUES) -> Any:
 
 
 def unfit_file(folder: Path) -> str:
-    """Return why a model folder must not be opened (a pipe, a link out of it, a too large text); "" if it may be."""
+    """Return why a model folder must not be opened (pipe, link out of it, large text, too many files); "" if it may."""
     folders = (folder, folder / "additional_chat_templates")
     paths = list(islice((path for part in folders if part.is_dir() for path in part.iterdir()), _MOST_FILES + 1))
     if len(paths) > _MOST_FILES:
