@@ -99,7 +99,7 @@ def job_of_several_nodes(most: int) -> tuple[int, str]:
 
 
 def start_nodes(work: Sequence[Any], count: int, scratch: Path) -> list[subprocess.Popen[bytes]]:
-    """Run `work`, a function and its arguments from the second on, on `count` other nodes; return their `srun`."""
+    """Pickle `work` (function, later arguments) into `scratch`; return its `srun` on `count` other nodes, [] for 0."""
     if count == 0:
         return []
     path = scratch / _WORK

@@ -139,7 +139,7 @@ def batch_tokens(config: TrainConfig, device: Device) -> int:
 
 def go_on_with_less(attempt: Attempt, plan: MemoryPlan, sizes: Sizes, error: OutOfMemory) -> NoReturn:
     """
-    Save a plan that needs less memory for the next attempt, and raise `StartAgain`.
+    Save a plan that needs less memory for the next attempt, print it to stderr, and raise `StartAgain`.
 
     Raises `Interrupted` if the attempt is stopped, and `StepFailed`, with a hint at what would fit, if there is no
     smaller plan.

@@ -39,8 +39,8 @@ def tokenise(attempt: Attempt, template: Template, path: Path, window: int) -> t
     """
     Return the tokenised rows of a JSON Lines file that fit into the window, and the lengths of all in tokens.
 
-    Longer rows are left out whole. Both are empty if there is no file. Raises `Interrupted` if stopped, `CannotTrain`
-    if the chat template or tokenizer fails.
+    Longer rows are left out whole, and counted on stderr. Both are empty if there is no file. Raises `Interrupted` if
+    stopped, `CannotTrain` if the chat template or tokenizer fails.
     """
     kept, lengths = [], []
     for number, row in enumerate(durable.read_jsonl(path) if path.exists() else (), start=1):

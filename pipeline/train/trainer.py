@@ -146,7 +146,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         return mean_loss(model, inputs, options.get("num_items_in_batch"))
 
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
-        """Measure, log and report the dev loss."""
+        """Measure the dev loss, log it and call the callbacks with it; return it, in nats per token, as `eval_loss`."""
         metrics = {"eval_loss": dev_loss(self)}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

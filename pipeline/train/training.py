@@ -222,7 +222,7 @@ def run_process(number: int, job: Job, spec: StepSpec) -> None:
     """
     Run a node's process `number`, from 0, of a training; write the result, or the first error of all, to a file.
 
-    `job.process` is the node's first.
+    `job.process` is the node's first. Never returns: it ends the process.
     """
     # Torch has the kernel send SIGINT when the step's process has died.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
