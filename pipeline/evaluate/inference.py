@@ -89,7 +89,7 @@ class Inference:
         )
 
     def _compute_missing(self, earlier: Mapping[str, Any], store: Path) -> None:
-        """Add the missing values, those of complete batches in `earlier` and the rest computed, to `store` as well."""
+        """Add the missing values, of complete batches from `earlier`, else computed and appended to `store`."""
         with ExitStack() as opened:
             engine: InStep | Vllm | None = None
             for keys in self._batches():

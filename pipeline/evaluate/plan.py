@@ -177,7 +177,7 @@ def _watched(
     """
     Return the fresh records and the requests for them to the former champion on watch.
 
-    There are none if its files are damaged, or if its setup differs.
+    There are none without a fresh record, if its files are damaged (standard error says so), or if its setup differs.
     """
     former, drops = attempt.spec.watched, attempt.spec.fresh_drops
     if former is None or not any(record.drop in drops for record in records):

@@ -80,7 +80,7 @@ class Request(NamedTuple):
 
 
 def request_hash(kind: str, request: object) -> str:
-    """Return the key of a request's value; `request`, its tokens, is a JSON value."""
+    """Return a request's key, the sha256 of the cache's layout, `kind` and `request`, its tokens as a JSON value."""
     return durable.sha256_json([_LAYOUT, kind, request])
 
 

@@ -188,7 +188,7 @@ def score_former(
 def score_watch(
     fresh: Sequence[HeldoutRecord], former: Result, champion: Mapping[str, Line], metric: str
 ) -> dict[int, float]:
-    """Return the champion's mean minus the former one's per fresh drop; `champion` has `score_answers`' lines by id."""
+    """Return by fresh drop the champion's mean less the former one's, in points; `champion`: `score_answers` by id."""
     answers, references = [answer.text for answer in former.answers], [record.references for record in fresh]
     differences: dict[int, list[float]] = {}
     for record, score in zip(fresh, METRICS[metric].scores(answers, references), strict=True):
