@@ -8,7 +8,6 @@ any way, its steps notice and stop (`step_process`); a new worker starts nothing
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -21,7 +20,7 @@ from daemon.dispatch.spool import Spool
 from daemon.dispatch.step_process import StepCommand, result_of_dead, step_command
 from daemon.state.ownership import OwnFolder, StateFolderGone
 from daemon.system.folders import StateFolder, WorkFolder
-from daemon.system.processes import FileLock, is_alive, kill_group, on_stop, wait_until_dead
+from daemon.system.processes import FileLock, is_alive, kill_group, on_end_of_input, on_stop, wait_until_dead
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, RESULT_NAME, StepSpec
 from pipeline.errors import EXIT_FAILED
@@ -176,16 +175,9 @@ def serve(
     folder = OwnFolder(state_folder, "worker")
     spool = Spool(state_folder, work_folder)
     worker = Worker(spool, command, folder.require_there, parallel=parallel)
-
     on_stop(worker.interrupt)
     if with_lifeline:
-
-        def wait_for_end() -> None:
-            while os.read(sys.stdin.fileno(), 1):
-                pass
-            worker.stop.set()
-
-        threading.Thread(target=wait_for_end, name="lifeline", daemon=True).start()
+        on_end_of_input(worker.stop.set)
     try:
         worker.serve()
     except StateFolderGone:

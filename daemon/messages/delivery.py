@@ -7,8 +7,10 @@ address, which holds passwords.
 
 import logging
 import re
-import threading
+from concurrent.futures import wait
 from typing import Any
+
+from daemon.system.sd_notify import in_background
 
 SECONDS = 15.0
 _ANSWER = re.compile(r"error=(\d+)")
@@ -20,19 +22,11 @@ def send(url: str, title: str, body: str, level: str) -> str | None:
 
     Returns why it was not sent, without the address; `None` if it was.
     """
-    errors: list[str | None] = []
-
-    def run() -> None:
-        try:
-            errors.append(_send(url, title, body, level))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, its text may name the address
-            errors.append(f"it ended with {type(error).__name__}")
-
-    # A daemon thread: if it hangs, it is not joined and does not keep the process from ending.
-    thread = threading.Thread(target=run, name="delivery", daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    return errors[0] if errors else f"nothing was answered within {SECONDS:.0f} s"
+    future = in_background(_send, url, title, body, level)
+    if not wait([future], SECONDS).done:
+        return f"nothing was answered within {SECONDS:.0f} s"
+    error = future.exception()  # its text may name the address
+    return future.result() if error is None else f"it ended with {type(error).__name__}"
 
 
 def is_known(url: str) -> bool:

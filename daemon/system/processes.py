@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -114,6 +115,17 @@ def on_stop(act: Callable[[int], object], *further: signal.Signals) -> None:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number in (*_STOPPING, *further):
         signal.signal(number, lambda _number, _frame: None)
+
+
+def on_end_of_input(act: Callable[[], object]) -> None:
+    """Call `act` in a thread once standard input closes, a pipe from the daemon, which may end in any way."""
+
+    def listen() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        act()
+
+    threading.Thread(target=listen, name="lifeline", daemon=True).start()
 
 
 class FileLock:

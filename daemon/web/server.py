@@ -11,11 +11,10 @@ import logging
 import os
 import socket
 import stat
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -23,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from daemon.settings.model import Settings
 from daemon.settings.web import Address
+from daemon.system.processes import on_end_of_input
 from daemon.web.app import make_app
 from daemon.web.security import READING, load_token
 from daemon.web.site import Site
@@ -69,7 +69,7 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
     )
     server = _Server(config, app.state.site)
     if with_lifeline:
-        threading.Thread(target=_end_with_daemon, args=(server,), name="lifeline", daemon=True).start()
+        on_end_of_input(partial(setattr, server, "should_exit", True))  # noqa: FBT003
     server.run(sockets=[listening])
 
 
@@ -138,12 +138,6 @@ def _once_a_minute() -> Callable[[logging.LogRecord], bool]:
         return True
 
     return is_new
-
-
-def _end_with_daemon(server: uvicorn.Server) -> None:
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    server.should_exit = True
 
 
 def listen(address: Address) -> socket.socket:

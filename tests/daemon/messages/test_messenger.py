@@ -114,7 +114,7 @@ def test_a_call_that_never_ends_is_left_after_its_time(address: Address, monkeyp
 
 
 def test_what_a_library_raises_names_no_address(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "_send", Mock(side_effect=ValueError(address.url)))
+    monkeypatch.setattr(delivery, "_send", Mock(__name__="send", side_effect=ValueError(address.url)))
     assert delivery.send(address.url, "title", "body", "info") == "it ended with ValueError"
 
 
