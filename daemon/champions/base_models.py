@@ -61,10 +61,7 @@ class Bases:
                     raise
                 # An error in the files lasts until one of them changes.
                 looked_at = looked_at if isinstance(error, CannotTrain) else None
-                problem = error if isinstance(error, DropforgeError) else _unreadable(name, error)
-                if str(self._problems.get(name)) != str(problem):
-                    log.warning("base_model_unusable", track=name, error=problem.message, hint=problem.hint)
-                self._problems[name] = problem
+                self._problems[name] = error if isinstance(error, DropforgeError) else _unreadable(name, error)
             self._seen[name] = looked_at
 
     def problem(self, name: str) -> DropforgeError | None:

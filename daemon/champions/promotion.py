@@ -3,11 +3,11 @@ Each track's champion: which model serves, and the only functions that replace i
 
 The row is authoritative; the links `tracks/<track>/champion` and `previous` in the work folder follow it. They are
 renamed while the transaction that writes the row holds the database's write lock, and before it commits: whoever sees
-the row finds the links. A crash or an error before the commit can leave a changed link, which `sync_links` puts back. A
+the row finds the links. A crash or an error before the commit can leave a changed link, which `mend_links` puts back. A
 model that was rolled back from is blocked: no run promotes it again, only a person does (`decisions`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -23,7 +23,6 @@ from daemon.state.queries import rows_of, waits
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track
-from daemon.state.troubles import concerns_all
 from daemon.system.folders import WorkFolder
 from pipeline.artifacts import ModelRef, Verdict
 from pipeline.decide.explain import brief
@@ -215,29 +214,20 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
         session.add(run)
 
 
-def sync_links(engine: Engine, work_folder: WorkFolder) -> dict[str, Exception | None]:
-    """
-    Make the links of all tracks with a champion match their rows; return for each the preventing error, or `None`.
+def tracks_with_champion(engine: Engine) -> Sequence[str]:
+    """Return the names of all tracks that have a champion."""
+    with transaction(open_reader(engine.get_execution_options()["path"])) as session:
+        return session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
 
-    Raises `OSError` if the disk is full.
-    """
-    reader = open_reader(engine.get_execution_options()["path"])
-    with transaction(reader) as session:
-        names = session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
-    errors: dict[str, Exception | None] = dict.fromkeys(names)
-    for name in names:
-        try:
-            # A shared file system may hang: the write lock is taken only if there is something to do.
-            with transaction(reader) as session:
-                links = _links(session, work_folder, session.get_one(Track, name))
-            if not all(_is_set(link, target) for link, target in links.items()):
-                with transaction(engine) as session:
-                    sync_link(session, work_folder, name)
-        except Exception as error:  # one track's row must not stop every other track
-            if concerns_all(error):
-                raise
-            errors[name] = error
-    return errors
+
+def mend_links(engine: Engine, work_folder: WorkFolder, track: str) -> None:
+    """Make the links of a track with a champion match its row, in a transaction if that is needed (`sync_link`)."""
+    # A shared file system may hang: the write lock is taken only if there is something to do.
+    with transaction(open_reader(engine.get_execution_options()["path"])) as session:
+        links = _links(session, work_folder, session.get_one(Track, track))
+    if not all(_is_set(link, target) for link, target in links.items()):
+        with transaction(engine) as session:
+            sync_link(session, work_folder, track)
 
 
 def sync_link(session: Session, work_folder: WorkFolder, track: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.champions.promotion import sync_links
+from daemon.champions.promotion import mend_links, tracks_with_champion
 from daemon.cli.output import print_json, print_line, print_lines, print_table
 from daemon.cli.workspace import (
     JsonOption,
@@ -136,8 +136,9 @@ def restore(
     """
     settings = load_settings(context)
     done = put_back(settings, source, without_models=without_models)
-    for error in filter(None, sync_links(open_writer(context), settings.work_folder).values()):
-        raise error
+    engine = open_writer(context)
+    for track in tracks_with_champion(engine):
+        mend_links(engine, settings.work_folder, track)
     if as_json:
         print_json(restored=str(source), replaced=str(done.replaced), lost=done.lost, missing=done.missing)
         return

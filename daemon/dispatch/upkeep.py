@@ -56,8 +56,9 @@ class Upkeep:
         if abs(now - self._maintained_at) < _MAINTENANCE_MS:
             return
         self._maintained_at = now
-        for track, error in promotion.sync_links(self._engine, self._root).items():
-            self._troubles.note(f"track {track}", error)
+        for track in promotion.tracks_with_champion(self._engine):
+            with self._troubles.alone(f"track {track}"):
+                promotion.mend_links(self._engine, self._root, track)
         self.bases.refresh(now)
         for name in self._settings.track_names:
             self._troubles.note(f"base model of track {name}", self.bases.problem(name))

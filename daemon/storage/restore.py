@@ -5,7 +5,7 @@ Only the rows of a backup's database are taken (`rebuild`).
 
 The old database, and folders of runs that the backup does not have as succeeded, go to `backups/replaced-<time>/`;
 other files that differ from the backup's are overwritten, all others stay. Links are not touched: they are derived
-from the rows afterwards (`promotion.sync_restored_links`). A marker file is in the state folder from the first change
+from the rows afterwards (`promotion.mend_links`). A marker file is in the state folder from the first change
 to the last, and no daemon starts while it is there, so that an interrupted restore must be repeated.
 """
 

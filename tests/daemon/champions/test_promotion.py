@@ -10,11 +10,14 @@ from sqlalchemy import Engine, create_engine
 from sqlmodel import Session, select
 
 from daemon.champions import base_models, promotion
+from daemon.dispatch.upkeep import Upkeep
 from daemon.queue import states
+from daemon.settings.model import Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Promotion, Run, Track
+from daemon.state.troubles import Troubles
 from daemon.system.folders import WorkFolder
 from pipeline.errors import DropforgeError
 from tests.run_owner import judged
@@ -190,7 +193,7 @@ def test_a_promotion_that_was_cut_anywhere_did_not_happen_and_is_done_by_the_nex
         promote(engine, state, better, 10)
     assert tuple(reached) == POINTS[:point]
     assert served(state) == ("m1" if point < 3 else "m2")
-    promotion.sync_links(engine, WorkFolder(state))
+    promotion.mend_links(engine, WorkFolder(state), "default")
     assert (events(engine), promotions(engine), serving(engine)) == (*before, ("m1", 1))
     assert (served(state), served(state, "previous")) == ("m1", "base")
     assert sorted(path.name for path in (state / "tracks/default").iterdir()) == ["champion", "previous"]
@@ -208,7 +211,7 @@ def test_links_that_are_right_are_looked_at_while_another_process_writes(engine:
     with transaction(engine) as session:
         session.add(Event(at=1, kind="meanwhile"))
         session.flush()
-        assert promotion.sync_links(impatient, WorkFolder(state)) == {"default": None}
+        promotion.mend_links(impatient, WorkFolder(state), "default")
 
 
 def _at_once(state: Path) -> sqlite3.Connection:
@@ -219,10 +222,12 @@ def _at_once(state: Path) -> sqlite3.Connection:
 
 
 def test_a_track_whose_link_cannot_be_mended_is_named_and_the_others_are_mended(engine: Engine, state: Path) -> None:
+    troubles = Troubles()
+    settings = Settings(state=str(state))
     for name in ("bad", "good"):
         base_models.ensure_base(engine, WorkFolder(state), name, base_models.Base(state.parent / "base", "base"), 1)
         (state / "tracks" / name / "champion").unlink()
     (state / "tracks/bad/champion/kept").mkdir(parents=True)
-    found = promotion.sync_links(engine, WorkFolder(state))
-    assert {name: error is None for name, error in found.items()} == {"bad": False, "good": True}
+    Upkeep(engine, settings, troubles).maintain(1)
+    assert [whose for whose in troubles.words if whose.startswith("track ")] == ["track bad"]
     assert (state / "tracks/good/champion").is_symlink()
