@@ -32,8 +32,6 @@ from daemon.state.database_file import (
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.ownership import require_share
 
-BUSY_SECONDS = 30.0
-
 
 def open_engine(path: Path, *, keep: bool = False) -> Engine:
     """
@@ -121,8 +119,4 @@ def _engine(path: Path, creator: Callable[[], sqlite3.Connection], begin: str, p
 
 
 def _connect(path: Path, *pragmas: str) -> sqlite3.Connection:
-    # isolation_level=None: the driver begins no transaction by itself, the event above does.
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    return with_pragmas(
-        connection, "foreign_keys=ON", "synchronous=EXTRA", "trusted_schema=OFF", "cell_size_check=ON", *pragmas
-    )
+    return with_pragmas(open_file(path, "rwc"), "foreign_keys=ON", "synchronous=EXTRA", *pragmas)

@@ -19,7 +19,7 @@ APPLICATION_ID = 0x44724667
 #: Version of the tables, in SQLite's user_version: a daemon uses no other.
 SCHEMA = 6
 BACKUPS = "backups"
-_BUSY_SECONDS = 30.0
+BUSY_SECONDS = 30.0
 _MOUNTS = Path("/proc/self/mountinfo")
 #: Network file systems: no shared memory between hosts, and locks that cannot be relied on.
 _NETWORK = re.compile(
@@ -146,10 +146,12 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
     return counts
 
 
-def open_file(path: Path, mode: str = "ro") -> sqlite3.Connection:
-    """Open an existing database file, read-only unless `mode` is "rw"; no transaction begins by itself."""
+def open_file(path: Path, mode: str = "ro", detect_types: int = 0) -> sqlite3.Connection:
+    """Open a database file: existing, to read ("ro") or write ("rw"), or made if missing ("rwc"). Begin nothing."""
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, detect_types=detect_types
+    )
     return with_pragmas(connection, "cell_size_check=ON", "trusted_schema=OFF")
 
 

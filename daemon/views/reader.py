@@ -18,14 +18,13 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BeforeValidator
 
 from daemon.settings.model import HookSettings, Settings
-from daemon.state.database_file import DatabaseUnusable, in_words
+from daemon.state.database_file import DatabaseUnusable, in_words, open_file
 from daemon.state.layout import DATABASE_NAME
 from daemon.system import clock
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.errors import DropforgeError
 
 T = TypeVar("T")
-_BUSY_SECONDS = 30.0
 
 sqlite3.register_converter("JSON", json.loads)
 
@@ -94,10 +93,7 @@ class Reader:
 @contextmanager
 def reading(path: Path) -> Iterator[Connection]:
     """Yield a read-only connection to an existing database, in one transaction; rows have columns as attributes."""
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    converting = sqlite3.PARSE_DECLTYPES
-    opened = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, detect_types=converting)
-    with closing(opened) as connection:
+    with closing(open_file(path, detect_types=sqlite3.PARSE_DECLTYPES)) as connection:
         connection.row_factory = _row
         connection.execute("BEGIN")
         yield connection

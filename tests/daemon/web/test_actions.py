@@ -171,7 +171,7 @@ def test_the_page_and_the_command_leave_the_same_event(
 def test_what_the_machine_refuses_is_said(
     program: TestClient, person: TestClient, lived_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.state.database.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("daemon.state.database_file.BUSY_SECONDS", 0.01)
     with lived_in.engine.begin():  # holds the write lock
         answer = program.post("/api/v1/runs/3/cancel")
         assert answer.status_code == 503
