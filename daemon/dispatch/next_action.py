@@ -42,11 +42,6 @@ class Facts:
     step: Step | None = None
     shortage: DropforgeError | None = None
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the run is to be cancelled."""
-        return self.run.cancel_requested
-
 
 class Do(Enum):
     """An action that ends neither the attempt nor the claim."""
@@ -82,7 +77,7 @@ def next_action(facts: Facts) -> Action:
             return Action(Do.REDO if facts.stale else Do.SUBMIT)
         return Action(End.SPEC_LOST, DropforgeError("it has no spec.json"))
     if not facts.ended:
-        return Action(Do.CANCEL if facts.cancelled or facts.useless else Do.WAIT)
+        return Action(Do.CANCEL if facts.run.cancel_requested or facts.useless else Do.WAIT)
     action = _after_result(facts, facts.spec)
     if facts.share_gone and action.error and isinstance(action.what, End) and action.what.then in _FAILURES:
         return Action(End.SHARE_GONE, without_share(action.error))
@@ -95,7 +90,7 @@ def without_share(error: DropforgeError) -> DropforgeError:
 
 
 def _between_steps(facts: Facts) -> Action:
-    if facts.cancelled:
+    if facts.run.cancel_requested:
         return Action(Then.CANCEL)
     if facts.stale or facts.step is None:
         return Action(Do.REDO if facts.stale else Do.CONCLUDE)
@@ -112,8 +107,8 @@ def _after_result(facts: Facts, spec: StepSpec) -> Action:
         return _after_good(facts)
     error = None if result.error is None else DropforgeError(result.error.message, result.error.hint, result.exit_code)
     if result.status == "interrupted":
-        if result.exit_code == EXIT_START_AGAIN or facts.cancelled:
-            return Action(End.CANCELLED) if facts.cancelled else Action(End.START_AGAIN, error)
+        if result.exit_code == EXIT_START_AGAIN or facts.run.cancel_requested:
+            return Action(End.CANCELLED) if facts.run.cancel_requested else Action(End.START_AGAIN, error)
         return Action(End.FAILED if facts.stopped and facts.stopped.hint else End.INTERRUPTED, facts.stopped)
     end = {EXIT_DISK_FULL: End.DISK_FULL, EXIT_BAD_DATA: End.BAD_DATA}.get(result.exit_code, End.FAILED)
     hint = f"the whole story: dropforge logs {spec.run}"
@@ -126,6 +121,6 @@ def _after_good(facts: Facts) -> Action:
         return Action(End.FAILED, facts.published)
     if facts.published is not None:
         return Action(End.PUBLISHED)
-    if facts.publishing and facts.cancelled:
+    if facts.publishing and facts.run.cancel_requested:
         return Action(End.CANCELLED, DropforgeError("it was cancelled while it was published"))
     return Action(Do.WAIT if facts.publishing else Do.PUBLISH)

@@ -10,7 +10,6 @@ from typing import Any
 from daemon.inbox.answers.remarks import lacking
 from daemon.settings.model import Settings
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
-from daemon.state.questions import HAS_VERDICT
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import Champions
 from daemon.views.drops import Drops, last_prepared
@@ -59,11 +58,7 @@ class Overview(Runs, Drops, Champions):
         A track that ever had a verdict other than "insufficient_evidence" is left out.
         """
         names = [name for name in settings.track_names if track in {None, name}]
-        done = self.read(
-            lambda reader: [name for name in names if reader.execute(HAS_VERDICT, {"track": name}).fetchone()]
-        )
-        left = [name for name in names if name not in done]
-        sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in left}
+        sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in names}
         return {name: words for name, words in sentences.items() if words is not None}
 
     def data_warnings(self, track: str | None = None) -> list[str]:
