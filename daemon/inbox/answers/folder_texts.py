@@ -6,6 +6,7 @@ README.txt describes, by the settings, what may be dropped into a track's folder
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from daemon.inbox.answers.remarks import begins_when, rows_for_verdict
 from daemon.inbox.drop_folders import DONE, WAITS, folder_names
@@ -15,6 +16,8 @@ from pipeline.records.validate import Options
 from pipeline.words import count, printable, size_words
 
 README = "README.txt"
+#: What it says, for `str.format`.
+_TEXT = Path(__file__).with_name("readme.txt")
 
 
 def write_readmes(settings: Settings, inbox: InboxFolders) -> None:
@@ -49,40 +52,18 @@ def readme_text(settings: Settings, track: str) -> str:
     intake = settings.intake
     at_once = ",\nor at once if it is renamed into this folder" if settings.observer == "native" else ""
     below, top = ("", "") if track == "default" else (f"{track}/", "../")
-    return f"""\
-This is the inbox of track {track}: drop files of training records here.
-
-WHAT TO DROP
-A file that ends in .jsonl or .json, in UTF-8, with a row a line:
-
-  {{"instruction": "...", "input": "...", "output": "..."}}
-
-"input" may be left out. A row may be a conversation, too, as OpenAI's
-"messages" or ShareGPT's "conversations". "tags": ["one", "two"] names the kinds
-that scores are given for; "group": "page 7" names the text or conversation that
-a row is of, so that all of it is trained on, or none. Other keys are not used.
-A file has at most {size_words(intake.max_bytes)}, a line {size_words(Options().max_line_bytes)}.
-"dropforge check FILE" tells beforehand what is wrong with a file;
-"dropforge convert FILE" makes such a file of a table (CSV, TSV, Parquet).
-
-{_what_judges(settings.track(track))}
-
-HOW IT IS ANSWERED
-A file is taken once it has not changed for {intake.settle_seconds:g} s{at_once}.
-It then lies in
-
-  {top}done/{below}       taken; beside it NAME.receipt.json with its number, and
-              NAME.verdict.txt: what became of it, replaced when that changes
-  {top}rejected/{below}   given back; beside it NAME.errors.json with line, field and
-              remedy of each finding: mend the file and drop it again
-
-(in a folder ~USER there, which only you can read, if you are not the user that
-Dropforge runs as). {_bad_rows(intake)}
-
-A file that cannot be taken stays here; NAME.waits.txt beside it says why.
-
-The next run of this track {begins_when(settings, track)}.
-"""
+    return _TEXT.read_text(encoding="utf-8").format(
+        track=track,
+        intake=intake,
+        most=size_words(intake.max_bytes),
+        longest=size_words(Options().max_line_bytes),
+        judges=_what_judges(settings.track(track)),
+        at_once=at_once,
+        below=below,
+        top=top,
+        bad_rows=_bad_rows(intake),
+        begins=begins_when(settings, track),
+    )
 
 
 def _what_judges(track: TrackSettings) -> str:
