@@ -1,4 +1,4 @@
-"""Load a model in a child process and let it answer, or try the GPU there; the daemon itself never loads torch."""
+"""Use a model, its template or the GPU in a child process, as the daemon itself never loads torch."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from daemon.settings.model import Settings
 from daemon.system.processes import child_environment, kill_group
 from pipeline.errors import DropforgeError
 
@@ -74,6 +75,20 @@ def ask(request: Mapping[str, Any], device: str, module: str = "pipeline.models.
             yield part
     if process.returncode != 0:
         raise DropforgeError(*_words(b"", process.returncode))
+
+
+def shown_records(path: Path, settings: Settings, track: str, most: int) -> list[dict[str, Any]]:
+    """
+    Return the first `most` records of a file as the models of `track` see them: what `pipeline.records.shown` prints.
+
+    Raises `DropforgeError` without a base model or the training stack, or if the template cannot be used.
+    """
+    base, train = settings.track(track).base_model, settings.track(track).train
+    if not base:
+        message = "no base model is set, whose template writes the prompts"
+        raise DropforgeError(message, "set base_model in the settings")
+    request = {"file": str(path.absolute()), "folder": base, "format": train.format, "window": train.max_length}
+    return list(ask({**request, "most": most}, "cpu", "pipeline.records.shown"))
 
 
 def try_gpu() -> dict[str, Any]:

@@ -143,7 +143,7 @@ def check(
 
 
 def _shown(file: Path, settings: Settings, track: str, most: int) -> list[dict[str, Any]]:
-    from daemon.views.shown_records import shown_records  # noqa: PLC0415 - `check` is quick
+    from daemon.champions.smoke_test import shown_records  # noqa: PLC0415 - `check` is quick
 
     return shown_records(file, settings, track, most)
 

@@ -1,13 +1,17 @@
-"""`runs`, `show`, `logs`: list runs, show one run, print a run's logs."""
+"""`runs`, `show`, `logs`, `report`, `review`: list runs; show one, its logs, its evidence, its answers to judge."""
 
 import json
+import os
+import sys
+import webbrowser
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
+from daemon.champions.blind_review import KEYS, UNDO, Choice, Pair, Review, choose, put_on_card
 from daemon.cli.output import clock, print_json, print_line, print_lines, print_table
-from daemon.cli.status import describe_run, outcome_words, review_lines
+from daemon.cli.status import describe_run, judged_words, outcome_words, review_lines
 from daemon.cli.workspace import (
     MOST_LISTED,
     AllOption,
@@ -15,17 +19,22 @@ from daemon.cli.workspace import (
     RunArgument,
     TrackOption,
     chosen_tracks,
+    load_settings,
     newest_only,
     open_overview,
+    open_writer,
 )
 from daemon.settings.text import flat
 from daemon.state.run_files import ArtifactDamaged, load_adapter, run_folder
 from daemon.state.states import RunState
+from daemon.system.clock import now_ms
+from daemon.system.programs import who
 from daemon.views.overview import Overview
-from daemon.views.reports import story_of
+from daemon.views.reports import report_data, report_folder, story_of
 from daemon.views.runs import AttemptView, RunDetail, RunView
-from pipeline.artifacts import Verdict
+from pipeline.artifacts import PAGE_NAME, Verdict
 from pipeline.durable import read_object
+from pipeline.errors import DropforgeError
 from pipeline.models.template import prompt_form
 from pipeline.report.facts import Story
 from pipeline.report.story import p_value_words
@@ -88,8 +97,7 @@ def show(context: typer.Context, *, run: RunArgument, as_json: JsonOption = Fals
     if detail.verdict is not None:
         _print_verdict(overview, detail, detail.verdict)
     elif detail.ended_at is not None:
-        print_line()
-        print_line("report: none, since the run ended without a verdict")
+        print_lines(["", "report: none, since the run ended without a verdict"])
 
 
 def _attempt_row(attempt: AttemptView) -> tuple[object, ...]:
@@ -189,3 +197,104 @@ def _settings_words(section: object) -> Iterator[str]:
     for name, value in flat(section) if isinstance(section, dict) else [((), section)]:
         words = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"{'.'.join(name)} {words}".lstrip()
+
+
+def report(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    path: Annotated[bool, typer.Option("--path", help="Print where the page lies, and open nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Open the evidence behind a run's verdict in a browser.
+
+    It is one file, report.html, that can be copied or sent. Its path is printed, and without a display nothing is
+    opened. With --json the same as data, which schemas/report.schema.json describes. It is an error if there is none.
+    """
+    overview = open_overview(context)
+    if as_json:
+        print_json(report=report_data(overview, run))
+        return
+    page = report_folder(overview, run).absolute() / PAGE_NAME
+    if not path and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+        webbrowser.open(page.as_uri())
+    print_line(str(page))
+
+
+def review(
+    context: typer.Context,
+    *,
+    run: RunArgument,
+    choose: Annotated[
+        list[str] | None,
+        typer.Option("--choose", metavar="PAIR=KEY", help="Judge a pair of those that --json prints; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Judge a run's answers beside the champion's without knowing whose is whose.
+
+    Keys: 1 the first is better, 2 the second, 0 neither, u takes the last answer back, q goes on another time. At the
+    end, when nothing can be taken back any more, the counts and an exact sign test are shown, and written on the run's
+    card. Each choice is stored at once. For programs --json prints the pairs that are left and --choose judges them.
+    """
+    overview = open_overview(context)
+    for given in choose or ():
+        pair, sign, key = given.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"--choose {given}: write PAIR=KEY, as 4f1c09a2b7e35d68=1")
+        _choose(context, run, pair, key)
+    progress = overview.review(run)
+    if not as_json and not choose:
+        progress = _ask_all(context, progress)
+    if as_json:
+        print_json(review=progress)
+        return
+    print_line(judged_words(progress))
+
+
+def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
+    choice = Choice(pair, key, now_ms(), who())
+    return choose(open_writer(context), load_settings(context).work_folder, run, choice)
+
+
+def _ask_all(context: typer.Context, progress: Review) -> Review:
+    """Show the pairs one by one and read a key for each; return the review once none is left or q was pressed."""
+    if progress.result is not None:
+        put_on_card(load_settings(context).work_folder, progress.run, progress.result)
+    elif not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise DropforgeError(
+            "the keys of a review are read from a terminal, and this is none",
+            f"dropforge review {progress.run} --json prints the pairs, --choose PAIR=1 judges one",
+        )
+    while progress.left:
+        _show_pair(progress, progress.left[0])
+        while (key := _read_key()) not in KEYS and not (key == UNDO and progress.last):
+            if key == "q":
+                return progress
+        pair = progress.last if key == UNDO and progress.last else progress.left[0].id
+        progress = _choose(context, progress.run, pair, key)
+    return progress
+
+
+def _show_pair(progress: Review, pair: Pair) -> None:
+    print_line(f"--- {progress.judged + 1} of {progress.asked}")
+    for head, text in (
+        ("earlier turns", pair.earlier),
+        ("instruction", pair.instruction),
+        ("input", pair.input),
+        ("answer 1", pair.first),
+        ("answer 2", pair.second),
+    ):
+        if text or head.startswith("answer"):
+            print_line(f"{head}:" if text else f"{head}: (empty)")
+            for line in text.expandtabs().splitlines():
+                print_line(f"  | {line}")
+
+
+def _read_key() -> str:
+    print("better: 1, 2, or 0 for neither (u: take the last back, q: go on another time) ", end="", flush=True)
+    key = typer.getchar()
+    print_line(key)
+    return key.lower()

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
+from daemon.champions.smoke_test import shown_records
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows, stored_file
 from daemon.views.reader import NotThere
 from daemon.views.reports import report_folder, story_of
-from daemon.views.shown_records import shown_records
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
