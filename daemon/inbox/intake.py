@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, text
 from sqlmodel import Session, col, select
@@ -38,17 +38,16 @@ from pipeline import durable
 from pipeline.records.validate import MOST_KINDS, FindingKind, Notice, Validation, validate
 from pipeline.words import printable, size_words
 
-Taken = Literal["accepted", "proposed", "rejected", "duplicate"]
-Kind = Taken | Literal["changed", "gone", "queue_full", "unreadable", "no_room", "not_moved"]
 #: States of drops whose content makes a file a duplicate. Not proposed: a stranger's file would block the owner's.
 _KNOWN = (DropState.ACCEPTED, DropState.WITHDRAWN, DropState.SUSPENDED)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of taking one file; kinds that are not in `Taken` leave it in the inbox for a later scan."""
+    """The result of taking one file."""
 
-    kind: Kind
+    kind: str
+    """The drop's state; or why it stays for a later scan: changed, gone, queue_full, unreadable, no_room, not_moved."""
     track: str
     name: str
     drop: int | None = None
@@ -242,9 +241,8 @@ class Intake:
             why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
             words = f"recorded as drop {drop.id}, but it cannot leave the inbox: {why}"
             return _outcome(settled, "not_moved", words)
-        kind: Kind = next((kind for kind in get_args(Taken) if kind == drop.state), "accepted")
         message, run = (receipt["sentence"], receipt["run"]) if receipt else (str(drop.reason), None)
-        return Outcome(kind, drop.track, drop.name, drop.id, run, message)
+        return Outcome(drop.state, drop.track, drop.name, drop.id, run, message)
 
     def _no_room(self, size: int) -> str:
         """Return why the disk has no room for a file of this size; empty if it has."""
@@ -263,7 +261,7 @@ def _shown(settled: Settled) -> str:
     return printable(os.fsdecode(settled.name))
 
 
-def _outcome(settled: Settled, kind: Kind, message: str) -> Outcome:
+def _outcome(settled: Settled, kind: str, message: str) -> Outcome:
     return Outcome(kind, settled.track, _shown(settled), message=message)
 
 

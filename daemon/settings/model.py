@@ -198,30 +198,27 @@ class TrackSettings(Frozen):
     def _has_adapters_to_serve(self) -> "TrackSettings":
         serves_adapters = any(word.partition("=")[0] == "--adapter-name" for word in self.hooks.after_promotion)
         if self.train.start == "champion" and serves_adapters:
-            msg = (
+            raise ValueError(
                 "hooks.after_promotion serves adapters (--adapter-name), and a model that was trained over a champion "
                 'has none over the base: serve its folder with serve-hook --restart, or set train.start = "base"'
             )
-            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
     def _a_verdict_is_possible(self) -> "TrackSettings":
         gate, metric = self.gate, self.evaluate.metric
         if not self.split.heldout and gate.on != "pinned":
-            msg = (
+            raise ValueError(
                 f'no verdict would ever be possible: split.heldout = 0 holds nothing out, and gate.on = "{gate.on}" '
                 'judges on nothing else; pin records and set gate.on = "pinned", or, before the first run, raise it'
             )
-            raise ValueError(msg)
         needed = gate.least_groups("exact_match" if metric == "auto" else metric)
         if self.split.scored_records < needed:
-            msg = (
+            raise ValueError(
                 f"no verdict would ever be possible: split.scored_records = {self.split.scored_records} and "
                 f"{'twice ' * (needed > gate.min_records)}gate.min_records = {gate.min_records}; raise the former or "
                 "lower the latter"
             )
-            raise ValueError(msg)
         return self
 
 
