@@ -12,7 +12,7 @@ from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
 from pipeline.artifacts import Frozen
 from pipeline.durable import open_regular
-from pipeline.errors import DropforgeError
+from pipeline.errors import DropforgeError, os_words
 from pipeline.evaluate.suites import BUILTIN, read_suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.models.manifest import check_base, model_files
@@ -44,11 +44,13 @@ def bad(name: str, text: str, remedy: str) -> Finding:
 
 
 def tried(name: str, look: Callable[[], str], make: Callable[[str, str, str], Finding] = bad) -> Finding:
-    """Return "ok" with the text that `look` returns, or what `make` returns for a `DropforgeError` that it raises."""
+    """Return "ok" with the text of `look`, or what `make` returns for its `DropforgeError` or an unreadable file."""
     try:
         return ok(name, look())
     except DropforgeError as error:
         return make(name, error.message, error.hint)
+    except OSError as error:
+        return make(name, f"user {user()} cannot read it: {os_words(error)}", "let the daemon's user read that file")
 
 
 def bases(settings: Settings) -> Iterator[Finding]:
@@ -83,16 +85,13 @@ def needs(settings: Settings) -> Iterator[Finding]:
 
 
 def try_base(folder: str) -> str:
-    """Return the folder of a base model. Raises `DropforgeError` if it is not set, not readable or not trainable."""
+    """Return the folder of a base model. Raises `DropforgeError` if not set or not trainable, `OSError` as `open`."""
     if not folder:
         raise DropforgeError("no base model is set", "set base_model in dropforge.toml to a model folder")
-    try:
-        check_base(Path(folder))
-        for path in model_files(Path(folder)):
-            with open_regular(path) as file:
-                file.read(1)
-    except OSError as error:
-        raise DropforgeError(f"{error.filename}: {error.strerror}", "let the daemon's user read that file") from error
+    check_base(Path(folder))
+    for path in model_files(Path(folder)):
+        with open_regular(path) as file:
+            file.read(1)
     return folder
 
 
@@ -116,17 +115,10 @@ def try_training(device: str) -> str:
 
 
 def try_suite(name: str) -> str:
-    """Return name and number of items of a suite. Raises `DropforgeError` if it is missing, unreadable or invalid."""
+    """Return name and number of items of a suite. Raises `DropforgeError` if missing or invalid; `OSError`."""
     if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
         raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
-    try:
-        items = read_suite(name).items
-    except OSError as error:
-        raise DropforgeError(
-            f"user {user()} cannot read the suite {name}: {error.strerror}",
-            f"let the daemon's user read it: ls -l {name}",
-        ) from error
-    return f"{'built in' if name == BUILTIN else name}: {count(len(items), 'item')}"
+    return f"{'built in' if name == BUILTIN else name}: {count(len(read_suite(name).items), 'item')}"
 
 
 @cache
