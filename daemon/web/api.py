@@ -7,7 +7,6 @@ running runs as a JSON list, each a LiveRun.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -32,6 +31,8 @@ from pipeline.contract import Curve
 router = APIRouter(tags=["read"])
 #: Seconds between looks for events; a step writes its progress every two seconds.
 _SECONDS = 1.0
+#: Most event streams at once; a new one ends the oldest, whose page connects again.
+_MOST_STREAMS = 50
 
 
 class Standing(Frozen):
@@ -141,10 +142,12 @@ def changes(overview: Overview) -> Iterator[list[ServerSentEvent]]:
 @router.get("/live", response_class=EventSourceResponse)
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
     """Stream the events `changed` and `progress`, checked once a second, until shutdown or 50 newer streams."""
-    news = changes(site.overview)
-    with site.stream() as ended:
-        while not ended.is_set():
+    news, own = changes(site.overview), object()
+    site.streams.append(own)
+    try:
+        while not site.is_ending() and own in site.streams[-_MOST_STREAMS:]:
             for events in await run_in_threadpool(next, news):
                 yield events
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _SECONDS)
+            await asyncio.sleep(_SECONDS)
+    finally:
+        site.streams.remove(own)

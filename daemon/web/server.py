@@ -25,13 +25,12 @@ from daemon.settings.web import Address
 from daemon.system.processes import on_end_of_input
 from daemon.web.app import make_app
 from daemon.web.security import READING, load_token
-from daemon.web.site import Site
 from pipeline.errors import DropforgeError
 
 #: Who may connect to the socket: the daemon's user and its group.
 _SOCKET_MODE = 0o660
-#: Seconds for open requests at shutdown; event streams are ended before.
-_LAST_SECONDS = 1
+#: Seconds for open requests at shutdown; event streams end by themselves within one.
+_LAST_SECONDS = 2
 #: Most connections; a backlog that is accepted at once must not use up all descriptors before they are counted.
 _MOST_CONNECTIONS, _BACKLOG = 200, 256
 #: Time that a connection has to send a request.
@@ -67,7 +66,8 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
         lifespan="off",
         ws="none",
     )
-    server = _Server(config, app.state.site)
+    server = uvicorn.Server(config)
+    app.state.site.is_ending = lambda: server.should_exit
     if with_lifeline:
         on_end_of_input(partial(setattr, server, "should_exit", True))  # noqa: FBT003
     server.run(sockets=[listening])
@@ -111,19 +111,6 @@ class _Connection(H11Protocol):
         """Close the connection, after the rest of its output is sent, if its rank is unchanged: no request has come."""
         if self.rank() == rank:
             self.transport.close()
-
-
-class _Server(uvicorn.Server):
-    """A server that ends the event streams at shutdown; uvicorn would abort each with a traceback."""
-
-    def __init__(self, config: uvicorn.Config, site: Site) -> None:
-        super().__init__(config)
-        self._site = site
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the event streams, then shut down."""
-        self._site.end_streams()
-        await super().shutdown(sockets)
 
 
 def _once_a_minute() -> Callable[[logging.LogRecord], bool]:

@@ -1,9 +1,7 @@
 """What all routes share: settings, token, workspace, and how a page is rendered from a template."""
 
-import asyncio
 import pathlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any
 
@@ -21,8 +19,6 @@ from pipeline.words import show_controls
 
 #: The largest integer that SQLite can store.
 MOST = (1 << 63) - 1
-#: Most event streams at once; a new one ends the oldest, whose page connects again.
-_MOST_STREAMS = 50
 Number = Annotated[int, Path(ge=1, le=MOST)]
 #: Most rows of a drop that a request may skip: each is parsed.
 MOST_SKIPPED = 10_000
@@ -37,24 +33,9 @@ class Site:
         self.settings = settings
         self.token = token
         self.overview = Overview.of(settings)
-        self._streams: list[asyncio.Event] = []
-
-    @contextmanager
-    def stream(self) -> Iterator[asyncio.Event]:
-        """Register an event stream; yield an event that is set when it must end, at shutdown or for a newer stream."""
-        ended = asyncio.Event()
-        self._streams.append(ended)
-        for oldest in self._streams[:-_MOST_STREAMS]:
-            oldest.set()
-        try:
-            yield ended
-        finally:
-            self._streams.remove(ended)
-
-    def end_streams(self) -> None:
-        """Set the events of all registered streams, so that they end soon; do not wait for them."""
-        for stream in self._streams:
-            stream.set()
+        #: The open event streams, the oldest first, and whether they are to end, as the server does.
+        self.streams: list[object] = []
+        self.is_ending: Callable[[], bool] = lambda: False
 
     def writer(self) -> Engine:
         """Return a new read-write engine for the state database. Raises as `open_writer`."""
