@@ -21,9 +21,9 @@ def unhealthy_models(past: "Sequence[Promotion]") -> set[str]:
     return {model for model, row in latest.items() if row.health_state == HookState.FAILED}
 
 
-def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder, most: int) -> list[ModelRef]:
+def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder) -> list[ModelRef]:
     """
-    Return up to `most` of a track's champions that may serve again, the latest first; `past` is oldest first.
+    Return a track's champions that may serve again, the latest first; `past` is oldest first.
 
     Left out are today's champion, models in `blocked` or `unhealthy_models`, generations that a rollback skipped, and
     models whose folder is gone. A model is listed once; base models are included.
@@ -39,7 +39,7 @@ def former(past: "Sequence[Promotion]", track: "Track", work_folder: WorkFolder,
             drops = None if row.drops is None else tuple(row.drops)
             models.append(ModelRef(model_id=row.model_id, path=path, generation=row.generation, drops=drops))
             shut.add(row.model_id)
-    return models[:most]
+    return models
 
 
 def blocked(past: "Sequence[Promotion]") -> set[str]:

@@ -26,7 +26,6 @@ from daemon.settings.load import load
 from daemon.settings.model import Settings
 from daemon.state.states import state_words
 from daemon.views.overview import Overview
-from daemon.views.reports import story_of
 from daemon.views.runs import RunDetail
 from pipeline.errors import DropforgeError
 
@@ -172,7 +171,7 @@ def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
         message = f"run {number} {state_words(run.state)}: {run.error or 'no verdict'}"
         hint = f"the whole story: dropforge --config {stage.folder / 'dropforge.toml'} logs {number}"
         raise DropforgeError(message, run.hint or hint)
-    lines = verdict_lines(run.verdict, story_of(stage.overview, run))
+    lines = verdict_lines(run.verdict, stage.overview.story(run))
     print_lines(f"  {line}" for line in (run.sentence or "", *lines))
     return run
 

@@ -30,7 +30,6 @@ from daemon.state.states import RunState
 from daemon.system.clock import now_ms
 from daemon.system.programs import who
 from daemon.views.overview import Overview
-from daemon.views.reports import report_data, report_folder, story_of
 from daemon.views.runs import AttemptView, RunDetail, RunView
 from pipeline.artifacts import PAGE_NAME, Verdict
 from pipeline.durable import read_object
@@ -117,7 +116,7 @@ def _print_trials(overview: Overview, run: int) -> None:
 
 def _print_verdict(overview: Overview, run: RunDetail, verdict: Verdict) -> None:
     print_line()
-    story = story_of(overview, run)
+    story = overview.story(run)
     if story is not None and run.outcome != verdict.outcome:
         # It won and was not promoted, or its control let it serve: its sentence has the next steps.
         story = story.model_copy(update={"next_steps": ()})
@@ -214,9 +213,9 @@ def report(
     """
     overview = open_overview(context)
     if as_json:
-        print_json(report=report_data(overview, run))
+        print_json(report=overview.report_data(run))
         return
-    page = report_folder(overview, run).absolute() / PAGE_NAME
+    page = overview.report_folder(run).absolute() / PAGE_NAME
     if not path and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
         webbrowser.open(page.as_uri())
     print_line(str(page))

@@ -20,8 +20,6 @@ from pipeline.models.template import transcript
 from pipeline.records import records
 from pipeline.words import count, cut_start, first_of, signed, worth_words
 
-#: Most former champions that are searched for one without withdrawn drops.
-_MOST_FORMER = 1000
 #: Most rows of one page, and most characters of a row's text.
 MOST_ROWS = 20
 MOST_CHARACTERS = 2000
@@ -117,7 +115,7 @@ class Drops(Reader):
         for track in self.rows(_TRACK_OF, drop_id):
             past = self.rows(CHAMPIONS, track=track.name)
             if past and drop_id in (past[-1].drops or ()):
-                former = history.former(past, track, self.folder, _MOST_FORMER)
+                former = history.former(past, track, self.folder)
                 without = self.rows("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", track.name)
                 gone = {drop_id, *(row.id for row in without)}
                 before = next((model.generation for model in former if gone.isdisjoint(model.drops or ())), None)

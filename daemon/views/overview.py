@@ -4,20 +4,26 @@ Read-only queries on a state folder, from its database and files; they need no r
 Times are UTC. Missing data (no database yet, a file lost in a crash) gives an empty result, not an error.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from pydantic import ValidationError
 
 from daemon.inbox.answers.remarks import lacking
 from daemon.settings.model import Settings
 from daemon.state.layout import LOCK_NAME, TROUBLES_NOTE, WATCHER_NOTE
+from daemon.state.states import state_words
 from daemon.system.processes import lock_holder
 from daemon.views.champion_history import Champions
 from daemon.views.drops import Drops, last_prepared
-from daemon.views.runs import Runs
-from pipeline.artifacts import Frozen
+from daemon.views.reader import NotThere
+from daemon.views.runs import RunDetail, Runs
+from pipeline.artifacts import JSON_NAME, PAGE_NAME, Frozen
 from pipeline.data_words import warning_words
 from pipeline.durable import read_object
 from pipeline.errors import DropforgeError
+from pipeline.report.facts import Story
 
 
 class DaemonView(Frozen):
@@ -81,3 +87,41 @@ class Overview(Runs, Drops, Champions):
     def troubles(self) -> dict[str, str]:
         """Return the errors last noted by the daemon, by part, such as "track a" or "the worker"; empty if none."""
         return {whose: str(words) for whose, words in read_object(self.state / TROUBLES_NOTE).items()}
+
+    def report_folder(self, run_id: int) -> Path:
+        """Return the folder of a run's report.html and report.json. Raises `NotThere` without a verdict or the page."""
+        run = self.run(run_id)
+        if run.verdict is None:
+            why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
+            raise NotThere(
+                f"run {run_id} has no verdict, so there is no report{why}",
+                (why and run.hint) or f"see how far it is: dropforge show {run_id}",
+            )
+        folder = self.folder / run.verdict.report if run.verdict.report else None
+        if folder is None or not (folder / PAGE_NAME).is_file():
+            raise NotThere(
+                f"the report of run {run_id} is not there{f': {folder} is gone' if folder else ''}",
+                f"the verdict and its numbers: dropforge show {run_id}",
+            )
+        return folder
+
+    def report_data(self, run_id: int) -> dict[str, Any]:
+        """Return a run's report.json. Raises `NotThere` without a report, `DropforgeError` if it is damaged or gone."""
+        path = self.report_folder(run_id) / JSON_NAME
+        value = read_object(path)
+        if not value:
+            raise DropforgeError(
+                f"the data of the report of run {run_id} is damaged or gone: {path}",
+                f"bring it back from a backup; the page is in the same folder: dropforge report {run_id}",
+            )
+        return value
+
+    def story(self, run: RunDetail) -> Story | None:
+        """Return headline, reasons and next steps of a run's verdict, from its report; `None` without a valid one."""
+        if run.verdict is None or run.verdict.report is None:
+            return None
+        story = read_object(self.folder / run.verdict.report / JSON_NAME).get("story")
+        try:
+            return Story.model_validate(story)
+        except ValidationError:
+            return None

@@ -21,7 +21,6 @@ from daemon.views.attention import Attention, attention
 from daemon.views.champion_history import ChampionView, ServingView
 from daemon.views.drops import DropDetail, DropRow, DropView, drop_detail, drop_rows
 from daemon.views.overview import DaemonView, Overview
-from daemon.views.reports import report_data
 from daemon.views.runs import LiveRun, PauseView, RunDetail, RunView
 from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, require_track
 from daemon.web.site import After, Number, SiteOf
@@ -87,7 +86,7 @@ def show_curves(site: SiteOf, run_id: Number) -> Curve:
 @router.get("/runs/{run_id}/report")
 def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
     """Return the data of a run's evidence card (schemas/report.schema.json); 404 if it has none."""
-    return report_data(site.overview, run_id)
+    return site.overview.report_data(run_id)
 
 
 @router.get("/runs/{run_id}/review")

@@ -11,7 +11,6 @@ from daemon.champions.smoke_test import shown_records
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows, stored_file
 from daemon.views.reader import NotThere
-from daemon.views.reports import report_folder, story_of
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
 from pipeline.errors import DropforgeError
@@ -66,16 +65,16 @@ def run(request: Request, site: SiteOf, run_id: Number) -> Response:
     detail = seen.run(run_id)
     card = None
     with suppress(DropforgeError):
-        report_folder(seen, run_id)
+        seen.report_folder(run_id)
         card = f"/runs/{run_id}/report"
-    context = {"run": detail, "curves": seen.curves(run_id), "story": story_of(seen, detail), "card": card}
+    context = {"run": detail, "curves": seen.curves(run_id), "story": seen.story(detail), "card": card}
     return draw(request, "run.html", context)
 
 
 @router.get("/runs/{run_id}/report")
 def report(site: SiteOf, run_id: Number) -> Response:
     """Return a run's report.html with headers that forbid scripts and other hosts. Raises `NotThere` if it has none."""
-    page = report_folder(site.overview, run_id) / PAGE_NAME
+    page = site.overview.report_folder(run_id) / PAGE_NAME
     return HTMLResponse(page.read_bytes(), headers=_CARD)
 
 
