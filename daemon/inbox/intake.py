@@ -204,7 +204,7 @@ class Intake:
             queued = run_queue.enqueue_for_drop(session, self._settings, drop, source.now)
             run = None if queued is None else queued.id
             lacks = self._lacks(session, drop)
-            few = () if lacks is None else (Notice(kind="too_few_rows", key=None, rows=drop.rows, message=lacks),)
+            few = () if lacks is None else (Notice(kind="too_few_rows", rows=drop.rows, message=lacks),)
             warnings = [notice.model_dump() for notice in (*validation.warnings, *few)]
             detail = {"warnings": warnings, "account": validation.counts}
             _record(session, drop, source, validation.kinds, run_id=run, file_sha256=sha256, **detail)

@@ -41,7 +41,8 @@ MOST_FINDINGS = 1000
 MOST_COMPARED = 10_000
 #: Most kinds of findings that are shown or stored.
 MOST_KINDS = 20
-_MOST_NOTICES = 100
+#: Most keys that are not used which are counted, and which are named.
+_MOST_UNKNOWN, _MOST_NAMED = 100, 20
 #: Most prompts, and texts of an unknown key, that are told apart.
 _MOST_HASHES = 1000
 #: So many times fewer prompts than rows are found where the question stands under a key that is not read.
@@ -74,11 +75,12 @@ class Notice(Frozen):
     """A warning and the number of rows with it; it does not reject the file."""
 
     kind: str
-    key: str | None
     rows: int
     line: int | None = None
     """The first line that it is about."""
     message: str
+    keys: tuple[str, ...] = ()
+    """The keys that it is about."""
 
 
 class FindingKind(NamedTuple):
@@ -233,13 +235,13 @@ def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
     among = "" if whole else f" (of the first {MOST_COMPARED:,} records)"
     if equal:
         message = f"the same prompt and answer as in an earlier row{among}: each pair is used once"
-        yield Notice(kind="repeated", key=None, rows=len(equal), line=equal[0], message=message)
+        yield Notice(kind="repeated", rows=len(equal), line=equal[0], message=message)
     if different:
         prompts = [earlier for earlier in answers.values() if len(earlier) > 1]
         message = f"{count(len(prompts), 'prompt has', 'prompts have')} different answers in this file{among}: "
         message += "all of them are trained on, and where the prompt is held out, each of them counts as right"
         rows = sum(map(len, prompts))
-        yield Notice(kind="several_answers", key=None, rows=rows, line=different[0], message=message)
+        yield Notice(kind="several_answers", rows=rows, line=different[0], message=message)
 
 
 def good_rows(path: Path, options: Options) -> Iterator[Row]:
@@ -279,6 +281,8 @@ class _Tally:
         self._findings: list[Finding] = []
         self._rules: Counter[str] = Counter()
         self._unknown: dict[str, _Unknown] = {}
+        self._ignoring = 0
+        """Good rows with unknown keys."""
         self._prompts: set[int] = set()
         """Hashes of the prompts of rows with unknown keys, up to `_MOST_HASHES`."""
 
@@ -310,10 +314,6 @@ class _Tally:
             self._refuse_two_forms()
         for key, unknown in self._unknown.items():
             self._refuse_lost_prompts(key, unknown)
-        notices = tuple(
-            Notice(kind="unknown_key", key=key, rows=use.rows, line=use.line, message=f"the key {key!r} is not used")
-            for key, use in self._unknown.items()
-        )
         return Validation(
             rows=self._rows,
             good_rows=self._good,
@@ -322,7 +322,7 @@ class _Tally:
             findings_total=self._rules.total(),
             findings=tuple(self._findings),
             rules=dict(self._rules.most_common()),
-            warnings=notices,
+            warnings=(self._ignored(),) if self._unknown else (),
             complete=self._complete and not stopped,
             stopped=stopped,
         )
@@ -343,12 +343,18 @@ class _Tally:
         record = records[-1]
         if not record.unknown:
             return
+        self._ignoring += 1
         if len(self._prompts) < _MOST_HASHES:
             self._prompts.add(hash((record.turns, record.instruction, record.input)))
         for key in record.unknown:
             name = printable(key[:KEY_WIDTH])
-            known = name in self._unknown or len(self._unknown) < _MOST_NOTICES
+            known = name in self._unknown or len(self._unknown) < _MOST_UNKNOWN
             self._unknown.setdefault(name if known else "…", _Unknown(row.line)).add(row.value.get(key))
+
+    def _ignored(self) -> Notice:
+        line, keys = min(use.line for use in self._unknown.values()), tuple(self._unknown)
+        message = f"ignored: {', '.join(keys[:_MOST_NAMED])}{', …' * (len(keys) > _MOST_NAMED)}"
+        return Notice(kind="ignored_keys", rows=self._ignoring, line=line, message=message, keys=keys)
 
     def _refuse_two_forms(self) -> None:
         """Add a finding about the file, whose rows have keys of several forms: which is meant is not guessed."""

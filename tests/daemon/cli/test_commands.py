@@ -295,7 +295,7 @@ def test_check_accounts_for_the_answers_of_conversations_and_names_a_bad_turn(
     remedy = "end with the answer that the model should give, or leave the turn out"
     assert ended.out.splitlines() == [
         f"chat.json:1, turn 3: the last turn is not the assistant's; {remedy}",
-        "chat.json:1: warning: the key 'score' is not used (1 row)",
+        "chat.json:1: warning: ignored: score (1 row)",
         "chat.json: 2 rows and 2 further answers = 3 records + 1 bad row; it would be rejected",
     ]
     (tmp_path / "chat.json").write_text(json.dumps(rows[:1]))

@@ -134,7 +134,7 @@ def test_a_good_file_becomes_an_accepted_drop_with_a_run_and_a_receipt(tmp_path:
     assert receipt["received_at"] == "2027-01-15T08:00:00+00:00"
     assert receipt["sentence"] == "accepted: 4 records; they are in run 1"
     known, short = receipt["warnings"]
-    assert known == {"kind": "unknown_key", "key": "id", "rows": 1, "line": 4, "message": "the key 'id' is not used"}
+    assert known == {"kind": "ignored_keys", "keys": ["id"], "rows": 1, "line": 4, "message": "ignored: id"}
     assert (short["kind"], short["rows"], short["line"]) == ("too_few_rows", 4, None)
     assert box.files("") == sorted(f"done/{name}" for name in box.files("done"))
     assert box.no_litter()
