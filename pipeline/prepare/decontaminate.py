@@ -181,17 +181,18 @@ class HeldOut:
         """
         Return which rows of a prompt are near-duplicates of the selected held-out prompts.
 
-        All are if the prompt itself is a near-duplicate, or of the unit of a held-out one; else those whose answer, of
-        at least eight words and not common, a selected prompt has; among conversations, a shorter one with its
-        question. If there are any, the prompt's id is noted in `near`, with each selected prompt that it is a
-        near-duplicate of or whose unit it has.
+        All are if the prompt itself is a near-duplicate, or of the unit of a held-out one, now or when its conversation
+        had one exchange; else those whose answer, of at least eight words and not common, a selected prompt has; among
+        conversations, a shorter one with its question. If there are any, the prompt's id is noted in `near`, with each
+        selected prompt that it is a near-duplicate of or whose unit it has.
         """
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row, self.common.pairs)) for row in prompt.rows]
-        near = {*by_run, *similar, *by_answer, self._units.get(prompt.unit)}
+        units = {prompt.unit, *(row.begun for row in prompt.rows)}
+        by_unit = {self._units[unit] for unit in self._units.keys() & units}
+        near = {*by_run, *similar, *by_answer, *by_unit}
         for number in self.near.keys() & near:
             self.near[number].add(prompt.rows[0].id)
-        by_unit = {self._units[prompt.unit]} if prompt.unit in self._units else set[int]()
         rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "minhash": similar}
         for rule, numbers in rules.items():
             if numbers:

@@ -26,6 +26,8 @@ SplitName = Literal["train", "dev", "heldout"]
 SAMPLE = 10_000
 #: An input with more than this share of the prompts is no document.
 MOST_OF_ONE = 1 / 50
+#: Most texts of an opening with one exchange: a system message, question and answer.
+_ONE_EXCHANGE = 3
 #: Rows between two checks whether the step is to stop.
 CHECK_EVERY = 1000
 #: Rows of which the tokens are counted, to estimate how many exceed the window.
@@ -51,7 +53,7 @@ class DropRow(NamedTuple):
     output: str
     tags: tuple[str, ...]
     group: str = ""
-    """Hash of salt and the record's `group`, else of the first exchange of its conversation; empty without either."""
+    """Hash of salt and the record's `group`, else of its conversation's opening; empty without either."""
     document: str = ""
     """Hash of salt and input, if that has at least 13 words; else empty."""
     accepted: bool = False
@@ -60,6 +62,8 @@ class DropRow(NamedTuple):
     """Whether its drop is not among the run's: its answer counts, and the row itself is not used."""
     turns: tuple[tuple[str, str], ...] = ()
     """Role and text of the turns before its question."""
+    begun: str = ""
+    """The group of its conversation while that had one exchange, if it is another one now."""
 
 
 class DropRows(NamedTuple):
@@ -126,6 +130,7 @@ def _row(salt: str, record: Record, drop: Drop, position: tuple[int, int], *, el
     """Return the row of a record of `drop`; `position` is the drop's number in the snapshot, and the record's in it."""
     prompt = prompt_parts(record.turns, fold(record.instruction, record.input))
     texts, units = (record.instruction, record.input, record.output), _units(salt, record)
+    begun = _conversation(salt, record.opening[:-2] if len(record.opening) > _ONE_EXCHANGE else ())
     row = DropRow(
         split_hash(salt, *prompt),
         hash_id(*prompt),
@@ -136,7 +141,7 @@ def _row(salt: str, record: Record, drop: Drop, position: tuple[int, int], *, el
         record.tags,
         *units,
     )
-    return row._replace(accepted=drop.answers_accepted, elder=elder, turns=record.turns)
+    return row._replace(accepted=drop.answers_accepted, elder=elder, turns=record.turns, begun=begun)
 
 
 def _length(text: str, window: Window) -> int:
@@ -152,15 +157,17 @@ def _units(salt: str, record: Record) -> tuple[str, str]:
     """
     Return the hashes of a record's group and of its document, empty strings where it has none.
 
-    A conversation is a group by its first exchange: the same however it goes on, and not of all that begin with "Hi".
+    A conversation is a group by its opening: the same however it goes on, and not of all that begin with "Hi".
     An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of words for which
     the rows that share it are left out of training.
     """
     words = tokens(record.input) if len(record.input) >= LONG_RUN else []
-    group = split_hash(salt, "group", record.group) if record.group.strip() else ""
-    if record.opening and not group:
-        group = split_hash(salt, "conversation", *map(normalise, record.opening))
+    group = split_hash(salt, "group", record.group) if record.group.strip() else _conversation(salt, record.opening)
     return group, split_hash(salt, "input", " ".join(words)) if len(words) >= LONG_RUN else ""
+
+
+def _conversation(salt: str, opening: Sequence[str]) -> str:
+    return split_hash(salt, "conversation", *map(normalise, opening)) if opening else ""
 
 
 def _records(attempt: Attempt, drop: Drop) -> Iterator[Record]:

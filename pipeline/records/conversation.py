@@ -14,6 +14,8 @@ from pipeline.models.template import fold
 Fault = tuple[int | None, str, str, str]
 #: Most turns of a conversation. Each answer is a record with all turns before it: memory grows with the square.
 MOST_TURNS = 300
+#: Longest first question, in characters, that may be a greeting.
+_GREETING = 40
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -56,8 +58,14 @@ class Conversation(NamedTuple):
 
     @property
     def opening(self) -> tuple[str, ...]:
-        """System message, question and answer of the first exchange, which stay when a conversation is continued."""
-        return tuple(text for _, text in self.turns[: 2 + (self.turns[0][0] == "system")])
+        """
+        The texts that a conversation begins with, which stay when it is continued: system message and first exchange.
+
+        After a short question, which may be a greeting that all begin with, also of the second exchange.
+        """
+        begin = self.turns[0][0] == "system"
+        exchanges = 1 if len(self.turns[begin][1]) > _GREETING else 2
+        return tuple(text for _, text in self.turns[: begin + 2 * exchanges])
 
 
 def form_key(row: Mapping[str, Any]) -> str:

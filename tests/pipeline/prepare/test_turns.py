@@ -92,6 +92,45 @@ def test_a_conversation_that_comes_again_with_more_turns_stays_on_its_side(tmp_p
     assert made.dataset.proposed == 0
 
 
+def begun(content: list[dict[str, Any]], exchanges: int) -> list[dict[str, Any]]:
+    return [{"messages": talk["messages"][: 2 * exchanges]} for talk in content]
+
+
+@pytest.mark.parametrize("parts", [(4,), (2, 4), (1, 4)])
+def test_conversations_that_all_begin_with_one_exchange_are_on_both_sides(tmp_path: Path, parts: tuple[int]) -> None:
+    content = talks(120, 4)
+    for talk in content:
+        talk["messages"][0]["content"], talk["messages"][1]["content"] = "Hi", "Hello! How can I help?"
+    world = Snapshot(tmp_path, split=HALF)
+    for exchanges in parts:
+        world.drop(begun(content, exchanges))
+    made = world.prepare()
+    trained, heldout = sides(made)
+    assert trained & heldout <= {"Hello!"}
+    assert len(trained) > 40
+    assert len(heldout) > 30
+    assert "large_unit" not in {warning.code for warning in made.dataset.warnings}
+
+
+@pytest.mark.parametrize("parts", [(1, 4), (2, 4), (4, 1), (1, 2, 3, 4)])
+def test_no_held_out_question_is_trained_on_when_its_conversation_goes_on(tmp_path: Path, parts: tuple[int]) -> None:
+    """After a short question the group changes with the second exchange."""
+    content = talks(150, 4)
+    for number, talk in enumerate(content):
+        talk["messages"][0]["content"] = f"{WORDS[number]}?"
+    drops, one = Snapshot(tmp_path, split=HALF), Snapshot(tmp_path, split=HALF)
+    for exchanges in parts:
+        drops.drop(begun(content, exchanges))
+    one.drop([row for exchanges in parts for row in begun(content, exchanges)])
+    for world in (drops, one):
+        made = world.prepare()
+        held = {(row["instruction"], row["output"]) for row in made.heldout}
+        assert len(held) > 150
+        for row in (*made.train, *made.dev):
+            texts = [text for _, text in row.get("turns", ())] + [row["instruction"], row["output"]]
+            assert not held & set(zip(texts[::2], texts[1::2], strict=True))
+
+
 def test_a_conversation_that_shares_a_long_question_with_a_held_out_one_is_not_trained_on(tmp_path: Path) -> None:
     text = " ".join(WORDS[:40])
     held, other = (
