@@ -65,7 +65,7 @@ class Finding(Frozen):
     """One error in a drop, with its remedy."""
 
     line: int | None
-    """Line in the file, from 1; `None` where the whole file is meant."""
+    """Line in the file, from 1, where the row begins; `None` where the whole file is meant."""
     field: str | None = None
     """The record's key, where one key is meant."""
     turn: int | None = None

@@ -55,6 +55,9 @@ def schema_findings(row: Row) -> list[Finding]:
         if isinstance(known.get(name), list):
             # One too many is enough to be told of.
             known[name] = known[name][: most + 1]
+    if key not in value and any(map(_is_list_of_rows, value.values())):
+        remedy = "write each of its rows on one line: jq -c '.[] | arrays[]' FILE > NEW"
+        return [_finding(row, None, "json", "the line is an object that holds a list of rows", remedy)]
     findings = [_worded(row, error) for error in _schema(key).iter_errors(known)]
     findings += [_finding(row, name, *unsupported_key(name)[1:]) for name in unsupported(value)]
     if key != "instruction":
@@ -64,6 +67,12 @@ def schema_findings(row: Row) -> list[Finding]:
         remedy = 'did you mean "input"? rename the key, or leave it out'
         findings.append(_finding(row, "input", "misnamed_key", f'"{name}" is not a key of a record', remedy))
     return findings
+
+
+def _is_list_of_rows(value: object) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and not FORMS.keys().isdisjoint(value[0])
+    )
 
 
 def _turn_findings(row: Row, key: str) -> list[Finding]:

@@ -176,6 +176,7 @@ def _texts() -> Iterator[Case]:
         "spread wrapper": json.dumps({"data": [RECORD]}, indent=1).encode(),
     }.items():
         yield Case(kind, data, "format", None)
+    yield Case("wrapper", json.dumps({"version": 1, "data": [RECORD]}).encode(), "json", 1)
     for kind, data in {
         "nothing": b"",
         "blank lines": b"\n \n\r\n",

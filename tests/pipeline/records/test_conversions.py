@@ -13,6 +13,7 @@ from pipeline.records.validate import Options, validate
         (b"PAR1", "convert it: dropforge convert notes.jsonl"),
         (b"\x1f\x8b", "convert it: dropforge convert notes.jsonl"),
         (b'{\n "instruction": "q"\n}', "jq -c . notes.jsonl > notes-new.jsonl"),
+        (b'{"version": 1, "rows": [{"messages": []}]}', "jq -c '.[] | arrays[]' notes.jsonl > notes-new.jsonl"),
         (b'{"instruction": "q", "output": "\xe9"}', "iconv -f WINDOWS-1252 -t UTF-8 notes.jsonl > notes-new.jsonl"),
     ],
 )
