@@ -2,8 +2,10 @@
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 _MINUTE, _HOUR = 60, 3600
 _KILO = 1000
@@ -113,6 +115,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shell_path(path: str | Path) -> str:
+    """Quote a path for a command in a message: one word to a shell, and no option of the command."""
+    text = printable(str(path))
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def show_controls(page: str) -> str:

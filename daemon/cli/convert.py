@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +13,7 @@ import typer
 
 from daemon.cli.inbox import say_copied
 from daemon.cli.output import print_line, print_lines
-from daemon.cli.workspace import OneTrackOption, config_path, load_settings
+from daemon.cli.workspace import OneTrackOption, command, config_path, load_settings
 from daemon.inbox.quarantine import validation_options
 from daemon.inbox.submit import copy_in
 from daemon.inbox.tables import conversion
@@ -20,9 +22,10 @@ from daemon.inbox.tables.reading import Table, open_table
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.words import shell_path
 
-#: Most characters of a record, and columns that are not used, that are shown.
-_WIDTH, _MOST_COLUMNS = 500, 20
+#: Most characters of a record that are shown.
+_WIDTH = 500
 MapOption = Annotated[
     list[str] | None, typer.Option("--map", metavar="KEY=COLUMN", help="The column of a record's key; repeatable.")
 ]
@@ -50,13 +53,11 @@ def convert(  # noqa: PLR0913 - its options
     given = {key: column for key, _, column in (text.partition("=") for text in maps or ())}
     settings = load_settings(context, as_owner=False) if drop else load(config_path(context))
     beside = None if output is None else output.absolute().parent
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the temporary folder goes, too
     with TemporaryDirectory(prefix=".dropforge-convert-", dir=beside) as name:
         made = Path(name, conversion.new_name(file.absolute().name or "table"))
         choice, result = _converted(file, made, given, settings, track)
-        pairs = [f"{key}={column}" for key, column in choice.columns.items() if given or not choice.known]
-        pairs += [f"{key}=" for key, column in given.items() if not column]
-        options = [word for pair in pairs for word in ("--map", pair)] + ["--track", track] * (track != "default")
-        again = shlex.join(["dropforge", "convert", str(file), *options])
+        again = _command(context, file, choice, given, track)
         if output is None and not drop:
             print_line("nothing is written yet; next:")
             print_lines([f"  {again} -o {shlex.quote(made.name)}", f"  {again} --drop"])
@@ -68,7 +69,15 @@ def convert(  # noqa: PLR0913 - its options
         else:
             made.chmod(0o644)
             made.rename(output)
-            print_line(f"wrote {output}; next: dropforge submit {shlex.quote(str(output))}")
+            print_line(f"wrote {output}; next: {command(context)} submit {shell_path(output)}")
+
+
+def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[str, str], track: str) -> str:
+    """Return the command that converts `file` with this choice of columns, without its output."""
+    pairs = [f"{key}={column}" for key, column in choice.columns.items() if given or not choice.known]
+    pairs += [f"{key}=" for key, column in given.items() if not column]
+    options = [word for pair in pairs for word in ("--map", pair)] + ["--track", track] * (track != "default")
+    return " ".join([command(context), "convert", shell_path(file), *map(shlex.quote, options)])
 
 
 def _require_new(output: Path, *, drop: bool) -> None:
@@ -102,7 +111,7 @@ def _print_columns(file: Path, table: Table, choice: Choice) -> None:
     """Print which column is read as what. Raises `DropforgeError` if no column is known for a question or an answer."""
     print_line(f"{file}: {table.kind}{'' if choice.known else '; the columns are guessed from their names'}")
     print_lines(f"  {key}: column {column}" for key, column in choice.columns.items())
-    print_lines(f"  not used: column {column}" for column in choice.unused[:_MOST_COLUMNS])
+    print_lines([f"  {choice.ignored}"] if choice.unused else [])
     if choice.missing:
         hint = f"name it: {' '.join(f'--map {key}=COLUMN' for key in choice.missing)}"
         raise DropforgeError(f"{file}: no column is known as {' or '.join(choice.missing)}", hint, EXIT_BAD_DATA)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -50,7 +49,7 @@ from pipeline.records.validate import (
     account_words,
     good_rows,
 )
-from pipeline.words import count, printable
+from pipeline.words import count, printable, shell_path
 
 _START_FILE = """\
 # Settings of Dropforge. `dropforge config` lists all of them, systemd/dropforge.toml describes them.
@@ -178,13 +177,13 @@ def submit(
     validation, ruling = _look_at(file, settings, track)
     if not ruling.accepted:
         _print_findings(file, validation, ruling, ())
-        hint = f"mend it, then look again: dropforge check {file}"
+        hint = f"mend it, then look again: dropforge check {shell_path(file)}"
         raise DropforgeError(f"{file} was not submitted: {ruling.reason}", hint, EXIT_BAD_DATA)
     target = copy_in(file, settings, track, heldout=heldout)
     say_copied(settings, target, validation.rows)
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
-        print_line(f"{bad} and will be set aside: dropforge check {file}")
+        print_line(f"{bad} and will be set aside: dropforge check {shell_path(file)}")
     if new_answers:
         _accept_answers(context, target, track)
 
@@ -220,7 +219,7 @@ def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ru
         words = f"{file} is not a file" if file.exists() else f"there is no file {file}"
         hint = "name a .jsonl or .json file of records: instruction, input, output"
         if file.is_dir():
-            hint += f"; if datasets saved this folder: dropforge convert {shlex.quote(str(file))}"
+            hint += f"; if datasets saved this folder: dropforge convert {shell_path(file)}"
         raise DropforgeError(words, hint, EXIT_BAD_DATA)
     refused = too_large(file.stat(), settings.intake.max_bytes)
     validation = one_finding(*refused) if refused else examine(file, validation_options(settings, track, str(file)))
@@ -251,7 +250,8 @@ def _print_faults(file: Path, validation: Validation) -> None:
     if len(kinds) > MOST_KINDS or kept < validation.findings_total:
         shown = sum(kind.rows for kind in kinds[:MOST_KINDS])
         held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
-        print_line(f"... and {validation.findings_total - shown:,} more; {held}: dropforge check --json {file}")
+        more = f"{validation.findings_total - shown:,} more"
+        print_line(f"... and {more}; {held}: dropforge check --json {shell_path(file)}")
 
 
 _LOOK_SECONDS = 0.5

@@ -15,7 +15,7 @@ from daemon.settings.text import flat
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner, name_of
 from daemon.views.overview import Overview
-from pipeline.words import listed
+from pipeline.words import listed, shell_path
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -44,6 +44,12 @@ def config_path(context: typer.Context) -> Path | None:
     """
     path: Path | None = context.find_root().params.get("config")
     return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
+
+
+def command(context: typer.Context) -> str:
+    """Return the beginning of a command for the same settings: `dropforge`, and `--config` if that was given."""
+    path = context.find_root().params.get("config")
+    return f"dropforge --config {shell_path(path)}" if path else "dropforge"
 
 
 def _is_workspace() -> bool:

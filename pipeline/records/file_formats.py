@@ -1,11 +1,10 @@
 """Recognise a file of another format, and give the command that converts such a file."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.words import printable
+from pipeline.words import shell_path
 
 HEAD_BYTES = 1 << 16
 """So many first bytes are enough for `foreign_format`."""
@@ -38,7 +37,7 @@ def name_file(remedy: str, path: str) -> str:
     new = str(Path(path).with_suffix(".jsonl"))
     if new == path:
         new = f"{path.removesuffix('.jsonl')}-new.jsonl"
-    names = {"FILE": shlex.quote(printable(path)), "NEW": shlex.quote(printable(new))}
+    names = {"FILE": shell_path(path), "NEW": shell_path(new)}
     return re.sub(r"\b(FILE|NEW)\b", lambda word: names[word[0]], remedy)
 
 

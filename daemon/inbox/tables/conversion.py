@@ -16,6 +16,7 @@ from daemon.inbox.quarantine import sift
 from daemon.inbox.tables.reading import Table
 from pipeline.durable import read_jsonl
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.records.conversation import UNSUPPORTED
 from pipeline.records.fast_path import KEYS
 from pipeline.records.records import KNOWN, LABELS, misnamed_key
 from pipeline.records.strict_json import BadJson, parse
@@ -32,7 +33,7 @@ _LIKELY = {
     "input": ("sentence2", "hypothesis", "passage"),
     "output": ("label", "labels", "class", "category", "intent", "sentiment", "summary", "highlights", "translation"),
 }
-_SHOWN = 3
+_SHOWN, _MOST_NAMED = 3, 20
 
 
 class Choice(NamedTuple):
@@ -45,6 +46,12 @@ class Choice(NamedTuple):
     unused: tuple[str, ...]
     missing: tuple[str, ...]
     """Keys that a record must have, and that no column is known for."""
+
+    @property
+    def ignored(self) -> str:
+        """The columns that are not used, and why where the inbox refuses rows with them; empty for none."""
+        names = [f"{name} ({UNSUPPORTED[name]} not supported)" if name in UNSUPPORTED else name for name in self.unused]
+        return f"ignored: {', '.join(names[:_MOST_NAMED])}{', …' * (len(names) > _MOST_NAMED)}" if names else ""
 
 
 class Conversion(NamedTuple):

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from pipeline import durable
@@ -26,7 +25,7 @@ from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.records.fast_path import MOST_KEYS
 from pipeline.records.file_formats import HEAD_BYTES, SEPARATORS, foreign_format, name_file
 from pipeline.records.records import MOST_LINE_BYTES, FileFinding, Finding, read_rows
-from pipeline.words import first_of, printable
+from pipeline.words import first_of, shell_path
 
 _BOM = b"\xef\xbb\xbf"
 #: A row's cells in the columns that are asked for, or what is wrong with it.
@@ -82,7 +81,7 @@ def _head(path: Path) -> bytes:
 
 def _error(name: str, message: str, hint: str, line: int | None = None) -> DropforgeError:
     """Return an error of the file `name`; in its hint, FILE stands for it, and NEW for a table beside it."""
-    hint = name_file(hint.replace("NEW", quote(printable(str(Path(name).parent / f"new-{Path(name).name}")))), name)
+    hint = name_file(hint.replace("NEW", shell_path(Path(name).parent / f"new-{Path(name).name}")), name)
     return DropforgeError(f"{name}{'' if line is None else f':{line}'}: {message}", hint, EXIT_BAD_DATA)
 
 
@@ -189,7 +188,7 @@ def _saved_files(folder: Path, name: str) -> list[Path]:
     splits = durable.read_object(folder / "dataset_dict.json").get("splits")
     if isinstance(splits, list) and splits:
         message = f"{name}: it holds the splits {first_of([str(split)[:60] for split in splits])}"
-        hint = f"convert one of them: dropforge convert {quote(str(Path(name, str(splits[0]))))}"
+        hint = f"convert one of them: dropforge convert {shell_path(Path(name, str(splits[0])))}"
         raise DropforgeError(message, hint, EXIT_BAD_DATA)
     try:
         names = [str(entry["filename"]) for entry in durable.read_object(folder / "state.json")["_data_files"]]

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import signal
 import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
+from daemon.inbox.tables import conversion
 from daemon.inbox.tables.conversion import convert
 from daemon.inbox.tables.reading import Table
 from pipeline.records.validate import Options
@@ -34,17 +37,11 @@ def written(path: Path) -> list[Any]:
     [
         ("qa.csv", QA.encode()),
         ("qa.csv", b"\xef\xbb\xbf" + QA.replace("\n", "\r\n").replace("two\r\n", "two\n").encode()),
-        ("qa.csv", QA.replace(",", ";").replace("lines; yes", "lines, yes").encode()),
-        ("qa.tsv", QA.replace(",", "\t").replace("lines\t yes", "lines, yes").encode()),
         (
             "qa.tsv",
             b'question\tanswer\tid\tnotes, many, many, many\nWhat is 1+1?\t2\t7\t\n"two\nlines, yes"\t007\t8\t\n',
         ),
         ("qa.csv.gz", packed(QA.encode())),
-        (
-            "qa.jsonl.gz",
-            packed(b'{"question":"What is 1+1?","answer":2,"id":7}\n{"question":"two\\nlines, yes","answer":"007"}'),
-        ),
     ],
 )
 def test_a_table_with_known_columns_needs_no_mapping_and_its_cells_stay_text(
@@ -53,7 +50,7 @@ def test_a_table_with_known_columns_needs_no_mapping_and_its_cells_stay_text(
     (tmp_path / name).write_bytes(data)
     seen = dropforge("convert", name)
     assert (seen.code, seen.err) == (0, "")
-    assert "  instruction: column question\n  output: column answer\n  not used: column id\n" in seen.out
+    assert "  instruction: column question\n  output: column answer\n  ignored: id" in seen.out
     assert f"{name}: 2 rows = 2 records + 0 rows lost\n" in seen.out
     assert json.dumps(RECORDS[1]) in seen.out
     assert f"nothing is written yet; next:\n  dropforge convert {name} -o qa.jsonl\n" in seen.out
@@ -109,6 +106,42 @@ def test_of_very_many_reasons_the_first_are_told_and_the_others_counted(dropforg
     (tmp_path / "bad.csv").write_text("instruction,output\na\n")
     ended = dropforge("convert", "bad.csv")
     assert (ended.out.count("bad.csv:"), "bad.csv gave no records" in ended.err) == (3, True)
+
+
+def test_columns_that_change_what_is_learned_are_named_where_they_are_ignored(
+    dropforge: Command, tmp_path: Path
+) -> None:
+    more = {f"c{number}": 1 for number in range(30)}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "a", "answer": "b", "id": 7, "tools": ["t"], **more}))
+    ended = dropforge("convert", "a.jsonl")
+    (line,) = (line for line in ended.out.splitlines() if "ignored" in line)
+    assert line.startswith("  ignored: id, tools (tool calls are not supported), c0, c1, ")
+    assert line.endswith(", c17, …")
+
+
+def test_the_commands_that_it_names_are_for_the_same_settings_and_file(dropforge: Command, tmp_path: Path) -> None:
+    (tmp_path / "-my settings.toml").touch()
+    (tmp_path / "-a.csv").write_text("question,answer\na,b\n")
+    options = ("--config", "-my settings.toml", "convert", "./-a.csv")
+    again = "  dropforge --config './-my settings.toml' convert ./-a.csv --drop\n"
+    assert again in dropforge(*options).out
+    next_command = "next: dropforge --config './-my settings.toml' submit ./-b.jsonl\n"
+    assert dropforge(*options, "-o", "-b.jsonl").out.endswith(next_command)
+    assert "convert it: dropforge convert ./-a.csv" in dropforge("check", "./-a.csv").out
+
+
+def test_nothing_is_left_where_it_is_stopped(
+    dropforge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_text(QA)
+    monkeypatch.setattr(conversion, "convert", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            dropforge("convert", "a.csv", "-o", "a.jsonl")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (stopped.value.code, [path.name for path in tmp_path.iterdir()]) == (143, ["a.csv"])
 
 
 def test_columns_that_are_guessed_are_shown_and_written_only_once_they_are_named(
