@@ -119,37 +119,6 @@ def test_a_system_message_alone_makes_no_conversation_of_an_alpaca_row(tmp_path:
     assert (record.turns, record.opening) == ((("system", "Be brief."),), ())
 
 
-def corpus() -> Iterable[tuple[str, list[Any], int, int]]:
-    """Yield a name, rows, and how many answers and bad rows a few independent lines count in them."""
-    long = [("user", "q"), ("assistant", "a")] * 7
-    rows: list[Any] = [messages(TALK), messages(long), messages(TALK[:3]), messages(TALK[:4]), messages(long[:2])]
-    yield (
-        "messages",
-        rows,
-        sum(turn["role"] == "assistant" for row in rows[:3] + rows[4:] for turn in row["messages"]),
-        1,
-    )
-    rows = [sharegpt(TALK), sharegpt(TALK[1:]), {"conversations": []}, sharegpt(long)]
-    kept = rows[:2] + rows[3:]
-    yield "sharegpt", rows, sum(turn["from"] == "gpt" for row in kept for turn in row["conversations"]), 1
-    rows = [alpaca(TALK), {**alpaca(TALK), "output": ""}, alpaca(long), {"instruction": "a", "output": "b"}]
-    yield "alpaca", rows, sum(len(row.get("history", [])) + 1 for row in rows if row["output"]), 1
-
-
-@pytest.mark.parametrize("shape", ["lines", "array", "spread"])
-def test_rows_and_answers_are_all_accounted_for(tmp_path: Path, shape: str) -> None:
-    for name, rows, answers, bad in corpus():
-        path = written(tmp_path, rows)
-        if shape != "lines":
-            path.write_text(json.dumps(rows, indent=2 if shape == "spread" else None))
-        found = validate(path, Options(most_bad_rows=9))
-        read = [record for record in read_records(path) if isinstance(record, Record)]
-        assert (found.rows, found.bad_rows, found.answers) == (len(rows), bad, answers), name
-        assert found.records + found.context + found.duplicates == len(read) + found.context == answers
-        further = found.answers - found.good_rows
-        assert found.rows + further == found.records + found.bad_rows + found.context + found.duplicates
-
-
 def test_the_account_is_one_line_with_what_there_is(tmp_path: Path) -> None:
     def account(*rows: Any) -> str:
         return account_words(**check(tmp_path, *rows, options=Options(most_bad_rows=5)).counts)
