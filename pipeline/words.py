@@ -50,6 +50,11 @@ def first_of(words: Sequence[str], most: int = 5) -> str:
     return listed([*words[:most], *([f"{more:,} more"] if more > 0 else [])])
 
 
+def ignored_words(names: Sequence[str]) -> str:
+    """Say which keys or columns are not used, of many the first 20."""
+    return f"ignored: {', '.join([*names[:20], *['…' for _ in names[20:21]]])}"
+
+
 def span(interval: tuple[float, float], digits: int = 1) -> str:
     """Format an interval, as `-1.2 to +3.4`."""
     return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"

@@ -34,15 +34,15 @@ from pipeline.records.records import (
     scan_rows,
 )
 from pipeline.records.row_findings import KEY_WIDTH, row_findings
-from pipeline.words import count, listed, printable
+from pipeline.words import count, ignored_words, listed, printable
 
 MOST_FINDINGS = 1000
 #: Most rows whose prompts are compared.
 MOST_COMPARED = 10_000
 #: Most kinds of findings that are shown or stored.
 MOST_KINDS = 20
-#: Most keys that are not used which are counted, and which are named.
-_MOST_UNKNOWN, _MOST_NAMED = 100, 20
+#: Most unknown keys that are told apart.
+_MOST_UNKNOWN = 100
 #: Most prompts, and texts of an unknown key, that are told apart.
 _MOST_HASHES = 1000
 #: So many times fewer prompts than rows are found where the question stands under a key that is not read.
@@ -353,8 +353,7 @@ class _Tally:
 
     def _ignored(self) -> Notice:
         line, keys = min(use.line for use in self._unknown.values()), tuple(self._unknown)
-        message = f"ignored: {', '.join(keys[:_MOST_NAMED])}{', …' * (len(keys) > _MOST_NAMED)}"
-        return Notice(kind="ignored_keys", rows=self._ignoring, line=line, message=message, keys=keys)
+        return Notice(kind="ignored_keys", rows=self._ignoring, line=line, message=ignored_words(keys), keys=keys)
 
     def _refuse_two_forms(self) -> None:
         """Add a finding about the file, whose rows have keys of several forms: which is meant is not guessed."""

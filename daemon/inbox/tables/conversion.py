@@ -21,7 +21,7 @@ from pipeline.records.fast_path import KEYS
 from pipeline.records.records import KNOWN, LABELS, misnamed_key
 from pipeline.records.strict_json import BadJson, parse
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, FindingKind, Options, Validation, validate
-from pipeline.words import count
+from pipeline.words import count, ignored_words
 
 #: Keys that hold a whole conversation.
 _CONVERSATIONS = ("messages", "conversations")
@@ -33,7 +33,7 @@ _LIKELY = {
     "input": ("sentence2", "hypothesis", "passage"),
     "output": ("label", "labels", "class", "category", "intent", "sentiment", "summary", "highlights", "translation"),
 }
-_SHOWN, _MOST_NAMED = 3, 20
+_SHOWN = 3
 
 
 class Choice(NamedTuple):
@@ -49,9 +49,9 @@ class Choice(NamedTuple):
 
     @property
     def ignored(self) -> str:
-        """The columns that are not used, and why where the inbox refuses rows with them; empty for none."""
-        names = [f"{name} ({UNSUPPORTED[name]} not supported)" if name in UNSUPPORTED else name for name in self.unused]
-        return f"ignored: {', '.join(names[:_MOST_NAMED])}{', …' * (len(names) > _MOST_NAMED)}" if names else ""
+        """The columns that are not used, and why where the inbox refuses rows with such keys."""
+        whys = {name: f" ({why} not supported)" for name, why in UNSUPPORTED.items()}
+        return ignored_words([name + whys.get(name, "") for name in self.unused])
 
 
 class Conversion(NamedTuple):
