@@ -133,7 +133,8 @@ def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) 
     for number, (role, _) in enumerate(turns, len(given) - len(turns) + 1):
         if role == "system" and before is not None:
             yield (number, "role", "a system message stands after other turns", "put it first, and only one")
-        elif role == before:
+            continue
+        if role == before:
             who = "the user" if role == "user" else "the assistant"
             yield (number, "role", f"two turns of {who} follow each other", "join them, or add the turn between")
         elif role == "assistant" and before in {None, "system"}:

@@ -162,7 +162,7 @@ def _rows(path: Path, name: str, separator: str, quoting: _Quoting) -> Iterator[
 
 
 def _objects(path: Path, name: str) -> Table:
-    """Open a file of JSON Lines, whose columns are the keys of all its rows."""
+    """Open JSON Lines or an array, whose columns are the keys of all its rows."""
     columns: dict[str, None] = {}
     for row in read_rows(path):
         if isinstance(row, FileFinding):
@@ -180,7 +180,7 @@ def _objects(path: Path, name: str) -> Table:
             else:
                 yield row.line, "a record is an object"
 
-    return Table("JSON Lines", tuple(columns), read)
+    return Table("JSON", tuple(columns), read)
 
 
 def _saved_files(folder: Path, name: str) -> list[Path]:

@@ -136,6 +136,7 @@ def test_a_table_shows_its_columns_and_records_and_is_dropped_once_they_are_righ
     page = person.post("/upload", **sent)
     assert (page.status_code, inbox(lived_in)) == (200, [])
     assert ("guessed" in page.text, "3 rows = 3 records + 0 rows lost" in page.text) == (False, True)
+    assert "<bdi>ignored: answer</bdi>" in page.text
     sent["data"]["drop"] = "1"
     done = person.post("/upload", **sent)
     assert (done.status_code, "my table.jsonl is in the inbox: 3 rows = 3 records" in done.text) == (200, True)
