@@ -29,7 +29,8 @@ UNSUPPORTED: Mapping[str, str] = {
     **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preference pairs are"),
     **dict.fromkeys(("kto_tag", "label", "train"), "marks of learned turns, other than weight, are"),
 }
-_EMPTY: tuple[object, ...] = (None, "", [], {})
+#: As LLaMA-Factory writes no tools: an empty list as text.
+_EMPTY: tuple[object, ...] = (None, "", [], {}, "[]")
 
 
 class Form(NamedTuple):

@@ -122,7 +122,7 @@ def clean_files() -> dict[str, bytes]:
         "empty system and history": json.dumps({**RECORD, "system": "", "history": [], "chosen": None}).encode(),
         "OpenAI": json.dumps(TALK).encode(),
         "ShareGPT": json.dumps(
-            {"conversations": SAID, "system": "s", "group": "g", "tags": ["a"], "tools": ""}
+            {"conversations": SAID, "system": "s", "group": "g", "tags": ["a"], "tools": "[]"}
         ).encode(),
         "array of messages": json.dumps([TALK, TALK], indent=1).encode(),
         "long line": json.dumps({**RECORD, "output": "x" * 4800}).encode(),
