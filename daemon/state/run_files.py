@@ -32,7 +32,7 @@ from pipeline.errors import DropforgeError, StepFailed
 from pipeline.steps import BY_NAME, STEPS
 
 #: Files in the checkpoint folder that show the progress of a training, or of the trials of a search.
-_FURTHER = ("step-*/COMPLETE", "trial-*/step-*/COMPLETE", "trial-*/ended.json")
+_FURTHER = ("step-*/files.json", "trial-*/step-*/files.json", "trial-*/ended.json")
 A = TypeVar("A", bound=Artifact)
 
 
@@ -133,7 +133,7 @@ def stop_words(spec: StepSpec) -> str | None:
         return None
     words = f"Slurm stopped job {claim.get('job')} of step {spec.step} on {claim.get('node')}"
     words = str(revoked["error"]["message"]) if revoked else words
-    steps = [int(path.parent.name.split("-")[1]) for path in checkpoints.glob("step-*/COMPLETE")]
+    steps = [int(path.parent.name.split("-")[1]) for path in checkpoints.glob("step-*/files.json")]
     return f"{words}; it goes on from step {max(steps)}" if steps and spec.step == "train" else words
 
 

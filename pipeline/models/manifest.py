@@ -71,11 +71,7 @@ def model_id(folder: Path) -> str:
 
 def write_manifest(folder: Path, lineage: Lineage | None = None) -> str:
     """Write dropforge-manifest.json in `folder`: size and sha256 per file, model id, lineage; return the model id."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
-        for path in paths
-    }
+    files = {name: entry for name, entry in file_entries(folder).items() if Path(name).name != MANIFEST_NAME}
     covered = {path.relative_to(folder).as_posix() for path in model_files(folder)}
     identity = _identity({name: str(entry["sha256"]) for name, entry in files.items() if name in covered})
     made_from = {} if lineage is None else {"lineage": lineage._asdict()}
@@ -104,8 +100,7 @@ def verify_manifest(folder: Path) -> str:
     if value is None or not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise DropforgeError(f"{folder} has no readable {MANIFEST_NAME}", hint)
     for name, entry in files.items():
-        problem = _difference(folder / name, entry)
-        if problem:
+        if problem := difference(folder / name, entry):
             raise DropforgeError(f"{folder / name} {problem}", hint)
     covered = {path.relative_to(folder).as_posix() for path in model_files(folder)}
     unlisted = sorted(covered - files.keys())
@@ -234,8 +229,17 @@ def _identity(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _difference(path: Path, entry: Mapping[str, Any]) -> str:
-    """Return how a file differs from its manifest entry; empty if it does not."""
+def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of each file below `folder`, by its path there. Raises `OSError` if one is unreadable."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def difference(path: Path, entry: Mapping[str, Any]) -> str:
+    """Return how a file differs from its entry in `file_entries`; empty if it does not."""
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != entry.get("size"):

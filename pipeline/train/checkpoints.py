@@ -1,9 +1,9 @@
 """
-Write and find checkpoints: written in the scratch folder, hashed, renamed, and marked complete last.
+Write and find checkpoints: written in the scratch folder, hashed, made durable, and renamed last.
 
-A checkpoint is a folder `step-<N>-<attempt>` with the trainer's files, `files.json` (the fingerprint of the training
-that it belongs to, size and sha256 of each file) and `COMPLETE`, which holds the hash of `files.json`. An attempt
-resumes from those of all attempts, but removes none of a later one: on a cluster a process may go on that was given up.
+A checkpoint is a folder `step-<N>-<attempt>` with the trainer's files and `files.json`: the fingerprint of the training
+that it belongs to, size and sha256 of each file. It is complete if that is there. An attempt resumes from those of all
+attempts, but removes none of a later one: on a cluster a process may go on that was given up.
 """
 
 import re
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from pipeline import durable
+from pipeline.models.manifest import difference, file_entries
 
-COMPLETE = "COMPLETE"
 LISTING = "files.json"
 KEPT = 2
 _NAME = re.compile("step-([0-9]+)-([0-9]+)")
@@ -30,17 +30,9 @@ def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> P
     """
     target = folder / f"step-{step}-{attempt}"
     folder.mkdir(parents=True, exist_ok=True)
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    listing = {
-        path.relative_to(source).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
-        for path in files
-    }
-    durable.write_json(source / LISTING, {"fingerprint": mark, "files": listing})
-    durable.fsync_tree(source)
+    durable.write_json(source / LISTING, {"fingerprint": mark, "files": file_entries(source)})
     _remove(target)
-    source.rename(target)
-    durable.fsync_folder(folder)
-    durable.write_json(target / COMPLETE, {"files_sha256": durable.sha256_file(target / LISTING)})
+    durable.publish_folder(source, target)
     # A training resumes from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
     removable = [path for path in _by_step(folder) if _place(path)[1] <= attempt]
     valid = [path for path in removable if step_of(path) <= step and not _problem(path, mark, by_files=False)]
@@ -95,27 +87,22 @@ def _place(checkpoint: Path) -> tuple[int, int]:
 def _problem(path: Path, mark: str, *, by_files: bool) -> str:
     """Return why a checkpoint cannot be used for the training `mark`, else ""; with `by_files` its files are hashed."""
     try:
-        complete = durable.read_json(path / COMPLETE)
-        if complete is None:
-            return f"it has no {COMPLETE}: writing it was interrupted"
-        if complete["files_sha256"] != durable.sha256_file(path / LISTING):
-            return f"{LISTING} has changed"
         listing = durable.read_json(path / LISTING)
+        if listing is None:
+            return f"it has no {LISTING}: removing it was interrupted"
         if listing["fingerprint"] != mark:
             return "it belongs to another training (other data, settings or base model)"
         for name, entry in listing["files"].items() if by_files else ():
-            file = path / name
-            same_size = file.is_file() and file.stat().st_size == entry["size"]
-            if not same_size or durable.sha256_file(file) != entry["sha256"]:
-                return f"{name} is missing, truncated or changed"
+            if problem := difference(path / name, entry):
+                return f"{name} {problem}"
     except _UNREADABLE as error:
         return f"it cannot be read ({error})"
     return ""
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, its mark `COMPLETE` first: an interrupted removal leaves an incomplete checkpoint."""
+    """Remove a checkpoint, its listing first: an interrupted removal leaves an incomplete checkpoint."""
     if path.exists():
-        (path / COMPLETE).unlink(missing_ok=True)
+        (path / LISTING).unlink(missing_ok=True)
         durable.fsync_folder(path)
         shutil.rmtree(path)

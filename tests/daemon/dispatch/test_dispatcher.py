@@ -578,7 +578,7 @@ def test_an_interrupted_run_goes_on_at_its_step_and_the_attempt_is_not_counted(b
 def leave_checkpoint(spec: StepSpec) -> None:
     folder = Path(spec.root) / spec.checkpoints / f"step-480-{spec.attempt}"
     folder.mkdir(parents=True)
-    (folder / "COMPLETE").write_text("{}")
+    (folder / "files.json").write_text("{}")
 
 
 def stopped_by_slurm(

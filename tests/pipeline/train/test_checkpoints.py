@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.records.heldout import dataset_hash
-from pipeline.train.checkpoints import COMPLETE, LISTING, newest_valid, publish
+from pipeline.train.checkpoints import LISTING, newest_valid, publish
 from tests.model_folder import flip
 from tests.training_runs import TrainingRun, same
 
@@ -38,7 +38,7 @@ def test_the_newest_two_are_kept(folder: Path, tmp_path: Path) -> None:
 
 
 def test_torn_and_foreign_ones_of_later_steps_do_not_push_a_whole_one_out(folder: Path, tmp_path: Path) -> None:
-    (publish(written(tmp_path, 80), folder, 80, MARK, 1) / COMPLETE).unlink()
+    (publish(written(tmp_path, 80), folder, 80, MARK, 1) / LISTING).unlink()
     publish(written(tmp_path, 90), folder, 90, "another training", 1)
     publish(written(tmp_path, 30), folder, 30, MARK, 1)
     publish(written(tmp_path, 40), folder, 40, MARK, 1)
@@ -54,7 +54,7 @@ def test_an_attempt_removes_no_checkpoint_of_a_later_one(folder: Path, tmp_path:
 
 
 def test_a_step_that_was_left_torn_is_replaced(folder: Path, tmp_path: Path) -> None:
-    (folder / "step-20-1" / COMPLETE).unlink()
+    (folder / "step-20-1" / LISTING).unlink()
     publish(written(tmp_path, 20), folder, 20, MARK, 1)
     assert newest_valid(folder, MARK) == folder / "step-20-1"
 
@@ -64,14 +64,14 @@ def cut(path: Path) -> None:
 
 
 TORN: dict[str, Callable[[Path], object]] = {
-    "COMPLETE is missing": lambda step: (step / COMPLETE).unlink(),
-    "COMPLETE is empty": lambda step: (step / COMPLETE).write_text(""),
-    "COMPLETE holds no object": lambda step: (step / COMPLETE).write_text("[]"),
     "a file is cut off": lambda step: cut(step / "optimizer.pt"),
     "a byte has changed": lambda step: flip(step / "optimizer.pt"),
     "a file is missing": lambda step: (step / "trainer_state.json").unlink(),
     "the listing is missing": lambda step: (step / LISTING).unlink(),
+    "the listing is empty": lambda step: (step / LISTING).write_text(""),
+    "the listing holds no object": lambda step: (step / LISTING).write_text("[]"),
     "the listing was edited": lambda step: (step / LISTING).write_text("{}"),
+    "a byte of the listing has changed": lambda step: flip(step / LISTING),
 }
 
 
@@ -100,7 +100,7 @@ def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_wei
     assert (adapter.resumed_from_step, adapter.optimizer_steps) == (10, 21)
     assert same(found, expected)
     assert said.count("is skipped") == 1
-    assert "step-11-2 is skipped: optimizer.pt is missing, truncated or changed" in said
+    assert "step-11-2 is skipped: optimizer.pt has " in said
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
     assert adapter.trained_tokens == whole.trained_tokens
 
