@@ -7,8 +7,7 @@ length, the longest first; batches depend only on the inputs.
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any, Literal, NamedTuple
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import (
     Device,
-    OutOfMemory,
     arithmetic_dtype,
-    is_out_of_memory,
     load_config,
     load_model,
     load_tokenizer,
+    memory_errors,
 )
 from pipeline.models.placement import Quantization
 from pipeline.models.prefill import Tokens, forward, last_logits, pad_left, prefill, shared_prefix
@@ -263,17 +261,3 @@ def choice_likelihoods(asked: AskedModel, questions: Sequence[Question]) -> list
         losses = functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
         means = iter([float(part.sum()) / len(part) for part in torch.split(losses, [len(row) for row in rows])])
     return [[next(means) for _ in choices] for _, choices in questions]
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Convert the device's out-of-memory errors within the block to `OutOfMemory`, a `StepFailed`; pass on others."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            "the model and one batch of prompts do not fit into the device's memory",
-            "free the device, or set a lower evaluate.batch_size",
-        ) from error

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from pipeline.metrics.degenerate import is_looping
-from pipeline.models.generation import Answer, AskedModel, Decoding, memory_errors
+from pipeline.models.generation import Answer, AskedModel, Decoding
+from pipeline.models.loading import memory_errors
 from pipeline.models.prefill import Tokens, forward, prefill
 
 #: Prompts per row of a batch: with few, the last answers would leave rows empty.

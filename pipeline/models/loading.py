@@ -3,6 +3,8 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +50,7 @@ Device = Literal["cpu", "cuda"]
 _OTHER_SIZES = "ignore_mismatched_sizes"
 #: Messages of torch and the libraries below it for a lack of memory without an error class of its own.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+_ERROR_CHARACTERS = 200
 
 
 def has_gpu() -> bool:
@@ -166,6 +169,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_errors(
+    message: str = "the model and one batch of prompts do not fit into the device's memory",
+    hint: str = "free the device, or set a lower evaluate.batch_size",
+) -> Iterator[None]:
+    """Convert errors within the block by which memory ran out to `OutOfMemory`, a `StepFailed`; pass on others."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        words = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
+        raise OutOfMemory(f"{message} ({words})", hint) from error
 
 
 def load_model(

@@ -6,7 +6,7 @@ up to those of one process, but for rounding, and all of them take the same step
 
 In a Slurm job of several nodes `srun` starts `python -m pipeline.train.data_parallel FILE` on each of the other nodes,
 to run that node's processes. Records and settings reach it in a file of the training's scratch folder, which all nodes
-see; stopping is a decision of all processes (see `watcher.Keeper`).
+see; stopping is a decision of all processes (see `watcher.Watcher`).
 """
 
 import os
@@ -71,11 +71,6 @@ def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.
     torch.distributed.all_reduce(total)
     vector_to_parameters(total, numbers)
     return total[-1]
-
-
-def any_process(process: ProcessRank, flag: bool, device: "torch.device") -> bool:  # noqa: FBT001 - a value, no option
-    """Return whether `flag` is true in any process; waits until all processes have called it."""
-    return bool(summed(process, torch.tensor(float(flag), device=device)))
 
 
 def seed_step(process: ProcessRank, seed: int, step: int) -> None:

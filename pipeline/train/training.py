@@ -30,13 +30,12 @@ from pipeline.artifacts import CurvePoint, Trained
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt, StepSpec, thinned
 from pipeline.errors import EXIT_FAILED, CannotTrain, DropforgeError, Interrupted, StepFailed, is_disk_full
-from pipeline.models.loading import Device, OutOfMemory, is_out_of_memory, load_tokenizer
+from pipeline.models.loading import Device, load_tokenizer, memory_errors
 from pipeline.models.memory_estimate import peak_resident
 from pipeline.train.checkpoints import newest_valid, step_of
 from pipeline.train.data_parallel import ProcessRank, end_nodes, start_nodes
 from pipeline.train.job import Job
 
-_ERROR_CHARACTERS = 200
 _PATIENCE = timedelta(hours=12)
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
@@ -55,28 +54,17 @@ def train_model(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     # They load bitsandbytes, which may get a context on a GPU: memory is planned, and the process's GPU chosen, before.
     from pipeline.train.trained_weights import save_trained  # noqa: PLC0415
     from pipeline.train.trainer import Trainer  # noqa: PLC0415
-    from pipeline.train.watcher import Keeper, Watcher  # noqa: PLC0415
+    from pipeline.train.watcher import Watcher  # noqa: PLC0415
 
     checkpoint = newest_valid(attempt.path(attempt.spec.checkpoints), job.fingerprint)
-    try:
+    hint = "free memory on the device, or lower train.max_length"
+    with memory_errors("a micro-batch does not fit into memory", hint):
         trainer = Trainer(job, tokenizer)
         before = _norms(trainer.model)
         watcher = Watcher(attempt, job)
         trainer.add_callback(watcher)
-        trainer.add_callback(Keeper(attempt, job))
         attempt.check_stop()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        ran_out = ""
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        ran_out = f"{type(error).__name__}: {error}"
-    # Outside of `except`: the error's frames keep the tensors alive, and recovering needs memory, too.
-    if ran_out:
-        raise OutOfMemory(
-            f"a micro-batch does not fit into memory ({ran_out[:_ERROR_CHARACTERS]})",
-            "free memory on the device, or lower train.max_length",
-        )
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if step < steps:
         raise Interrupted(f"training was stopped and left a checkpoint at step {step} of {steps}")
@@ -215,7 +203,7 @@ class _ProcessAttempt(Attempt):
             durable.write_hint(self._file, {"done": done, "total": total, **fields})
 
     def check_stop(self) -> None:
-        """Do nothing: all processes must stop after the same step (see `Keeper`), or the others wait forever."""
+        """Do nothing: all processes must stop after the same step (see `Watcher`), or the others wait forever."""
 
 
 def run_process(number: int, job: Job, spec: StepSpec) -> None:

@@ -1,4 +1,4 @@
-"""The trainer callbacks: report progress, record the dev loss, stop a diverged training, and save checkpoints."""
+"""The trainer's callback: report progress, record the dev loss, stop a diverged training, and save checkpoints."""
 
 import math
 import shlex
@@ -15,7 +15,7 @@ from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.train.answer_loss import answer_tokens
 from pipeline.train.checkpoints import publish
-from pipeline.train.data_parallel import any_process
+from pipeline.train.data_parallel import summed
 from pipeline.train.job import Job
 
 _WINDOW_STEPS = 20
@@ -37,9 +37,12 @@ def dev_loss(trainer: Any) -> float:
 
 class Watcher(TrainerCallback):
     """
-    The trainer callback that reports progress, records losses, and stops a training whose loss is not finite.
+    The trainer's callback: it reports progress, records losses, saves checkpoints and ends the training.
 
-    It reads only the trainer's log, so that a resumed training is treated like an uninterrupted one.
+    A training ends if its loss is not finite, or at the next optimizer step once `attempt.stop` is set in any of its
+    processes. Losses are read from the trainer's log, so that a resumed training is treated like an uninterrupted one.
+    A checkpoint is saved every `checkpoint_minutes` and at such a stop, but not after the last step: rank 0 moves it
+    from `job.scratch` to the run's checkpoint folder.
     """
 
     def __init__(self, attempt: Attempt, job: Job) -> None:
@@ -48,6 +51,7 @@ class Watcher(TrainerCallback):
         self.marks: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS + 1)
         self.losses: list[tuple[int, float]] = []
         self.dev: list[tuple[int, float]] = []
+        self.saved_at = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load the losses that an interrupted training had logged, and begin to report progress."""
@@ -58,9 +62,21 @@ class Watcher(TrainerCallback):
         self.attempt.progress(state.global_step, state.max_steps, phase="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Request a dev loss after the last optimizer step, as its weights are saved, unless evaluation is off."""
-        if args.eval_strategy != "no" and state.global_step == state.max_steps:
-            control.should_evaluate = True
+        """Decide whether to save and whether to end; after the last step measure its dev loss, unless that is off."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            return
+        stops = torch.tensor(float(self.attempt.stop.is_set()), device=args.device)
+        stopping = bool(summed(self.job.process, stops))  # all processes decide alike
+        is_due = time.monotonic() - self.saved_at >= self.attempt.config.train.checkpoint_minutes * 60
+        control.should_training_stop = control.should_training_stop or stopping
+        control.should_save = self.job.process.rank == 0 and (stopping or is_due)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Publish what the trainer saved."""
+        spec, source = self.attempt.spec, self.job.scratch / f"checkpoint-{state.global_step}"
+        publish(source, self.attempt.path(spec.checkpoints), state.global_step, self.job.fingerprint, spec.attempt)
+        self.saved_at = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Record and report a logged loss or dev loss. Raises `CannotTrain` if that or a gradient is not finite."""
@@ -102,32 +118,3 @@ class Watcher(TrainerCallback):
         hint = f"lower train.learning_rate; to look at the records: sed -n '{shown}' {shlex.quote(str(path))}"
         # The same rows in the same order diverge again: another attempt is pointless.
         return CannotTrain(message, hint)
-
-
-class Keeper(TrainerCallback):
-    """
-    The trainer callback that saves a checkpoint every `checkpoint_minutes`, and when the attempt is stopped.
-
-    The training ends at the next optimizer step once `attempt.stop` is set in any of its processes. Rank 0 moves each
-    checkpoint from `job.scratch` to the run's checkpoint folder by `publish`. None is saved after the last step.
-    """
-
-    def __init__(self, attempt: Attempt, job: Job) -> None:
-        """Save the checkpoints of `job`."""
-        self.attempt, self.job = attempt, job
-        self.saved_at = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide whether to save, and whether the training ends."""
-        if state.global_step >= state.max_steps:
-            return
-        stopping = any_process(self.job.process, self.attempt.stop.is_set(), args.device)
-        is_due = time.monotonic() - self.saved_at >= self.attempt.config.train.checkpoint_minutes * 60
-        control.should_training_stop = control.should_training_stop or stopping
-        control.should_save = self.job.process.rank == 0 and (stopping or is_due)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Publish what the trainer saved."""
-        spec, source = self.attempt.spec, self.job.scratch / f"checkpoint-{state.global_step}"
-        publish(source, self.attempt.path(spec.checkpoints), state.global_step, self.job.fingerprint, spec.attempt)
-        self.saved_at = time.monotonic()
