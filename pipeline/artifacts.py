@@ -227,10 +227,11 @@ class Trial(Frozen):
     """From 1, in the order in which they ran."""
     settings: dict[str, Any]
     """The tried settings of [train]."""
-    outcome: Literal["finished", "failed"]
+    outcome: Literal["running", "finished", "failed"] = "running"
     dev_loss: float | None = None
-    """The last measurement, in nats per token, by which one trial is chosen."""
-    seconds: float
+    """The last measurement, in nats per token, by which one trial is chosen; only of one that finished."""
+    seconds: float = 0.0
+    """Those of all attempts, as far as they could record them."""
     chosen: bool = False
     """Whether it was merged and evaluated."""
     why: str = ""

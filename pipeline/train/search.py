@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Frozen, Trained, Trial
+from pipeline.artifacts import Trained, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted
@@ -39,27 +39,12 @@ _SEEDS = 2**32
 Train = Callable[..., Trained]
 
 
-class TrialState(Frozen):
+class TrialState(Trial):
     """The saved state of a trial."""
 
-    number: int
-    """From 1."""
-    settings: dict[str, Any]
-    """The tried settings."""
-    outcome: Literal["finished", "failed"] | None = None
-    """`None` until it has ended."""
-    seconds: float = 0.0
-    """Spent by earlier processes, as far as they could record it."""
     once: Trained | None = None
     """The training, once it has finished."""
-    why: str = ""
-    """Why it failed."""
     hint: str = ""
-
-    @property
-    def dev_loss(self) -> float | None:
-        """The last dev loss in nats per token, which is that of the saved adapter; `None` unless the trial finished."""
-        return self.once.dev_curve[-1].loss if self.once else None
 
 
 class TrialFiles:
@@ -89,7 +74,7 @@ class TrialFiles:
         return self.trial(number) / "adapter"
 
     def load(self) -> list[TrialState]:
-        """Return the saved states up to the first unreadable file; a trial that has not ended has no outcome."""
+        """Return the saved states up to the first unreadable file; a trial that has not ended is running."""
         trials: list[TrialState] = []
         while True:
             folder = self.trial(len(trials) + 1)
@@ -99,10 +84,10 @@ class TrialFiles:
             trials.append(TrialState.model_validate(value))
 
     def save(self, trial: TrialState) -> None:
-        """Write a trial's state durably, to ended.json if it has an outcome, else to trial.json."""
+        """Write a trial's state durably, to ended.json if it has ended, else to trial.json."""
         folder = self.trial(trial.number)
         folder.mkdir(exist_ok=True)
-        durable.write_json(folder / (_ENDED if trial.outcome else _TRIAL), trial.model_dump(mode="json"))
+        durable.write_json(folder / (_TRIAL if trial.outcome == "running" else _ENDED), trial.model_dump(mode="json"))
         durable.fsync_folder(self.folder)
 
 
@@ -158,8 +143,7 @@ def _best(files: TrialFiles) -> tuple[Trained, Path, tuple[Trial, ...]]:
     once = trials[number - 1].once
     assert once is not None  # noqa: S101 - it has a dev loss
     outcomes = (
-        Trial(**trial.model_dump(exclude={"once", "hint"}), dev_loss=trial.dev_loss, chosen=trial.number == number)
-        for trial in trials
+        Trial(**trial.model_dump(exclude={"once", "hint", "chosen"}), chosen=trial.number == number) for trial in trials
     )
     return once, files.adapter(number), tuple(outcomes)
 
@@ -184,12 +168,13 @@ class _TrialAttempt(Attempt):
 
 def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[int]) -> TrialState | None:
     """Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted."""
-    interrupted = [trial for trial in trials if trial.outcome is None and trial.number not in begun]
+    interrupted = [trial for trial in trials if trial.outcome == "running" and trial.number not in begun]
     if interrupted:
         return interrupted[0]
     longest = max((trial.seconds for trial in trials), default=0.0)
+    running = sum(trial.outcome == "running" for trial in trials)
     # Spent, and reserved for those that run and the next.
-    seconds = sum(trial.seconds for trial in trials) + longest * (1 + sum(trial.outcome is None for trial in trials))
+    seconds = sum(trial.seconds for trial in trials) + longest * (1 + running)
     if train.search.hours and longest and seconds > train.search.hours * _HOUR:
         sys.stderr.write(f"no further trial fits into train.search.hours = {train.search.hours:g}\n")
         return None
@@ -212,7 +197,8 @@ def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialSta
     adapter.mkdir()
     ended: dict[str, Any]
     try:
-        ended = {"once": train(attempt, adapter), "outcome": "finished"}
+        once = train(attempt, adapter)
+        ended = {"once": once, "dev_loss": once.dev_curve[-1].loss, "outcome": "finished"}
         durable.fsync_tree(adapter)
     except Interrupted:
         files.save(trial.model_copy(update={"seconds": trial.seconds + time.monotonic() - began}))
@@ -228,7 +214,7 @@ def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | 
     """
     Return the settings of the trial after `past`; `None` after the last, or if ten draws give tried ones only.
 
-    A trial without an outcome counts as running: Optuna draws away from it.
+    Optuna draws away from a trial that still runs.
     """
     search = train.search
     if search.method == "grid":
@@ -253,10 +239,11 @@ def _draw(train: TrainConfig, past: Sequence[TrialState], seed: int) -> dict[str
     startup = max(1, round(search.trials * _RANDOM))
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
     states = optuna.trial.TrialState
+    kind_of = {"running": states.RUNNING, "finished": states.COMPLETE, "failed": states.FAIL}
     for trial in past:
         study.add_trial(
             optuna.create_trial(
-                state=states.COMPLETE if trial.once else states.FAIL if trial.outcome else states.RUNNING,
+                state=kind_of[trial.outcome],
                 value=trial.dev_loss,
                 params={name: json.dumps(x) if name in listed else x for name, x in trial.settings.items()},
                 distributions=kinds,

@@ -20,7 +20,7 @@ def tried(settings: Mapping[str, Any], loss: float | None) -> TrialState:
     trained: Any = Trained.model_construct
     made = None if loss is None else trained(dev_curve=(CurvePoint(step=1, loss=loss),))
     outcome: Any = "failed" if loss is None else "finished"
-    return TrialState.model_construct(number=1, settings=dict(settings), outcome=outcome, once=made)
+    return TrialState.model_construct(number=1, settings=dict(settings), outcome=outcome, once=made, dev_loss=loss)
 
 
 def searched(count: int, train: TrainConfig, past: list[TrialState] | None = None) -> list[TrialState]:
@@ -57,7 +57,7 @@ def test_trials_that_run_at_the_same_time_have_other_settings() -> None:
     past = searched(6, tpe())
     settings = suggest(tpe(), past)
     assert settings is not None
-    running, failed = (TrialState(number=7, settings=settings, outcome=outcome) for outcome in (None, "failed"))
+    running, failed = (TrialState(number=7, settings=settings, outcome=outcome) for outcome in ("running", "failed"))
     assert suggest(tpe(), [*past, running]) != suggest(tpe(), [*past, failed]), "Optuna avoids what is running"
     rates = tpe(space={"learning_rate": [1e-4, 1e-3]})
     assert suggest(rates, [TrialState(number=1, settings={"learning_rate": 1e-4})]) == {"learning_rate": 1e-3}
