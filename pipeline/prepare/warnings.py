@@ -1,15 +1,21 @@
-"""Find what a person should know of a data set before trusting its verdict; `pipeline.data_words` words it."""
+"""
+Find what a person should know of a data set before trusting its verdict; `pipeline.data_words` words it.
+
+These are warnings, and the rows whose answers are not used as another drop has another answer, some side by side.
+"""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
-from pipeline.artifacts import Drop, Remark
+from pipeline.artifacts import AnswerPair, Drop, Remark, Replacement
 from pipeline.contract import StepSpec
 from pipeline.metrics import json_fields
+from pipeline.models.template import shown_prompt
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import Splits
 from pipeline.prepare.sample import Selection
-from pipeline.prepare.split import MOST_OF_ONE
+from pipeline.prepare.split import MOST_OF_ONE, Prompt
 
 #: A warning is given if more than this share of a split is left out.
 LARGE_SHARE = 0.2
@@ -22,6 +28,8 @@ _MANY_LONG = 0.1
 #: The advised window fits this share of the rows: one row of a million tokens must not choose it.
 _FITTED = 0.98
 _STEP = 256
+#: Pairs of answers that are shown for one drop, and drops with pairs, the latest first.
+_MOST_PAIRS, _MOST_DROPS = 20, 10
 
 
 def data_warnings(spec: StepSpec, splits: Splits, selection: Selection, metric: str) -> tuple[Remark, ...]:
@@ -98,3 +106,32 @@ def _references(selection: Selection) -> list[Remark]:
     drop, number = min(bad, default=(0, 0))
     numbers = {"bad": len(bad), "references": len(references), "record": number + 1, "drop": drop}
     return _warning("references_no_json", bool(bad), **numbers)
+
+
+def counts_by_drops(prompts: Iterable[Prompt]) -> tuple[tuple[Replacement, ...], tuple[Replacement, ...]]:
+    """Return the numbers of replaced rows and of rows with proposed answers, each by the older and the newer drop."""
+    replaced, proposed = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for prompt in prompts:
+        if prompt.counts is not None:
+            replaced.update((row.drop, prompt.counts.drop) for row in prompt.replaced)
+            proposed.update((prompt.counts.drop, row.drop) for row in prompt.proposed)
+    return _listed(replaced), _listed(proposed)
+
+
+def _listed(pairs: Counter[tuple[int, int]]) -> tuple[Replacement, ...]:
+    return tuple(Replacement(old=old, new=new, rows=rows) for (old, new), rows in sorted(pairs.items()))
+
+
+def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
+    """Return up to 20 proposed answers of each of the 10 latest drops that have some, beside those that count."""
+    pairs: dict[int, list[AnswerPair]] = {}
+    for old, row in ((prompt.counts, row) for prompt in prompts for row in prompt.proposed):
+        of_drop = pairs.setdefault(row.drop, [])
+        if old is not None and len(of_drop) < _MOST_PAIRS:
+            texts = {
+                "old_prompt": shown_prompt(old.instruction, old.input, old.turns),
+                "old_answer": old.output,
+                "new_answer": row.output,
+            }
+            of_drop.append(AnswerPair(old_drop=old.drop, new_drop=row.drop, **texts))
+    return tuple(pair for drop in sorted(pairs, reverse=True)[:_MOST_DROPS] for pair in pairs[drop])
