@@ -120,17 +120,17 @@ class TrainConfig(Frozen):
         return self.model_dump(mode="json", include=_OF_THE_BEGINNING if self.start == "champion" else from_base)
 
     @model_validator(mode="after")
-    def _unquantised_full_weights(self) -> "TrainConfig":
-        # Not recorded as set: an "auto" of the top level leaves the choice to a track's own method.
-        if self.trains_full_weights and self.quantization == "auto":
-            object.__setattr__(self, "quantization", "none")
-            self.model_fields_set.discard("quantization")
+    def _suits_the_method(self) -> "TrainConfig":
+        if self.trains_full_weights:
+            self._check_full_weights()
+        check_search(self.search, self, _OF_THE_SEARCH)
         return self
 
-    @model_validator(mode="after")
-    def _suits_the_method(self) -> "TrainConfig":
-        if not self.trains_full_weights:
-            return self
+    def _check_full_weights(self) -> None:
+        # Not recorded as set: an "auto" of the top level leaves the choice to a track's own method.
+        if self.quantization == "auto":
+            object.__setattr__(self, "quantization", "none")
+            self.model_fields_set.discard("quantization")
         of_adapters = {
             'train.quantization = "nf4"': self.quantization == "nf4",
             "train.rslora": self.rslora,
@@ -141,12 +141,6 @@ class TrainConfig(Frozen):
             if is_set:
                 msg = f'train.method = "{self.method}" trains weights of the 16-bit base itself and takes no {name}: '
                 raise ValueError(f'{msg}leave that out, or set train.method = "lora"')
-        return self
-
-    @model_validator(mode="after")
-    def _search_is_possible(self) -> "TrainConfig":
-        check_search(self.search, self, _OF_THE_SEARCH)
-        return self
 
 
 class EvaluateConfig(Frozen):

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ def write_json(path: Path, value: Any, *, first: bool = False) -> None:
 def json_bytes(value: Any) -> bytes:
     """Return `value` as indented UTF-8 JSON with a final newline. Raises `ValueError` if it has NaN or infinity."""
     return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_jsonl(path: Path, values: Iterable[Any]) -> None:
+    """Write `values` as `write_bytes` does, one JSON text per line. Raises `ValueError` if one has NaN or infinity."""
+    lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+    write_bytes(path, "".join(lines).encode())
 
 
 def sha256_json(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Score answers: per record, both models' means, suites, former champions, and a trial compared with its control."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -61,7 +60,7 @@ def write_records(
     path: Path, records: Sequence[HeldoutRecord], candidate: Sequence[Line], champion: Sequence[Line]
 ) -> None:
     """Write `path`, records.jsonl: a line per record, with both models' lines from `score_answers`."""
-    _write(
+    durable.write_jsonl(
         path,
         (
             {
@@ -132,7 +131,7 @@ def score_suites(
                 line["texts"] = {role: answers[role][index][0] for role in values}
                 line["collapsed"] = {role: kinds[role][index] for role in values}
         name = f"suite-{number}.jsonl"
-        _write(folder / name, lines)
+        durable.write_jsonl(folder / name, lines)
         points = {role: _POINTS * fmean(line[role] for line in lines) for role in values}
         scores.append(SuiteScores(name=suite.name, records=len(lines), file=name, **points))
     return tuple(scores)
@@ -169,7 +168,7 @@ def score_former(
         texts, references = [text for _, text in answered], [record.references for record, _ in answered]
         scores = METRICS[primary].scores(texts, references) if answered else []
         name = f"former-{model.generation}.jsonl"
-        _write(
+        durable.write_jsonl(
             folder / name,
             ({"id": record.id, "score": score} for (record, _), score in zip(answered, scores, strict=True)),
         )
@@ -243,8 +242,3 @@ def compare_with_control(comparison: Comparison, verdict: Verdict, on: str = "al
     wins, losses = statistics.count_signs(differences)
     p_value = min(1.0, len(tests) * p_value)
     return TrialScores(groups=differences.size, wins=wins, losses=losses, p_value=p_value)
-
-
-def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    durable.write_bytes(path, text.encode())

@@ -7,7 +7,6 @@ judgement has the number of records without an answer.
 
 import asyncio
 import heapq
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +70,7 @@ def judge(attempt: Attempt) -> Judgement:
         {"id": line["id"], "candidate_first": choices[0], "champion_first": choices[1], "result": result}
         for line, choices, result in zip(lines, judged, results, strict=True)
     ]
-    durable.write_bytes(folder / JUDGEMENTS_NAME, "".join(json.dumps(line) + "\n" for line in judgements).encode())
+    durable.write_jsonl(folder / JUDGEMENTS_NAME, judgements)
     _say(session, Counter(results), gave_up)
     return Judgement(folder=attempt.relative(folder), model=config.model, **count_results(results))
 

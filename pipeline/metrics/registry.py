@@ -28,12 +28,8 @@ class Metric:
     """Name in sentences."""
     scores: Scores
     """Scores each prediction against the references at the same index, 0 to 1, higher is better."""
-    applies: Callable[[Sequence[str]], bool] | None = None
-    """Whether it applies to a record with these references; `None`: to every record."""
-
-    def applies_to(self, references: Sequence[str]) -> bool:
-        """Return whether the metric applies to a record with these references."""
-        return self.applies is None or self.applies(references)
+    applies_to: Callable[[Sequence[str]], bool] = lambda _references: True
+    """Whether it applies to a record with these references."""
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -154,7 +150,7 @@ METRICS = {
         Metric("rouge2", "ROUGE-2", partial(rouge, "rouge2")),
         Metric("rougeL", "ROUGE-L", partial(rouge, "rougeL")),
         Metric("chrf", "chrF", _each(chrf)),
-        Metric("json_valid", "valid JSON", _each(json_valid), applies=_all_json),
-        Metric("json_f1", "field F1", _each(json_f1), applies=_all_json),
+        Metric("json_valid", "valid JSON", _each(json_valid), _all_json),
+        Metric("json_f1", "field F1", _each(json_f1), _all_json),
     )
 }

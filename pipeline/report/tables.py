@@ -21,15 +21,6 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of a table."""
-
-    head: str
-    number: bool = False
-    """Whether it has numbers, aligned to the right."""
-
-
-@dataclass(frozen=True)
 class Cell:
     """One cell: a text, with a smaller text below it."""
 
@@ -48,16 +39,17 @@ class Table:
     """A table whose first column names its rows."""
 
     caption: str
-    columns: tuple[Column, ...]
+    heads: tuple[str, ...]
+    """The head of each column; one with a # in front is of numbers, aligned to the right."""
     rows: tuple[tuple[Cell, ...], ...]
 
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Row]) -> Table:
-    """Return a table without the columns that are empty in every row; a head with a # in front is one of numbers."""
+    """Return a table without the columns that are empty in every row."""
     cells = [[cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row] for row in rows]
     kept = [index for index in range(len(heads)) if any(row[index] != Cell() for row in cells)]
-    columns = tuple(Column(heads[index].removeprefix("#"), heads[index].startswith("#")) for index in kept)
-    return Table(caption, columns, tuple(tuple(row[index] for index in kept) for row in cells))
+    rows_kept = tuple(tuple(row[index] for index in kept) for row in cells)
+    return Table(caption, tuple(heads[index] for index in kept), rows_kept)
 
 
 def _plain(value: float | None, places: int = 1) -> str | None:
