@@ -1,12 +1,8 @@
 """The artifacts of steps: frozen values, each a JSON file, written last; paths are relative to the work folder."""
 
-import ast
-import inspect
-from itertools import pairwise
-from textwrap import dedent
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Role = Literal["train", "heldout"]
 Outcome = Literal["promoted", "worse", "not_shown_better", "insufficient_evidence", "guard_failed", "contaminated"]
@@ -16,39 +12,10 @@ TRAINED_FILES = {"adapter": "adapter_model.safetensors", "weights": "weights.saf
 
 
 class Frozen(BaseModel):
-    """
-    A frozen model for values between processes; unknown fields are errors.
-
-    Its JSON Schema describes the fields.
-    """
+    """A frozen model for values between processes; unknown fields are errors."""
 
     # What has a default when it is made is written all the same.
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_serialization_defaults_required=True)
-
-    # Pydantic's `use_attribute_docstrings` parses the source at every start, which is slow.
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Return the model's schema with a description of each field."""
-        made = handler(core_schema)
-        fields = handler.resolve_ref_schema(made).get("properties", {})
-        for name, text in field_docs(cls).items():
-            alias = getattr(cls.model_fields.get(name), "alias", None) or name
-            if alias in fields:
-                fields[alias]["description"] = text
-        return made
-
-
-def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Return the docstrings below a `Frozen` model's and its parents' fields by name; fields without are left out."""
-    docs = {}
-    for parent in reversed(model.__mro__):
-        if issubclass(parent, Frozen):
-            (tree,) = ast.parse(dedent(inspect.getsource(parent))).body
-            for field, below in pairwise(cast("ast.ClassDef", tree).body):
-                match field, below:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        docs[name] = inspect.cleandoc(text)
-    return docs
 
 
 class Stored(Frozen):

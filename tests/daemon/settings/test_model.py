@@ -12,8 +12,8 @@ from pydantic import BaseModel, SecretStr
 from daemon.settings.load import load
 from daemon.settings.model import Settings, SettingsError, TrackSettings
 from daemon.system.programs import name_of
-from pipeline.artifacts import field_docs
 from pipeline.config import RunConfig, TrainConfig
+from tests.schemas import field_docs
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = (ROOT / "systemd" / "dropforge.toml").read_text(encoding="utf-8")
