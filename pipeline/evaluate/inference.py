@@ -20,6 +20,7 @@ from pipeline.evaluate.prediction_cache import Request, append_values, read_valu
 from pipeline.models import generation
 from pipeline.models.generation import Answer, Decoding, Likelihood
 from pipeline.models.greedy_decoding import answer_batches
+from pipeline.models.manifest import require_start
 from pipeline.models.prefill import Tokens
 
 
@@ -77,8 +78,8 @@ class Inference:
             append_values(store, earlier)
         self._report()
         if self.left:
-            # The predictions are cached under the model's id.
-            requests.check_folder()
+            if requests.model.users_own:  # the predictions are cached under the model's id
+                require_start(self._attempt, None)
             self._compute_missing(earlier, store)
         return Result(
             [Answer(*self._values[answer.key]) for _, answer in requests.records],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pipeline import durable
 from pipeline.artifacts import Model
@@ -24,7 +24,7 @@ from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation
 from pipeline.models.generation import Decoding
 from pipeline.models.loading import OutOfMemory, chosen_device
-from pipeline.models.manifest import model_id, trained_ids, verify_manifest
+from pipeline.models.manifest import trained_ids, verify_manifest
 from pipeline.models.placement import Quantization, inference_quantization, prompts_at_once
 from pipeline.models.template import Format, Template, fold, single_turn
 from pipeline.models.untrusted import read_window
@@ -80,18 +80,6 @@ class ModelRequests:
         together = max(len(request.tokens) for request in requests) + max(request.longest for request in requests)
         return min(together, self.window) + 1
 
-    def check_folder(self) -> None:
-        """Raise `CannotTrain` if the folder is the user's and, hashed again, no longer holds the model."""
-        if not self.model.users_own:
-            return
-        try:
-            current = model_id(self.model.folder)
-        except DropforgeError as error:
-            raise CannotTrain(error.message, error.hint) from error
-        if current != self.model.model_id:
-            message = f"the base model {self.model.folder} is not the one that the run trained from"
-            raise CannotTrain(message, "restore its files, then continue: dropforge retry RUN")
-
 
 @dataclass(frozen=True)
 class EvalPlan:
@@ -102,12 +90,8 @@ class EvalPlan:
     """Candidate and champion; then the base model, of which only the suites are requested, if it is a third one."""
     fresh: list[HeldoutRecord]
     """Those that the former champion on watch answers, too; with any, it is the last of `models`."""
-    too_long: int
-    """Records left out because they do not fit into a window."""
-    seen_by_champion: int
-    """Records left out because the champion was trained on them or on near-duplicates."""
-    seen_by_candidate: int
-    """Records that are kept though the candidate was trained on them."""
+    counts: dict[str, Any]
+    """The fields of `Evaluation` that say how many records are kept, are left out, or were seen."""
 
 
 def make_plan(
@@ -141,14 +125,13 @@ def make_plan(
     plans = [replace(each, key=each.key.model_copy(update={"batch_size": size})) for each in plans]
     for other in plans[1:]:
         comparable(plans[0].key, other.key, other.model.role)
-    return EvalPlan(
-        kept,
-        plans,
-        fresh,
-        too_long=too_long,
-        seen_by_champion=len(records) - len(kept) - too_long,
-        seen_by_candidate=sum(record.id in trained for record in kept),
-    )
+    counts = {
+        "records": len(kept),
+        "records_too_long": too_long,
+        "records_seen_by_champion": len(records) - len(kept) - too_long,
+        "records_seen_by_candidate": sum(record.id in trained for record in kept),
+    }
+    return EvalPlan(kept, plans, fresh, counts)
 
 
 def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:

@@ -1,6 +1,6 @@
 """Score answers: per record, both models' means, suites, former champions, and a trial compared with its control."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +14,7 @@ from pipeline.decide import statistics
 from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.inference import Result
-from pipeline.evaluate.plan import ModelRequests
+from pipeline.evaluate.plan import EvalPlan, ModelRequests
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.suites import Item, Suite
 from pipeline.metrics.degenerate import DEGENERATE, collapsed, degenerate
@@ -184,14 +184,16 @@ def score_former(
     return tuple(scored)
 
 
-def score_watch(
-    fresh: Sequence[HeldoutRecord], former: Result, champion: Mapping[str, Line], metric: str
-) -> dict[int, float]:
-    """Return by fresh drop the champion's mean less the former one's, in points; `champion`: `score_answers` by id."""
-    answers, references = [answer.text for answer in former.answers], [record.references for record in fresh]
+def score_watch(plan: EvalPlan, former: Result, champion: Sequence[Line], metric: str) -> dict[int, float]:
+    """Return by fresh drop the champion's mean less the former one's, in points; `champion`: `score_answers` of all."""
+    if not plan.fresh:
+        return {}
+    scores = {record.id: line["scores"][metric] for record, line in zip(plan.records, champion, strict=True)}
+    references = [record.references for record in plan.fresh]
+    answers = [answer.text for answer in former.answers]
     differences: dict[int, list[float]] = {}
-    for record, score in zip(fresh, METRICS[metric].scores(answers, references), strict=True):
-        differences.setdefault(record.drop, []).append(champion[record.id]["scores"][metric] - score)
+    for record, score in zip(plan.fresh, METRICS[metric].scores(answers, references), strict=True):
+        differences.setdefault(record.drop, []).append(scores[record.id] - score)
     return {drop: _POINTS * fmean(values) for drop, values in differences.items()}
 
 

@@ -18,14 +18,14 @@ def evaluate(attempt: Attempt) -> Evaluation:
     """
     Evaluate candidate and champion on the held-out records; return their scores.
 
-    Scores and answers of each record are written to the report's records.jsonl. A base model that is no longer the
-    champion is evaluated on the general suites, once, and the former champion on watch on the records of fresh drops.
-    Answers in the prediction cache, or of an interrupted attempt, are reused. Other predictions are written to
-    `predictions/<key>.jsonl`. Raises `Interrupted` if stopped, `StartAgain` if memory ran out and the next attempt uses
-    smaller batches, `StepFailed` if memory does not suffice for one prompt or vLLM fails, `CannotTrain` if a likelihood
-    is not finite, the models' setups differ, no record is left, a suite is invalid, or the base model was replaced.
+    Scores and answers of each record are written to the report's records.jsonl, predictions that are not in the cache
+    to `predictions/<key>.jsonl`. A base model that is no longer the champion answers the general suites, once, and the
+    former champion on watch the records of fresh drops. Raises `Interrupted` if stopped, `StartAgain` if memory ran out
+    and the next attempt uses smaller batches, `StepFailed` if memory does not suffice for one prompt or vLLM fails,
+    `CannotTrain` if a likelihood is not finite, the models' setups differ, no record is left, a suite is invalid, or
+    the base model was replaced.
     """
-    dataset = attempt.load(Dataset)
+    dataset, watched = attempt.load(Dataset), attempt.spec.watched
     suites = read_suites(attempt.config.evaluate.general, attempt.spec.run)
     folder, data = attempt.make_folder("predictions"), attempt.path(dataset.folder)
     heldout = list(map(HeldoutRecord.model_validate, durable.read_jsonl(data / "heldout.jsonl")))
@@ -33,24 +33,20 @@ def evaluate(attempt: Attempt) -> Evaluation:
     records, (candidate, champion, *_) = plan.records, plan.models
     results = _infer(attempt, plan, folder)
     lines = [scoring.score_answers(records, result, dataset.metric) for result in results[:2]]
-    of_champion = {record.id: line for record, line in zip(records, lines[1], strict=True)}
     report = attempt.make_folder("report")
     scoring.write_records(report / RECORDS_NAME, records, *lines)
     return Evaluation(
         folder=attempt.relative(report),
         metric=dataset.metric,
         heldout_version=dataset.heldout_version,
-        records=len(records),
-        records_too_long=plan.too_long,
-        records_seen_by_champion=plan.seen_by_champion,
-        records_seen_by_candidate=plan.seen_by_candidate,
+        **plan.counts,
         batch_size=candidate.key.batch_size,
         quantization=candidate.model.quantization,
         suites=scoring.score_suites(report, suites, results[:3], data / "train.jsonl"),
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
         trial=scoring.score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
-        watched=attempt.spec.watched.generation if attempt.spec.watched else None,
-        watch=scoring.score_watch(plan.fresh, results[-1], of_champion, dataset.metric) if plan.fresh else {},
+        watched=watched.generation if watched else None,
+        watch=scoring.score_watch(plan, results[-1], lines[1], dataset.metric),
         versions=_versions(candidate.key),
         candidate=scoring.summarise(candidate, results[0], lines[0]),
         champion=scoring.summarise(champion, results[1], lines[1]),

@@ -19,7 +19,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import compare, read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain
-from pipeline.evaluate import plan
+from pipeline.evaluate import inference, plan
 from pipeline.evaluate.engines import InStep
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.scoring import compare_with_control
@@ -674,7 +674,7 @@ def round_off(folder: Path) -> None:
     [
         (shutil.rmtree, "the tokenizer in"),
         (round_off, "candidate and base model have different setups and cannot be compared: dtype"),
-        (overwrite, "is not the one that the run trained from"),
+        (overwrite, "has changed since the run began"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer in"),
     ],
 )
@@ -699,8 +699,8 @@ def test_scores_of_the_true_base_model_are_used_whatever_its_folder_holds_now(
     report = evaluate(first)
     bench.publish(first, report)
     overwrite(bench.base_copy())
-    hashed: list[Path] = []
-    monkeypatch.setattr(plan, "model_id", hashed.append)
+    hashed: list[object] = []
+    monkeypatch.setattr(inference, "require_start", lambda *_: hashed.append(_))
     again = evaluate(bench.attempt(heldout_rows(4), general=(name,)))
     assert (again.suites, again.prediction_keys) == (report.suites, report.prediction_keys)
     assert hashed == [], "reading a large model takes long"
@@ -710,7 +710,7 @@ def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(ben
     overwrite(bench.base_copy())
     bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
     attempt = bench.attempt(heldout_rows(4))
-    with pytest.raises(CannotTrain, match="is not the one that the run trained from"):
+    with pytest.raises(CannotTrain, match="has changed since the run began"):
         evaluate(attempt)
 
 
