@@ -1,6 +1,5 @@
 """Hyperparameter search: the settings of [train.search], and a trial in words."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from itertools import product
 from math import prod
@@ -119,12 +118,9 @@ def most_trials(search: SearchConfig) -> int:
 
 def _check_name(name: str, known: Mapping[str, object], fixed: set[str]) -> None:
     free = sorted(known.keys() - fixed)
-    if name in fixed:
-        raise ValueError(f"search.space.{name}: all trials share it; what can be tried: {', '.join(free)}")
-    if name not in known:
-        near = difflib.get_close_matches(name, free, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"what can be tried: {', '.join(free)}"
-        raise ValueError(f"search.space.{name}: there is no setting train.{name}; {hint}")
+    if name not in free:
+        problem = "all trials share it" if name in fixed else f"there is no setting train.{name}"
+        raise ValueError(f"search.space.{name}: {problem}; what can be tried: {', '.join(free)}")
 
 
 def _check_range(values: Range, method: str, name: str) -> None:

@@ -44,9 +44,9 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def first_of(words: Sequence[str], most: int = 5) -> str:
-    """Join at most `most` words as `listed` does, and say how many more there are."""
-    more = len(words) - most
+def first_of(words: Sequence[str], most: int = 5, more: int = 0) -> str:
+    """Join at most `most` words as `listed` does, and say how many more there are, `more` of them not in `words`."""
+    more += len(words[most:])
     return listed([*words[:most], *([f"{more:,} more"] if more > 0 else [])])
 
 

@@ -47,7 +47,7 @@ def changes(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
 
 def _changes_by_name(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
     """
-    Return the change of each trained weight, and of those tied to it, by name; `tensors` are the base's.
+    Return what `changes` returns.
 
     Raises `NeedsWholeModel` if the model cannot be created on the meta device, if transformers converts such weights
     when it loads them, or if a trained weight is not in the base's files under its name and shape; and as `_updates`.

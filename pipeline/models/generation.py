@@ -150,7 +150,7 @@ def arithmetic(folder: Path, device: Device, quantization: Quantization = "none"
         # Measured in bf16: another number of threads changed one answer in 32.
         name = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
         name += ", computing in float32" if arithmetic_dtype(device) is not None else ""
-    dtype = str(config.dtype or _stored_dtype(folder)).removeprefix("torch.")
+    dtype = str(config.dtype or "as saved").removeprefix("torch.")
     versions = {module.__name__: module.__version__ for module in (tokenizers, torch, transformers)}
     if quantization == "nf4":
         dtype += " in NF4"
@@ -161,14 +161,6 @@ def arithmetic(folder: Path, device: Device, quantization: Quantization = "none"
         "attention": str(model.config._attn_implementation),  # noqa: SLF001 - the library has no public name for it
         "versions": versions,
     }
-
-
-def _stored_dtype(folder: Path) -> Any:
-    """Return the dtype of a model's first weight, for a folder whose config.json does not name one."""
-    from safetensors import safe_open  # noqa: PLC0415
-
-    with safe_open(min(folder.glob("*.safetensors")), framework="pt") as weights:
-        return weights.get_tensor(next(iter(weights.keys()))).dtype
 
 
 def vocabulary(folder: Path) -> int:

@@ -6,7 +6,7 @@ from pipeline.decide.explain import REASONS, collapse_words, guard_words, unguar
 from pipeline.decide.policy import GENERAL_SHARE, GUARDS, HARM_P_VALUE, LEVEL
 from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import may_serve, next_steps
-from pipeline.words import beside, count, listed, luck, p_words, plain, signed
+from pipeline.words import beside, count, first_of, listed, luck, p_words, plain, signed
 
 _HEADLINES: dict[Outcome, str] = {
     "promoted": "The new model is better.",
@@ -18,8 +18,6 @@ _HEADLINES: dict[Outcome, str] = {
 }
 _IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
 _TWO_EACH = "Old drops are judged by the mean of this model and of the run before, trained on the same drops."
-#: Drops and tags that a sentence names.
-_MOST_UNGUARDED = 5
 
 
 def tell(
@@ -109,9 +107,7 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
 
 def _unguarded(verdict: Verdict) -> str:
     """Return the drops and tags that have too few records to be guarded, as `drop 3, tag x and 2 more`; "" for none."""
-    labels = unguarded(verdict)
-    more = len(labels[_MOST_UNGUARDED:]) + verdict.slices_not_listed
-    return listed([*labels[:_MOST_UNGUARDED], *([f"{more} more"] if more else [])])
+    return first_of(unguarded(verdict), more=verdict.slices_not_listed)
 
 
 def _by_drops(verdict: Verdict) -> list[str]:

@@ -12,7 +12,6 @@ adapter's.
 
 import math
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -216,7 +215,6 @@ def chosen_layers(layers: Iterable[str], read: "Callable[[str], torch.Tensor]", 
     At least one layer of each last name (as "q_proj") is chosen. `read` returns a layer's weight; only one weight at a
     time is in memory. The choice is also written to stderr. Raises `CannotTrain` if a weight is not finite.
     """
-    began = time.monotonic()
     kinds: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for name in layers:
         weight = read(name)
@@ -229,6 +227,5 @@ def chosen_layers(layers: Iterable[str], read: "Callable[[str], torch.Tensor]", 
     chosen = sorted(
         name for ranked in kinds.values() for _, name in sorted(ranked, reverse=True)[: config.chosen(len(ranked))]
     )
-    seconds = time.monotonic() - began
-    sys.stderr.write(f"spectrum trains these layers, ranked in {seconds:.0f} s: {', '.join(chosen)}\n")
+    sys.stderr.write(f"spectrum trains these layers: {', '.join(chosen)}\n")
     return chosen

@@ -27,4 +27,4 @@ def test_a_space_that_is_wrong_is_refused_by_each_command(lived_in: Any, dropfor
     write(lived_in, "[train.search.space]\nlearningrate = [1e-4, 2e-4]")
     ended = dropforge("status")
     assert ended.code == 2
-    assert "train: search.space.learningrate: there is no setting train.learningrate; did you mean" in ended.err
+    assert "train: search.space.learningrate: there is no setting train.learningrate; what can be tried: " in ended.err
