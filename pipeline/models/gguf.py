@@ -23,7 +23,6 @@ from pipeline.models.loading import load_model, load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-_USAGE = 2
 #: Positions at the end of each prompt at which the likeliest next tokens are compared.
 _POSITIONS = 32
 #: The compared prompts; code and other scripts reveal a tokenizer that was not converted.
@@ -135,16 +134,12 @@ def _tokenised(tokenizer: Any) -> list[list[int]]:
 
 def main(argv: list[str]) -> int:
     """Convert a GGUF file or, with --check in `argv`, print its differences from its model; return the exit code."""
-    wants_check = "--check" in argv
-    paths = [Path(word) for word in argv if word != "--check"]
-    if len(paths) != 2:  # noqa: PLR2004 - source, and target or model
-        print("usage: python -m pipeline.models.gguf SOURCE.gguf (TARGET_FOLDER | --check MODEL)", file=sys.stderr)
-        return _USAGE
+    source, folder = Path(argv[0]), Path(argv[-1])
     try:
-        if wants_check:
-            print(json.dumps(check(*paths)))
+        if "--check" in argv:
+            print(json.dumps(check(source, folder)))
         else:
-            convert(*paths)
+            convert(source, folder)
     except DropforgeError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code

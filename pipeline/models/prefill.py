@@ -6,7 +6,7 @@ Prompts of one task share a chat template's beginning and often the instruction,
 
 import inspect
 from collections.abc import Sequence
-from itertools import takewhile
+from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from pipeline.errors import CannotTrain
@@ -31,10 +31,7 @@ class Prefilled(NamedTuple):
 
 def shared_prefix(prompts: Sequence[Tokens]) -> int:
     """Return the number of tokens that all prompts begin with, without the last token of any."""
-    rows = [list(prompt) for prompt in prompts]
-    # In their order, whatever the first and the last begin with, all begin with.
-    pairs = zip(min(rows)[:-1], max(rows)[:-1], strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return len(commonprefix([list(prompt[:-1]) for prompt in prompts]))
 
 
 def prefill(model: Any, prompts: Sequence[Tokens]) -> Prefilled:

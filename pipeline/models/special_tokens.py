@@ -8,7 +8,8 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
-from itertools import groupby, takewhile
+from itertools import groupby
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
     branches = []
     for _, group in groupby(sorted(set(tokens) - {""}), key=lambda token: token[0]):
         alike = list(group)
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(alike[0], alike[-1], strict=False))
-        start = "".join(char for char, _ in pairs)
+        start = commonprefix(alike)
         branches.append(re.escape(start) + token_pattern([token[len(start) :] for token in alike], depth - 1))
     if len(branches) == 1 and not ends:
         return branches[0]

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import takewhile
+from os.path import commonprefix
 from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import CannotTrain
@@ -196,8 +196,7 @@ class Template:
     def _following(self, veil: "_Veil", prompt: str, whole: str) -> list[int]:
         """Return the tokens of the text `whole` behind `prompt`. Raises `CannotTrain` if it does not begin with it."""
         if not whole.startswith(prompt):
-            pairs = zip(prompt, whole, strict=False)
-            alone = prompt[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) :]
+            alone = prompt[len(commonprefix([prompt, whole])) :]
             raise CannotTrain(
                 f"the chat template in {self.tokenizer.name_or_path} ends a prompt with {json.dumps(alone[-80:])}, and "
                 "does not write that before an answer: a model would not be prompted as it was trained",
