@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Dataset, Drop, Remark, Shortfall
+from pipeline.artifacts import Dataset, Remark, Shortfall
 from pipeline.config import RunConfig
 from pipeline.contract import Attempt
-from pipeline.data_words import remark_words
+from pipeline.data_words import left_out_words, remark_words
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
@@ -63,7 +63,7 @@ def prepare(attempt: Attempt) -> Dataset:
     shortfall = _shortfall(attempt, splits, selection, metric)
     rows_over_window, long = long_rows(read.lengths, sum(drop.records for drop in drops), window)
     if not splits.train:
-        raise _nothing_to_train(drops, read, splits, [*long, *read.remarks])
+        raise _nothing_to_train(attempt, read, splits, selection, long)
     start = choose_start(attempt, splits.train)
     general = general_rows(config.train.general_rows, start.rows, splits)
     lines = [*(row_line(row, drop=row.drop) for row in start.rows), *map(row_line, general)]
@@ -209,23 +209,17 @@ def _shortfall(attempt: Attempt, splits: Splits, selection: Selection, metric: s
     return Shortfall(heldout_rows=judged, needed_heldout_rows=needed, needed_rows=math.ceil(rows))
 
 
-def _nothing_to_train(drops: Sequence[Drop], read: DropRows, splits: Splits, long: Sequence[Remark]) -> CannotTrain:
+def _nothing_to_train(
+    attempt: Attempt, read: DropRows, splits: Splits, selection: Selection, long: Sequence[Remark]
+) -> CannotTrain:
+    drops = attempt.spec.drops
     if not any(drop.role == "train" for drop in drops):
         return CannotTrain(
             "the snapshot holds held-out records only", "drop training data into the track's inbox folder"
         )
-    reasons = {
-        "held out": sum(len(prompt.rows) for prompt in splits.heldout.prompts),
-        "with a prompt in the held-out set": splits.removed.total(),
-        "duplicates": sum(prompt.duplicates for prompt in splits.prompts),
-        "with new answers to old questions": sum(len(prompt.proposed) for prompt in splits.prompts),
-        "near-duplicates of held-out records": splits.near_duplicates,
-        "with special tokens of the base model's tokenizer": read.special_tokens,
-        "longer than train.max_length": read.too_long,
-    }
-    counts = ", ".join(f"{number:,} {why}" for why, number in reasons.items() if number)
-    message = f"no training rows are left of {sum(drop.records for drop in drops)}: {counts}"
-    return CannotTrain(
-        "; ".join([message, *map(remark_words, (*long, *contamination_warnings(splits, drops)))]),
-        "drop more rows, and other ones than those that are held out",
-    )
+    held_out = sum(len(prompt.rows) for prompt in splits.heldout.prompts)
+    left_out = left_out_words(Dataset.model_construct(**_counts(attempt, read, splits, selection, Start([]))))
+    where = ", ".join(filter(None, (f"{held_out:,} held out" if held_out else "", left_out)))
+    message = f"no training rows are left of {sum(drop.records for drop in drops)}: {where}"
+    remarks = map(remark_words, (*long, *read.remarks, *contamination_warnings(splits, drops)))
+    return CannotTrain("; ".join([message, *remarks]), "drop more rows, and other ones than those that are held out")

@@ -248,7 +248,7 @@ def test_rows_that_are_all_too_long_are_refused_with_the_window_that_would_fit(
 ) -> None:
     long = [{"instruction": f"Long {number}", "output": "word-" * 5000} for number in range(30)]
     config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=64)}
-    with pytest.raises(CannotTrain, match=r"30 longer than train\.max_length; about 30 of 30 rows are longer than 64"):
+    with pytest.raises(CannotTrain, match=r"30 rows longer than the window; about 30 of 30 rows are longer than 64"):
         Snapshot(tmp_path, **config).drop(long).prepare()
 
 
@@ -317,13 +317,11 @@ def test_no_training_rows_left_is_said_with_where_they_went(tmp_path: Path) -> N
     with pytest.raises(CannotTrain, match="held-out records only") as caught:
         Snapshot(tmp_path).drop(rows(3), "heldout").prepare()
     assert "drop training data" in caught.value.hint
-    with pytest.raises(
-        CannotTrain, match="no training rows are left of 6: 3 held out, 3 with a prompt in the held-out"
-    ):
+    with pytest.raises(CannotTrain, match="no training rows are left of 6: 3 held out, 3 rows with prompts of pinned"):
         Snapshot(tmp_path).drop(rows(3)).drop(rows(3), "heldout").prepare()
     almost = [{"instruction": "Question 1? Please answer quickly", "output": "yes"}]
     asked = [{"instruction": "Question 1? Please answer", "output": "yes"}]
-    with pytest.raises(CannotTrain, match="1 held out, 1 near-duplicates"):
+    with pytest.raises(CannotTrain, match="1 held out, 1 near-duplicate of a"):
         Snapshot(tmp_path).drop(almost).drop(asked, "heldout").prepare()
 
 
