@@ -157,8 +157,9 @@ def measure(base: Path, config: TrainConfig, rows: Rows, sizes: Sizes, points: i
         return loss_of(found[-1][: sizes.dev])
 
     # Four measurements an epoch take too long here. The step measures only if it has dev rows; they are not used.
-    changed: Any = {"dev_loss": dev_loss, "_DEV_SHARE": float(config.epochs) / points}
-    with patch.multiple(trainer, **changed), tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
+    share = patch.object(trainer, "_DEV_SHARE", float(config.epochs) / points)
+    measured = patch.object(trainer.Trainer, "dev_loss", dev_loss)
+    with share, measured, tempfile.TemporaryDirectory(prefix="dropforge-bench-") as folder:
         train(Path(folder), base, config, rows[: sizes.train + trained.DEV_ROWS])
     return found
 

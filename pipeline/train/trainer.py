@@ -20,7 +20,6 @@ from pipeline.train.data_parallel import seed_step, summed
 from pipeline.train.job import Job, LengthGroups, TokenRow
 from pipeline.train.packing import collate, enable_packing, micro_batches
 from pipeline.train.trained_weights import add_adapter, load_trained, optimizer, save_trained, unfreeze
-from pipeline.train.watcher import dev_loss
 
 _DEV_SHARE = 0.25
 """The dev loss is measured at each such share of an epoch, or of a training shorter than an epoch."""
@@ -118,16 +117,23 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         losses = [SFTTrainer.training_step(self, model, part, answers) for part in parts]
         return summed(process, self._sum(losses), (weight for weight in model.parameters() if weight.requires_grad))
 
-    def prediction_step(self, model: Any, inputs: Any, *_options: Any, **_named: Any) -> Any:
-        """Return the mean loss of the answer tokens in `inputs`, in nats, and two times `None`."""
-        answers = answer_tokens(inputs["labels"])
+    def dev_loss(self) -> float:
+        """Return the dev rows' negative log-likelihood in nats per answer token; leave the model in evaluation mode."""
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        self.model.eval()
         # A router's loss is not part of the answers' loss.
         trained_with, self.aux_loss_enabled = self.aux_loss_enabled, False
         with torch.no_grad(), self.compute_loss_context_manager():
-            parts = self._micro_batches(self._prepare_inputs(inputs))
-            losses = [self.compute_loss(model, part, num_items_in_batch=answers) for part in parts]
+            for batch in self.get_eval_dataloader():
+                step = self._prepare_inputs(batch)
+                parts = self._micro_batches(step)
+                # Divided by 1: the loss is the sum over the answers of each part.
+                losses = [self.compute_loss(self.model, part, num_items_in_batch=1) for part in parts]
+                total += summed(self.job.process, self._sum(losses)).double()
+                tokens += answer_tokens(step["labels"])
         self.aux_loss_enabled = trained_with
-        return summed(self.job.process, self._sum(losses)), None, None
+        return float(total / tokens)
 
     def _micro_batches(self, step: Any) -> list[dict[str, Any]]:
         parts = self.divide_step(step)
@@ -147,7 +153,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
 
     def evaluate(self, *_args: Any, **_options: Any) -> dict[str, float]:
         """Measure the dev loss, log it and call the callbacks with it; return it, in nats per token, as `eval_loss`."""
-        metrics = {"eval_loss": dev_loss(self)}
+        metrics = {"eval_loss": self.dev_loss()}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 from pipeline.artifacts import Dataset
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
-from pipeline.train.answer_loss import answer_tokens
 from pipeline.train.checkpoints import publish
 from pipeline.train.data_parallel import summed
 from pipeline.train.job import Job
@@ -21,18 +20,6 @@ from pipeline.train.job import Job
 _WINDOW_STEPS = 20
 _LOG_LINES = 20
 _MOST_LINES = 8
-
-
-def dev_loss(trainer: Any) -> float:
-    """Return the dev rows' negative log-likelihood in nats per answer token; leaves the model in evaluation mode."""
-    total = torch.zeros((), dtype=torch.float64, device=trainer.args.device)
-    tokens = torch.zeros((), dtype=torch.int64, device=trainer.args.device)
-    trainer.model.eval()
-    for batch in trainer.get_eval_dataloader():
-        answers = answer_tokens(batch["labels"]).to(tokens)
-        total += trainer.prediction_step(trainer.model, batch)[0].double() * answers
-        tokens += answers
-    return float(total / tokens)
 
 
 class Watcher(TrainerCallback):

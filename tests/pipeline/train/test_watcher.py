@@ -16,12 +16,11 @@ from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.records.heldout import dataset_hash
-from pipeline.train import trainer as trainer_module
 from pipeline.train.job import TokenRow
 from pipeline.train.packing import pack
 from pipeline.train.step import train
 from pipeline.train.trainer import Trainer
-from pipeline.train.watcher import Watcher, dev_loss
+from pipeline.train.watcher import Watcher
 from tests.made_adapters import made_training
 from tests.training_runs import TrainingRun, same
 
@@ -40,7 +39,7 @@ def lowest_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let the dev loss be lowest at a step, whatever the model learns."""
 
     def plan(step: int) -> None:
-        monkeypatch.setattr(trainer_module, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - step))
+        monkeypatch.setattr(Trainer, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - step))
 
     return plan
 
@@ -76,7 +75,7 @@ def test_the_dev_loss_is_the_mean_over_all_tokens(tiny_llama: Path, tmp_path: Pa
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data.normal_(0, 0.05, generator=dice)
-    found = dev_loss(trainer)
+    found = trainer.dev_loss()
     trainer.model.eval()
     sums, means = [], []
     with torch.inference_mode():
