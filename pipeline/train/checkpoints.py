@@ -65,12 +65,6 @@ def step_of(checkpoint: Path) -> int:
     return _place(checkpoint)[0]
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints (folders step-<N>-<attempt>) in `folder`, complete or not; it need not exist."""
-    for path in _by_step(folder):
-        _remove(path)
-
-
 def _by_step(folder: Path) -> list[Path]:
     """Return the checkpoint folders, newest first."""
     if not folder.is_dir():

@@ -26,10 +26,9 @@ from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted
 from pipeline.search_settings import Range, grid, most_trials, settings_words, with_settings
-from pipeline.train.checkpoints import remove_checkpoints
 
 _HOUR = 3600.0
-_SEARCH, _TRIAL, _ENDED = "search.json", "trial.json", "ended.json"
+_SEARCH, _TRIAL, _ENDED, _ADAPTER = "search.json", "trial.json", "ended.json", "adapter"
 #: Share of the trials that are drawn at random before the sampler uses their results.
 _RANDOM = 1 / 3
 #: Draws before giving up when Optuna repeats settings that were tried already.
@@ -68,10 +67,6 @@ class TrialFiles:
     def trial(self, number: int) -> Path:
         """Return the path of a trial's folder, which need not exist."""
         return self.folder / f"trial-{number}"
-
-    def adapter(self, number: int) -> Path:
-        """Return the path of a trial's adapter folder, which need not exist."""
-        return self.trial(number) / "adapter"
 
     def load(self) -> list[TrialState]:
         """Return the saved states up to the first unreadable file; a trial that has not ended is running."""
@@ -145,7 +140,7 @@ def _best(files: TrialFiles) -> tuple[Trained, Path, tuple[Trial, ...]]:
     outcomes = (
         Trial(**trial.model_dump(exclude={"once", "hint", "chosen"}), chosen=trial.number == number) for trial in trials
     )
-    return once, files.adapter(number), tuple(outcomes)
+    return once, files.trial(number) / _ADAPTER, tuple(outcomes)
 
 
 class _TrialAttempt(Attempt):
@@ -192,7 +187,8 @@ def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialSta
     note = f"trial {trial.number} of {most_trials(config.search)}: {settings_words(trial.settings)}"
     sys.stderr.write(f"{note}\n")
     attempt = _TrialAttempt(whole, trial.number, note, with_settings(config, trial.settings))
-    adapter = files.adapter(trial.number)
+    folder = files.trial(trial.number)
+    adapter = folder / _ADAPTER
     shutil.rmtree(adapter, ignore_errors=True)
     adapter.mkdir()
     ended: dict[str, Any]
@@ -207,7 +203,8 @@ def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialSta
         ended = {"outcome": "failed", "why": error.message, "hint": error.hint}
     shutil.rmtree(attempt.folder)
     files.save(trial.model_copy(update={**ended, "seconds": trial.seconds + time.monotonic() - began}))
-    remove_checkpoints(files.trial(trial.number))
+    for checkpoint in folder.glob("step-*"):
+        shutil.rmtree(checkpoint)
 
 
 def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | None:
