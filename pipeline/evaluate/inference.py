@@ -78,7 +78,8 @@ class Inference:
             append_values(store, earlier)
         self._report()
         if self.left:
-            if requests.model.users_own:  # the predictions are cached under the model's id
+            # The base's folder is the user's, without a manifest; predictions are cached under the model's id.
+            if requests.key.model_id == self._attempt.config.base_model_id:
                 require_start(self._attempt, None)
             self._compute_missing(earlier, store)
         return Result(

@@ -52,8 +52,6 @@ class EvaluatedModel:
     folder: Path
     quantization: Quantization
     format: Format = "chat"
-    users_own: bool = False
-    """Whether the folder is the user's, without a manifest: it may have changed since it was hashed."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:
     candidate = EvaluatedModel("candidate", model.model_id, folders[0], quantization)
     # A merged model's template renders its training format; the base is prompted in the candidate's format.
     folder = Path(attempt.config.base_model)
-    base = EvaluatedModel("base model", model.base_model_id, folder, quantization, model.format, users_own=True)
+    base = EvaluatedModel("base model", model.base_model_id, folder, quantization, model.format)
     if is_base:
         return [candidate, replace(base, role="champion", folder=folders[1])]
     return [candidate, EvaluatedModel("champion", champion.model_id, folders[1], quantization), base]
