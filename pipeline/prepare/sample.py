@@ -11,7 +11,7 @@ from pipeline.models.manifest import trained_ids
 from pipeline.models.template import fold
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import HeldOut, Splits, find_groups
-from pipeline.prepare.split import DropRow, Prompt, row_line
+from pipeline.prepare.split import DropRow, Prompt
 
 
 class Scored(NamedTuple):
@@ -128,3 +128,10 @@ def heldout_line(scored: Scored, group: str) -> dict[str, Any]:
     tags = sorted({tag for row in rows for tag in row.tags})
     more = {"pinned": first.pinned, "tags": tags, "near": scored.near, "group": group}
     return row_line(first, references=[row.output for row in rows], drop=scored.drop, **more)
+
+
+def row_line(row: DropRow, **more: Any) -> dict[str, Any]:
+    """Return the fields of a row's JSON line: id, turns if it has any, the three texts, and `more`."""
+    earlier = {"turns": row.turns} if row.turns else {}
+    texts = {"instruction": row.instruction, "input": row.input, "output": row.output}
+    return {"id": row.id, **earlier, **texts, **more}

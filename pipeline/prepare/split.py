@@ -298,10 +298,3 @@ def _each_once(rows: Iterable[DropRow], forms: Mapping[str, str] | None = None) 
     for row in rows:
         firsts.setdefault(forms[row.output] if forms else row.output, row)
     return firsts
-
-
-def row_line(row: DropRow, **more: Any) -> dict[str, Any]:
-    """Return the fields of a row's JSON line: id, turns if it has any, the three texts, and `more`."""
-    earlier = {"turns": row.turns} if row.turns else {}
-    texts = {"instruction": row.instruction, "input": row.input, "output": row.output}
-    return {"id": row.id, **earlier, **texts, **more}

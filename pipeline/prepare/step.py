@@ -25,8 +25,8 @@ from pipeline.metrics.automatic import metric_of
 from pipeline.models.generation import load_template
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
-from pipeline.prepare.sample import Selection, heldout_line, select
-from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops, row_line
+from pipeline.prepare.sample import Selection, heldout_line, row_line, select
+from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops
 from pipeline.prepare.start import Start, choose_start, general_rows
 from pipeline.prepare.warnings import (
     contamination_warnings,
