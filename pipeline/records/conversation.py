@@ -99,7 +99,7 @@ def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
             return None
         turns += [("user", pair[0]), ("assistant", pair[1])]
     turns += [("user", fold(row["instruction"], row.get("input", ""))), ("assistant", row["output"])]
-    return Conversation(turns, frozenset(n for n, (role, _) in enumerate(turns) if role == "assistant"))
+    return Conversation(turns, frozenset(range(len(turns) - 1, 0, -2)))
 
 
 def message_turns(row: Mapping[str, Any], key: str) -> Conversation | None:

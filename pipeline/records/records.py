@@ -7,7 +7,7 @@ kin), their length is bounded, and JSON is read strictly: no duplicate keys, no 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -184,12 +184,15 @@ def records_of(row: Row) -> Sequence[Record]:
     if len(value) == len(KEYS) and "input" in value:
         return (Record(row.line, instruction, given, output),)
     conversation = None if misnamed_key(value, "input") else alpaca_turns(value)
-    records = () if conversation is None else _labelled(row, key, conversation)
-    return [*records[:-1], *(replace(record, instruction=instruction, input=given) for record in records[-1:])]
+    return () if conversation is None else _labelled(row, key, conversation, (instruction, given))
 
 
-def _labelled(row: Row, key: str, conversation: Conversation) -> Sequence[Record]:
-    """Return a record for each answer of a row's conversation; none if the keys that are no texts are bad."""
+def _labelled(row: Row, key: str, conversation: Conversation, last: tuple[str, str] | None = None) -> Sequence[Record]:
+    """
+    Return a record for each answer of a row's conversation; none if the keys that are no texts are bad.
+
+    `last` is the last question in two parts, if it has two.
+    """
     value, turns = row.value, tuple(conversation.turns)
     tags, group = value.get("tags", []), value.get("group", "")
     is_tagged = isinstance(tags, list) and len(tags) <= MOST_TAGS and all(map(_is_tag, tags))
@@ -201,8 +204,7 @@ def _labelled(row: Row, key: str, conversation: Conversation) -> Sequence[Record
     return [
         Record(
             row.line,
-            turns[number - 1][1],
-            "",
+            *(last if last and number == answers[-1] else (turns[number - 1][1], "")),
             turns[number][1],
             unknown,
             tuple(tags),
