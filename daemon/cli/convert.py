@@ -65,7 +65,7 @@ def convert(  # noqa: PLR0913 - its options
             hint = f"if they are right: {again} {'--drop' if drop else shlex.join(['-o', str(output)])}"
             raise DropforgeError("nothing is written: the columns are guessed from their names", hint, EXIT_BAD_DATA)
         elif output is None:
-            say_copied(settings, copy_in(made, settings, track, heldout=False), result.kept)
+            say_copied(context, settings, copy_in(made, settings, track, heldout=False), result.kept)
         else:
             made.chmod(0o644)
             made.rename(output)

@@ -19,6 +19,7 @@ from daemon.cli.status import EXIT_UNAVAILABLE
 from daemon.cli.workspace import (
     JsonOption,
     OneTrackOption,
+    command,
     config_path,
     load_settings,
     open_overview,
@@ -131,6 +132,8 @@ def check(
     foreseen = []
     if ruling.accepted and validation.good_rows >= _LEAST_ROWS:
         foreseen = _foresee(file, settings, track, validation_options(settings, track, str(file)))
+    if ruling.accepted:
+        foreseen += _lacking(file, settings, track, validation.good_rows)
     if as_json:
         fields = validation.model_dump(mode="json")
         print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields, foreseen=foreseen, shown=shown)
@@ -139,6 +142,18 @@ def check(
         _print_findings(file, validation, ruling, foreseen)
     if not ruling.accepted:
         raise typer.Exit(EXIT_BAD_DATA)
+    if not as_json:
+        to = "" if track == "default" else f" --track {track}"
+        print_line(f"next: {command(context)} submit {shell_path(file)}{to}")
+
+
+def _lacking(file: Path, settings: Settings, track: str, rows: int) -> list[str]:
+    """Say whether the track has too few rows for a verdict with this file, which is not in it yet."""
+    with suppress(DropforgeError, OSError):  # who may drop a file need not see the state folder
+        lacks = Overview.of(settings).missing_rows(settings, track, (file, rows))
+        counted = "" if settings.track(track).gate.on == "pinned" else "with this file, "
+        return [f"{counted}{words}" for words in lacks.values()]
+    return []
 
 
 def _shown(file: Path, settings: Settings, track: str, most: int) -> list[dict[str, Any]]:
@@ -180,7 +195,7 @@ def submit(
         hint = f"mend it, then look again: dropforge check {shell_path(file)}"
         raise DropforgeError(f"{file} was not submitted: {ruling.reason}", hint, EXIT_BAD_DATA)
     target = copy_in(file, settings, track, heldout=heldout)
-    say_copied(settings, target, validation.rows)
+    say_copied(context, settings, target, validation.rows)
     if not validation.ok:
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {shell_path(file)}")
@@ -188,10 +203,12 @@ def submit(
         _accept_answers(context, target, track)
 
 
-def say_copied(settings: Settings, target: Path, rows: int) -> None:
-    """Say that so many `rows` were copied to `target` in the inbox, and when they are taken."""
+def say_copied(context: typer.Context, settings: Settings, target: Path, rows: int) -> None:
+    """Say that so many `rows` were copied to `target` in the inbox, when they are taken, and the next commands."""
+    same = command(context)
     print_line(f"copied {count(rows, 'row')} to {target}")
     print_line(f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s")
+    print_lines(["next:", f"  {same} status", f"  {same} wait {shell_path(target.name)}"])
     with suppress(DropforgeError):  # who may drop a file need not see the state folder
         if not Overview.of(settings).daemon().alive:
             print_line("the daemon is not running, so nothing happens until you start it: dropforge run")

@@ -57,14 +57,17 @@ class Overview(Runs, Drops, Champions):
         rows = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
         return rows[0] if rows else SimpleNamespace(metric=None, max_new_tokens=None)
 
-    def missing_rows(self, settings: Settings, track: str | None = None) -> dict[str, str]:
+    def missing_rows(
+        self, settings: Settings, track: str | None = None, more: tuple[Path, int] | None = None
+    ) -> dict[str, str]:
         """
         Map each declared track (or `track` only) that lacks rows for a first verdict to a sentence that says so.
 
-        A track that ever had a verdict other than "insufficient_evidence" is left out.
+        A track that ever had a verdict other than "insufficient_evidence" is left out. `more` is a file that is not
+        dropped yet, and its number of rows, which count.
         """
         names = [name for name in settings.track_names if track in {None, name}]
-        sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows) for name in names}
+        sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows, more) for name in names}
         return {name: words for name, words in sentences.items() if words is not None}
 
     def data_warnings(self, track: str | None = None) -> list[str]:

@@ -5,6 +5,7 @@ With too few rows for a verdict nothing is trained.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -13,9 +14,10 @@ from typing import Any
 
 from daemon.settings.model import Settings, TrackSettings
 from daemon.state.questions import ACCEPTED_ROWS, HAS_VERDICT, NEWEST_FILES
+from pipeline import durable
 from pipeline.metrics.automatic import SHORT_WORDS, metric_of
 from pipeline.records.heldout import rows_for
-from pipeline.records.records import ANY_LENGTH, Record, read_records
+from pipeline.records.records import Record, read_records
 from pipeline.words import count
 
 #: Most answers by which the metric of a track is foreseen.
@@ -24,29 +26,40 @@ _TENS = 10
 _IF_LONG = f"where answers are JSON or longer than {SHORT_WORDS} words"
 
 
-def lacking(settings: Settings, name: str, metric: str | None, ask: Callable[..., Sequence[Any]]) -> str | None:
+def lacking(
+    settings: Settings,
+    name: str,
+    metric: str | None,
+    ask: Callable[..., Sequence[Any]],
+    more: tuple[Path, int] | None = None,
+) -> str | None:
     """
     Return `too_few` of declared track `name`; `None` once it had a verdict other than "insufficient_evidence".
 
     `metric` is the track's; before the first run fixes it, it is foreseen by the answers of the newest drops, if they
-    can be read. `ask` returns the rows of an SQL query with named parameters.
+    can be read. `ask` returns the rows of an SQL query with named parameters. `more` is a file to train on that is not
+    dropped yet, and its number of rows.
     """
     if ask(HAS_VERDICT, track=name):
         return None
     track = settings.track(name)
-    rows = {row.role: row.rows for row in ask(ACCEPTED_ROWS, track=name)}
+    role = "heldout" if track.gate.on == "pinned" else "train"
+    hashes = [file.sha256 for file in ask(NEWEST_FILES, track=name, role=role)]
+    paths: list[Path] = [settings.work_folder / "drops" / f"{sha256}.jsonl" for sha256 in hashes]
+    rows = Counter({row.role: row.rows for row in ask(ACCEPTED_ROWS, track=name)})
+    if more and role == "train" and durable.sha256_file(more[0]) not in hashes:
+        paths.insert(0, more[0])
+        rows[role] += more[1]
     words = too_few(name, track, metric, rows)
     if words is None or metric or track.evaluate.metric != "auto":
         return words
-    files = ask(NEWEST_FILES, track=name, role="heldout" if track.gate.on == "pinned" else "train")
-    paths = [settings.work_folder / "drops" / f"{file.sha256}.jsonl" for file in files]
-    return too_few(name, track, metric_of(list(islice(_answers(paths), _MOST_ANSWERS))), rows)
+    return too_few(name, track, metric_of(islice(_answers(paths), _MOST_ANSWERS)), rows)
 
 
 def _answers(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         with suppress(OSError):  # not every user of `dropforge status` may read the drops
-            yield from (row.output for row in read_records(path, ANY_LENGTH) if isinstance(row, Record))
+            yield from (row.output for row in read_records(path) if isinstance(row, Record))
 
 
 def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[str, int]) -> str | None:
@@ -68,11 +81,11 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
     if have >= enough_if_long:
         return None
     if pinned:
-        has, needs, remedy = count(have, "pinned record"), _either(least, most, "records"), "pin more"
+        has, needs, remedy = count(have, "pinned record"), _either(least, most, "records"), "pin more:"
     else:
         has, needs = count(have, "row"), _either(least, most, "held-out records")
         needs += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
-        remedy = 'or pin records of your own: gate.on = "pinned", then'
+        remedy = 'drop more, or pin records of your own: gate.on = "pinned", then'
     when = f"{_IF_LONG}, " if have >= enough else ""
     remedy = f"{remedy} dropforge submit --heldout FILE"
     return f"track {name} has {has}, and {verdict} {needs}: {when}a run with fewer may {nothing}; {remedy}"

@@ -263,10 +263,14 @@ def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Pa
         "a.jsonl: warning: a run on this file alone would leave out about 40 rows longer than the window, "
     )
     assert "near-duplicates of held-out records" in said[1]
+    assert said[3].startswith("a.jsonl: warning: with this file, track default has 201 rows, and a verdict by exact_")
     assert said[2].startswith("a.jsonl: warning: about 40 of 201 rows are longer than 256 tokens and left out whole: ")
-    assert said[-1] == "a.jsonl: 201 rows = 200 records + 1 duplicate; it would be accepted"
+    assert said[-2:] == [
+        "a.jsonl: 201 rows = 200 records + 1 duplicate; it would be accepted",
+        "next: dropforge submit a.jsonl",
+    ]
     found = dropforge("check", "a.jsonl", "--json").json["foreseen"]
-    assert [f"a.jsonl: warning: {words}" for words in found] == said[1:-1]
+    assert [f"a.jsonl: warning: {words}" for words in found] == said[1:-2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "dropforge.toml"]
 
 
@@ -299,9 +303,8 @@ def test_check_accounts_for_the_answers_of_conversations_and_names_a_bad_turn(
         "chat.json: 2 rows and 2 further answers = 3 records + 1 bad row; it would be rejected",
     ]
     (tmp_path / "chat.json").write_text(json.dumps(rows[:1]))
-    assert dropforge("check", "chat.json").out.endswith(
-        "1 row and 2 further answers = 3 records; it would be accepted\n"
-    )
+    accepted = "1 row and 2 further answers = 3 records; it would be accepted\nnext: dropforge submit chat.json\n"
+    assert dropforge("check", "chat.json").out.endswith(accepted)
     assert dropforge("check", "chat.json", "--json").json["answers"] == 3
 
 
@@ -383,6 +386,7 @@ def test_submit_copies_the_file_whole_and_replaces_nothing(dropforge: Command, t
     ended = dropforge("submit", "good.jsonl")
     assert ended.code == 0
     assert "copied 1 row to " in ended.out
+    assert "next:\n  dropforge status\n  dropforge wait good.jsonl\n" in ended.out
     assert "the daemon is not running" in ended.out
     assert (tmp_path / "inbox" / "good.jsonl").read_text() == GOOD
     (tmp_path / "good.jsonl").write_text(GOOD * 2)

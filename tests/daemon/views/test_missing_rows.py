@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -53,6 +54,26 @@ def test_accepted_rows_are_counted(lived_in: Any) -> None:
         base.exec_driver_sql("UPDATE track SET metric = 'rougeL' WHERE name = 'support'")
     known = "track support has 2 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "
     assert seen.missing_rows(settings)["support"].startswith(known), "the first run decided"
+
+
+def test_a_file_that_is_not_dropped_yet_is_counted_by_check(
+    new_workspace: Callable[[], Any], dropforge: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = new_workspace()
+    file = tmp_path / "new.jsonl"
+    file.write_text(lines("a"))
+    assert "warning: track default has 0 pinned records, and" in dropforge("check", str(file)).out
+    (tmp_path / "dropforge.toml").write_text("[tracks.support]\n")
+    file.write_text(lines(*(f"a longer answer of six words {number}" for number in range(19))))
+    with_it = "/new.jsonl: warning: with this file, track default has {}, and a verdict by rougeL needs 200 held-out"
+    assert with_it.format("19 rows") in dropforge("check", str(file)).out, "before anything is trained"
+    made.take("first.jsonl", lines("a", "b"))
+    assert with_it.format("21 rows") in dropforge("check", str(file)).out, "with the rows that are there"
+    made.take("new.jsonl", file.read_text())
+    assert with_it.format("21 rows") in dropforge("check", str(file)).out, "it is there now"
+    assert "with this file" in dropforge("check", str(file), "--json").json["foreseen"][-1]
+    run_owner.finish(made.engine, made.claim(), run_owner.ending("worse"), made.tick())
+    assert "with this file" not in dropforge("check", str(file)).out, "it had a verdict"
 
 
 def test_a_drops_page_says_what_its_track_lacks_as_of_now(new_workspace: Callable[[], Any]) -> None:
