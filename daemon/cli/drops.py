@@ -61,7 +61,7 @@ def drops(
     if not views:
         print_line("no drops")
     else:
-        print_table(("DROP", "TRACK", "STATE", "ROWS", "RUN", "RECEIVED", "NAME"), map(_row, views))
+        print_table(("DROP", "TRACK", "STATE", "ROWS", "RECORDS", "RUN", "RECEIVED", "NAME"), map(_row, views))
     if state is None:
         print_lines([*overview.missing_rows(load_settings(context), track).values(), *overview.data_warnings(track)])
     print_lines(newest_only(views, whole=whole))
@@ -74,7 +74,8 @@ def _row(drop: DropView) -> tuple[object, ...]:
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
     why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced, answers_words(drop))))
     name = f"{place}: {why}" if why else place
-    return (drop.id, drop.track, drop_words(drop), drop.rows, drop.first_run, clock(drop.received_at), name)
+    numbers = (drop.rows, drop.records, drop.first_run)
+    return (drop.id, drop.track, drop_words(drop), *numbers, clock(drop.received_at), name)
 
 
 def accept(

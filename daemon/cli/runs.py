@@ -181,8 +181,9 @@ def _print_data(run: RunDetail) -> None:
     if run.snapshot:
         print_line()
         since = {drop.id: drop.since_words for drop in run.taken_out}
-        rows = [(drop["id"], drop["role"], drop["rows"], drop["name"], since.get(drop["id"])) for drop in run.snapshot]
-        print_table(("DROP", "ROLE", "ROWS", "NAME", ""), rows)
+        keys = ("id", "role", "rows", "records", "name")
+        rows = [(*(drop[key] for key in keys), since.get(drop["id"])) for drop in run.snapshot]
+        print_table(("DROP", "ROLE", "ROWS", "RECORDS", "NAME", ""), rows)
     if run.training:
         print_line(f"training: {run.training}")
     if run.left_out:

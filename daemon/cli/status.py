@@ -253,13 +253,13 @@ def _why_none(settings: Settings, track: str) -> str:
 def _print_latest(overview: Overview) -> None:
     """Print the latest drops, the open runs and the runs that ended last, a table each."""
     drops = [
-        (drop.id, drop.track, drop_words(drop), drop.rows, clock(drop.received_at), drop.name)
+        (drop.id, drop.track, drop_words(drop), drop.rows, drop.records, clock(drop.received_at), drop.name)
         for drop in overview.drops(most=LATEST)
     ]
     going = [(run.id, run.track, run.state, describe_run(run)) for run in overview.open_runs()]
     ended = [(run.id, run.track, clock(run.ended_at), outcome_words(run)) for run in overview.ended_runs(LATEST)]
     for heads, rows in (
-        (("DROP", "TRACK", "STATE", "ROWS", "RECEIVED", "NAME"), drops),
+        (("DROP", "TRACK", "STATE", "ROWS", "RECORDS", "RECEIVED", "NAME"), drops),
         (("RUN", "TRACK", "STATE", ""), going),
         (("RUN", "TRACK", "ENDED", "OUTCOME"), ended),
     ):

@@ -63,7 +63,7 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(lived_in: Any) -> None:
         assert [line for line in rows if cell_len(line) > 80] == []
     for words in ("not shown better: −12.3", "promoted: +40.0"):
         assert words in shown["status"]
-    assert [words in shown["drops"] for words in ("学習データ", "heldout/exam.jsonl", "\u202e")] == [True, True, False]
+    assert [words in shown["drops"] for words in ("学習データ", "heldout/exam.js", "\u202e")] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The commands that read a state folder with a history, and those that act on it."""
 
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from daemon.champions import base_models
 from daemon.inbox.watcher import Watcher
@@ -15,6 +17,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
+from daemon.web.app import make_app
 from pipeline import durable
 
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -252,3 +255,18 @@ def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -
     ended = dropforge("train", "support")
     assert (ended.code, "track support has no drop to train on" in ended.err) == (1, True)
     assert [run.id for run in Overview.of(lived_in.settings).runs()] == [3, 2, 1]
+
+
+def test_rows_and_records_are_two_numbers_wherever_drops_are_listed(lived_in: Any, dropforge: Command) -> None:
+    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    lived_in.take("talk.jsonl", json.dumps({"conversations": said * 3}) + "\n")
+    for command in (("drops",), ("status",)):
+        printed = dropforge(*command).out.splitlines()
+        heads = next(line for line in printed if line.startswith("DROP ")).split()
+        cells = next(line for line in printed if line.endswith("talk.jsonl")).split()
+        assert (cells[heads.index("ROWS")], cells[heads.index("RECORDS")]) == ("1", "3"), command
+    page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
+    for path in ("/", "/drops", "/inbox"):
+        row = page.get(path).text.partition("talk.jsonl")[2].partition("</tr>")[0]
+        assert re.findall(r'data-label="(R\w+)"><div>(\d+)<', row)[:2] == [("Rows", "1"), ("Records", "3")], path
+    assert "DROP  ROLE     ROWS  RECORDS  NAME" in dropforge("show", "1").out
