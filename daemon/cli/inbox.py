@@ -191,8 +191,11 @@ def submit(
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     validation, ruling = _look_at(file, settings, track)
     if not ruling.accepted:
-        _print_findings(file, validation, ruling, ())
         hint = f"mend it, then look again: dropforge check {shell_path(file)}"
+        if validation.rows:
+            _print_findings(file, validation, ruling, ())
+        else:  # it is no file of records
+            hint = validation.findings[0].remedy
         raise DropforgeError(f"{file} was not submitted: {ruling.reason}", hint, EXIT_BAD_DATA)
     target = copy_in(file, settings, track, heldout=heldout)
     say_copied(context, settings, target, validation.rows)
@@ -256,7 +259,8 @@ def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen
         verdict += "accepted without them" if ruling.accepted else "rejected"
         verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
     stopped = ", read no further" if validation.stopped else ""
-    print_line(f"{file}: {account_words(**validation.counts)}{stopped}; {verdict}")
+    account = f"{account_words(**validation.counts)}{stopped}; " if validation.rows else ""
+    print_line(f"{file}: {account}{verdict}")
 
 
 def _print_faults(file: Path, validation: Validation) -> None:

@@ -310,7 +310,11 @@ def test_check_accounts_for_the_answers_of_conversations_and_names_a_bad_turn(
 
 def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_path: Path) -> None:
     (tmp_path / "rows.tsv").write_text("instruction\toutput\na\tb\n")
+    dropforge("init")
+    submitted = dropforge("submit", "rows.tsv")
+    assert (submitted.out, "hint: convert it: dropforge convert rows.tsv\n" in submitted.err) == ("", True)
     ended = dropforge("check", "rows.tsv")
+    assert ended.out.endswith("rows.tsv: it would be rejected\n"), "no row of it was read"
     assert (ended.code, "rows.tsv: the file is TSV; convert it: dropforge convert rows.tsv\n" in ended.out) == (
         65,
         True,
