@@ -95,7 +95,7 @@ class _House(Collector):
         yield _gauge("run_progress_ratio", "Progress of its step, from 0 to 1.", _TRACK, ratio)
         for name, field, words in (
             ("run_loss", "loss", "Training loss, in nats per token."),
-            ("run_dev_loss", "dev_loss", "Loss on the dev rows, in nats per token."),
+            ("run_dev_loss", "dev_loss", "Loss on the dev records, in nats per token."),
             ("run_tokens_per_second", "tokens_per_second", "Tokens per second."),
             ("run_eta_seconds", "eta_seconds", "Estimated time until the step ends."),
             ("run_memory_bytes", "memory", "Memory that the step is estimated to need."),

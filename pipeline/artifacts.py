@@ -152,7 +152,7 @@ class Dataset(Artifact):
     proposed_answers: tuple[AnswerPair, ...] = ()
     """Up to 20 of each of the ten latest such drops, beside the answers that count."""
     removed_heldout: int
-    """Training rows left out because their prompt is in the held-out set."""
+    """Training records left out because their prompt is in the held-out set."""
     rows_too_long: int = 0
     """Rows in no split because they exceed the window; training may leave out more."""
     rows_over_window: int = 0
@@ -162,10 +162,10 @@ class Dataset(Artifact):
     rows_with_special_tokens: int = 0
     """Rows left out of every split because their text holds a special token of the base's tokenizer."""
     near_duplicates: int = 0
-    """Training rows left out as near-duplicates of a held-out record, in addition to `removed_heldout`."""
+    """Training records left out as near-duplicates of a held-out record, in addition to `removed_heldout`."""
     overlaps: tuple[Overlap, ...] = ()
     heldout_duplicates: int = 0
-    """Held-out rows that are near-duplicates of another held-out record: neither scored nor trained on."""
+    """Held-out records that are near-duplicates of another held-out record: neither scored nor trained on."""
     seen_by_champion: int = 0
     """Held-out records that are not scored because the champion was trained on them or on near-duplicates."""
     warnings: tuple[Remark, ...] = ()
@@ -176,7 +176,7 @@ class Dataset(Artifact):
 
     @property
     def proposed(self) -> int:
-        """How many rows have new answers to old questions that no person accepted."""
+        """How many records have new answers to old questions that no person accepted."""
         return sum(drops.rows for drops in self.proposals)
 
 
@@ -223,7 +223,7 @@ class Trained(MemoryPlan):
     learning_rate: float
     """The peak, chosen by the step if the setting is "auto"."""
     epochs: float
-    """Passes over the training rows, likewise."""
+    """Passes over the training records, likewise."""
     optimizer_steps: int
     resumed_from_step: int
     """Step of the checkpoint from which the last attempt resumed; 0 if none."""

@@ -14,7 +14,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 _MANY = 10_000_000
 
 
-#: Fewer dev rows are too few for a dev loss and go to training.
+#: Fewer dev records are too few for a dev loss and go to training.
 DEV_ROWS = 20
 
 #: What is on one side of the split as a whole: all prompts on one long input, or each prompt by itself.
@@ -27,7 +27,7 @@ class SplitConfig(Frozen):
     heldout: Fraction = 0.15
     """Share of prompts that only the gate ever sees; 0 needs gate.on = "pinned"."""
     dev: Fraction = 0.03
-    """Share of prompts for the dev loss and a search's choice; under 20 rows unused. The last step is kept."""
+    """Share of prompts for the dev loss and a search's choice; under 20 records unused. The last step is kept."""
     scored_records: int = Field(default=1000, ge=1, le=_MANY)
     """Most held-out records scored in one evaluation; if there are more, a sample, two thirds new for each champion."""
     similarity: float = Field(default=0.5, gt=0, le=1)
@@ -57,11 +57,11 @@ class TrainConfig(Frozen):
     preset: Literal["fast", "balanced", "quality"] = "balanced"
     """Optimizer steps that `epochs = "auto"` aims at: `fast` 100, `balanced` 200, `quality` 400."""
     start: Literal["base", "champion"] = "base"
-    """What a training starts from: the base with all rows, or the champion with new rows and a share of old ones."""
+    """What a training starts from: the base with all records, or the champion with new ones and a share of old ones."""
     replay: float = Field(default=0.2, ge=0, le=10)
-    """With `champion`, old rows that are trained on again, as a share of the new ones: 0.2 is one per five new ones."""
+    """With `champion`, old records trained on again, as a share of the new ones: 0.2 is one per five new ones."""
     general_rows: Fraction = 0.0
-    """Share of the training rows that are built-in general questions and answers, against collapse: 0.2 is a fifth."""
+    """Share of the training records that are built-in general questions, against collapse: 0.2 is a fifth."""
     format: Literal["auto", "chat", "alpaca"] = "auto"
     """Prompt format; `auto` is the tokenizer's chat template where there is one, else Alpaca's."""
     quantization: Literal["auto", "nf4", "none"] = "auto"
@@ -85,7 +85,7 @@ class TrainConfig(Frozen):
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the optimizer steps spent warming up; then the learning rate falls to 0 along a cosine."""
     epochs: Literal["auto"] | Annotated[float, Field(ge=0.001, le=10_000)] = "auto"
-    """Passes over the training rows; `auto` takes one to four, so that there are about 200 optimizer steps."""
+    """Passes over the training records; `auto` takes one to four, so that there are about 200 optimizer steps."""
     batch_size: int = Field(default=8, ge=1, le=65_536)
     """Records per optimizer step."""
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=16_777_216)] = "auto"
@@ -93,7 +93,7 @@ class TrainConfig(Frozen):
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """Processes that share each optimizer step's records, one per GPU; `auto`: as many as GPUs, but 1 in a search."""
     max_length: int = Field(default=2048, ge=16, le=16_777_216)
-    """Window in tokens, prompt and answer together; longer rows are left out of training and evaluation, never cut."""
+    """Window in tokens, prompt and answer together; longer records are left out, never cut."""
     checkpoint_minutes: float = Field(default=5.0, ge=1e-6, le=525_600)
     """Minutes between checkpoints."""
     seed: int = Field(default=42, ge=0, le=4_294_967_295)

@@ -8,11 +8,11 @@ from pipeline.words import count, listed
 #: The words of each warning, with a remedy, and of each reason to start from the base, by code.
 REMARKS: Mapping[str, str] = {
     "long_rows": (
-        "about {rows:,} of {total:,} rows are longer than {window:,} tokens and left out whole: "
-        "train.max_length = {fits} would fit {share:.0%} of all rows"
+        "about {rows:,} of {total:,} records are longer than {window:,} tokens and left out whole: "
+        "train.max_length = {fits} would fit {share:.0%} of all records"
     ),
     "rows_longer_than_base": (
-        "about {rows:,} of {total:,} rows are longer than {window:,} tokens and left out whole: the base model's "
+        "about {rows:,} of {total:,} records are longer than {window:,} tokens and left out whole: the base model's "
         "window is {limit:,}: shorten them, or use another base model"
     ),
     "pinned_unused": (
@@ -24,13 +24,13 @@ REMARKS: Mapping[str, str] = {
         "document or conversation a group of its own (kinds of rows are tags)"
     ),
     "long_runs": (
-        "{rows:,} of {train:,} training rows ({share:.0%}) are left out because they have 13 words in a row in common "
-        'with a held-out record: withdraw the drop, and drop it again with one "group" for all rows of a document or '
-        "conversation"
+        "{rows:,} of {train:,} training records ({share:.0%}) are left out because they have 13 words in a row in "
+        'common with a held-out record: withdraw the drop, and drop it again with one "group" for all rows of a '
+        "document or conversation"
     ),
     "near_duplicates": (
-        "{rows:,} of {train:,} training rows ({share:.0%}) are left out as near-duplicates of a held-out record: drop "
-        "rows that say new things, or, if the task's rows are similar by nature, raise split.similarity "
+        "{rows:,} of {train:,} training records ({share:.0%}) are left out as near-duplicates of a held-out record: "
+        "drop rows that say new things, or, if the task's rows are similar by nature, raise split.similarity "
         "({similarity:g})"
     ),
     "heldout_duplicates": (
@@ -42,7 +42,7 @@ REMARKS: Mapping[str, str] = {
         "the same long answer: hold out other cases"
     ),
     "heldout_questions": (
-        "{name}: {rows:,} of {total:,} rows are held-out questions and not trained on: if the file should not be "
+        "{name}: {rows:,} of {total:,} records are held-out questions and not trained on: if the file should not be "
         "there, dropforge drops withdraw {drop} --reason TEXT"
     ),
     "seen_by_champion": (
@@ -55,18 +55,18 @@ REMARKS: Mapping[str, str] = {
         "the file again, withdraw the drop, or set evaluate.metric"
     ),
     "system_refused": (
-        "the base model's chat template refuses system messages, and {rows:,} rows with one are left out: drop them "
+        "the base model's chat template refuses system messages, and {rows:,} records with one are left out: drop them "
         'without it, or set train.format = "alpaca"'
     ),
     "system_left_out": (
-        "the base model's chat template leaves system messages out: {rows:,} rows are used without theirs"
+        "the base model's chat template leaves system messages out: {rows:,} records are used without theirs"
     ),
     "answer_refused": (
-        "the base model's chat template refuses earlier turns, and {rows:,} rows with some are left out: set "
+        "the base model's chat template refuses earlier turns, and {rows:,} records with some are left out: set "
         'train.format = "alpaca", or use another base model'
     ),
     "answer_changed": (
-        "the base model's chat template writes an earlier answer otherwise than the last one: {rows:,} rows have "
+        "the base model's chat template writes an earlier answer otherwise than the last one: {rows:,} records have "
         "earlier answers, and are used as the model will be served"
     ),
     "other_base": "the manifest of generation {generation} does not say that it was made from this base",
@@ -75,7 +75,7 @@ REMARKS: Mapping[str, str] = {
     "ten_trainings": (
         "generation {generation} is of {trainings} trainings in a row, and every tenth at least is from the base"
     ),
-    "nothing_new": "no row is new to generation {generation}",
+    "nothing_new": "no record is new to generation {generation}",
 }
 
 
@@ -85,37 +85,38 @@ def warning_words(data: Dataset) -> list[str]:
 
 
 def remark_words(remark: Remark) -> str:
-    """Return the words of a remark, as `no row is new to generation 3`."""
+    """Return the words of a remark, as `no record is new to generation 3`."""
     return REMARKS[remark.code].format_map(remark.numbers)
 
 
 def proposed_words(rows: int) -> str:
-    """Say how many rows have proposed answers, as `150 rows bring new answers to old questions`."""
-    return f"{count(rows, 'row brings', 'rows bring')} new answers to old questions"
+    """Say how many records have proposed answers, as `150 records bring new answers to old questions`."""
+    return f"{count(rows, 'record brings', 'records bring')} new answers to old questions"
 
 
 def start_words(data: Dataset) -> str:
-    """Describe a start, as `from the champion of generation 3, on 9 new rows and 2 of 8 old ones`."""
+    """Describe a start, as `from the champion of generation 3, on 9 new records and 2 of 8 old ones`."""
     general = f" and {count(data.general_rows, 'general one')} of Dropforge's" if data.general_rows else ""
     if data.start is None:
         why = f": {remark_words(data.from_base)}" if data.from_base else ""
-        return f"from the base, on {count(data.train_rows, 'row')}{general}{why}"
-    new = count(data.train_rows - data.replayed_rows, "new row")
+        return f"from the base, on {count(data.train_rows, 'record')}{general}{why}"
+    new = count(data.train_rows - data.replayed_rows, "new record")
     rows = f"{new} and {data.replayed_rows:,} of {count(data.old_rows, 'old one')}"
     return f"from the champion of generation {data.start.generation}, on {rows}{general}"
 
 
 def left_out_words(data: Dataset) -> str:
-    """List the rows that a data set leaves out by reason, as `12 repeated rows and 3 rows ...`; empty for none."""
+    """List the records that a data set leaves out by reason, as `12 repeated records and 3 ...`; empty for none."""
+    too_long = max(data.rows_too_long, data.rows_over_window)
     reasons = (
-        (data.duplicates, "repeated row", ""),
-        (data.replaced, "row with an answer that was replaced", "rows with answers that were replaced"),
-        (data.proposed, "row with a new answer to an old question", "rows with new answers to old questions"),
-        (max(data.rows_too_long, data.rows_over_window), "row longer than the window", "rows longer than the window"),
+        (data.duplicates, "repeated record", ""),
+        (data.replaced, "record with an answer that was replaced", "records with answers that were replaced"),
+        (data.proposed, "record with a new answer to an old question", "records with new answers to old questions"),
+        (too_long, "record longer than the window", "records longer than the window"),
         (data.near_duplicates, "near-duplicate of a held-out record", "near-duplicates of held-out records"),
         (data.heldout_duplicates, "near-duplicate among these", "near-duplicates among these"),
-        (data.removed_heldout, "row with the prompt of a pinned record", "rows with prompts of pinned records"),
-        (data.rows_refused, "row that the chat template refuses", "rows that the chat template refuses"),
-        (data.rows_with_special_tokens, "row with a special token", "rows with special tokens"),
+        (data.removed_heldout, "record with the prompt of a pinned record", "records with prompts of pinned records"),
+        (data.rows_refused, "record that the chat template refuses", "records that the chat template refuses"),
+        (data.rows_with_special_tokens, "record with a special token", "records with special tokens"),
     )
     return listed([count(number, *words) for number, *words in reasons if number])

@@ -25,7 +25,7 @@ class Range(Frozen):
 
 
 class SearchConfig(Frozen):
-    """Hyperparameter search: several trainings per run; the dev rows choose the one that is merged and evaluated."""
+    """Hyperparameter search: several trainings per run; the dev records choose the one that is merged and evaluated."""
 
     when: Literal["always", "asked"] = "always"
     """`asked`: only a run that `dropforge search` began; all others train as [train] says."""

@@ -62,9 +62,9 @@ class DropView(Frozen):
     worth: str | None = None
     """Points that the champion loses without it, and on average without a drop; `None` if no run left it out."""
     replaced: str | None = None
-    """How many of its rows later drops replaced in the track's last run, and how many it replaced; `None` for none."""
+    """How many of its records later drops replaced in the last run, and how many it replaced; `None` for none."""
     new_answers: int
-    """Rows with other answers to questions of earlier drops that a person may accept now."""
+    """Records with other answers to questions of earlier drops that a person may accept now."""
 
 
 class DropUses(Frozen):
@@ -169,8 +169,8 @@ def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[in
     by: dict[int, list[str]] = {}
     of: dict[int, list[str]] = {}
     for pair in sorted(data.replacements if data else (), key=lambda pair: -pair.rows):
-        by.setdefault(pair.old, []).append(f"{count(pair.rows, 'row')} replaced by drop {pair.new}")
-        of.setdefault(pair.new, []).append(f"{count(pair.rows, 'row')} of drop {pair.old}")
+        by.setdefault(pair.old, []).append(f"{count(pair.rows, 'record')} replaced by drop {pair.new}")
+        of.setdefault(pair.new, []).append(f"{count(pair.rows, 'record')} of drop {pair.old}")
     words_of = {drop: first_of(words) for drop, words in by.items()}
     for drop, words in of.items():
         words_of[drop] = "; ".join(filter(None, (words_of.get(drop), f"replaces {first_of(words)}")))

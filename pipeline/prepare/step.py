@@ -220,6 +220,6 @@ def _nothing_to_train(
     held_out = sum(len(prompt.rows) for prompt in splits.heldout.prompts)
     left_out = left_out_words(Dataset.model_construct(**_counts(attempt, read, splits, selection, Start([]))))
     where = ", ".join(filter(None, (f"{held_out:,} held out" if held_out else "", left_out)))
-    message = f"no training rows are left of {sum(drop.records for drop in drops)}: {where}"
+    message = f"no training records are left of {sum(drop.records for drop in drops)}: {where}"
     remarks = map(remark_words, (*long, *read.remarks, *contamination_warnings(splits, drops)))
     return CannotTrain("; ".join([message, *remarks]), "drop more rows, and other ones than those that are held out")

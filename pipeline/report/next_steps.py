@@ -187,7 +187,7 @@ def _after_no_proof(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter:
     else:
         words = "Drop more or other data: what is there taught the model nothing that shows."
     again = "Nothing is lost: these drops are trained on again, together with the next ones."
-    # A search chooses by dev rows, of which there are none where they would be few.
+    # A search chooses by dev records, of which there are none where they would be few.
     otherwise = _other_settings(spec.config, adapter) if dataset.dev_rows else []
     return [NextStep(words=words), *otherwise, NextStep(words=again)]
 
@@ -206,7 +206,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
     train = config.train
     if train.trains_full_weights or (adapter is not None and adapter.candidates):
         return []
-    words = "Or try other settings on the same data: a search trains with each, and the dev rows choose."
+    words = "Or try other settings on the same data: a search trains with each, and the dev records choose."
     if not train.search.space:
         words += " Name them in [train.search], as space = { learning_rate = [2e-4, 5e-4, 1e-3], rank = [8, 32] }."
     return [NextStep(words=words, command=f"dropforge search {config.track}")]

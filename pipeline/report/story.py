@@ -76,7 +76,7 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
         return [won, only] if "gain_from_new_data" in verdict.reasons else [won]
     if verdict.outcome == "contaminated" and evaluation is not None and evaluation.records_seen_by_candidate:
         seen = count(evaluation.records_seen_by_candidate, "record")
-        return [f"{seen} of those that it was judged on were among its training rows."]
+        return [f"{seen} of those that it was judged on were among its training records."]
     lost = [f"{GUARDS[guard.guard].heading}: {guard_words(guard)}." for guard in failed]
     if verdict.outcome == "guard_failed" and lost:
         return [*([REASONS["nll_not_finite"]] if "nll_not_finite" in verdict.reasons else []), *lost]
@@ -99,7 +99,7 @@ def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
     share = spec.config.train.general_rows
     helps = f"raise train.general_rows (it was {share:g})" if share else f"set train.general_rows = {GENERAL_SHARE:g}"
     return [
-        f"The new model {words}. If it is to answer anything but its task, {helps}: general rows are mixed into the "
+        f"The new model {words}. If it is to answer anything but its task, {helps}: general records are mixed into the "
         "training."
         for words in collapse_words(verdict)
     ]

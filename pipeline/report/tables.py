@@ -111,7 +111,7 @@ def drops_table(report: Report) -> Table:
 def overlaps_table(overlaps: Sequence[Overlap]) -> Table:
     """Return the table of example training rows that were left out because of a held-out record."""
     rows = [(overlap.train_text, overlap.heldout_text, _RULES[overlap.rule]) for overlap in overlaps]
-    return _table("Beginnings of both texts", ("Training row", "Held-out record", "In common"), rows)
+    return _table("Beginnings of both texts", ("Training record", "Held-out record", "In common"), rows)
 
 
 def pairs_table(pairs: Sequence[AnswerPair], used: str = "") -> Table:

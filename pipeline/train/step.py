@@ -149,7 +149,7 @@ def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
     rows, lengths = tokenise(attempt, template, data / "train.jsonl", window)
     if not rows:
         raise CannotTrain(
-            f"nothing to train on: the {count(len(lengths), 'training row has', 'training rows have')} "
+            f"nothing to train on: the {count(len(lengths), 'training record has', 'training records have')} "
             f"{min(lengths)} to {max(lengths)} tokens, and the window is {window}",
             f"set train.max_length = {max(lengths)}, if the base model's own window allows it",
         )
@@ -187,7 +187,7 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
 
 def _search(attempt: Attempt, prepared: Prepared) -> tuple[Trained, Path, tuple[Trial, ...]]:
     """
-    Run the trials of [train.search]; return the trial that the dev rows choose, and all outcomes.
+    Run the trials of [train.search]; return the trial that the dev records choose, and all outcomes.
 
     With `train.processes = "auto"` each visible GPU has a trial of its own; otherwise each trial has so many GPUs.
     Raises what `train` raises.
@@ -195,7 +195,7 @@ def _search(attempt: Attempt, prepared: Prepared) -> tuple[Trained, Path, tuple[
     config = attempt.config
     if len(prepared.dev) < DEV_ROWS:
         raise CannotTrain(
-            f"a search needs {DEV_ROWS} dev rows to choose by, and there are {len(prepared.dev)}",
+            f"a search needs {DEV_ROWS} dev records to choose by, and there are {len(prepared.dev)}",
             "drop more data, raise split.dev before a track's first verdict, or remove [train.search]",
         )
     searched = config.train.search.model_dump(mode="json", exclude=_BUDGET)

@@ -78,7 +78,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, job: Job, tokenizer: Any) -> None:
         """
-        Prepare the model of `job`; nothing is trained yet. Without `DEV_ROWS` dev rows no dev loss is measured.
+        Prepare the model of `job`; nothing is trained yet. Without `DEV_ROWS` dev records no dev loss is measured.
 
         Raises what `prepare_model` raises.
         """

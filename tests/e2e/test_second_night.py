@@ -41,9 +41,8 @@ def test_a_second_night_goes_on_from_the_champion_until_a_drop_of_its_is_withdra
     base = adapter["base_model_id"]
     assert (model["base_model_id"], workspace.published(1, "train")["base_model_id"]) == (base, base)
     assert workspace.runs()[1].snapshot == [1, 2], "every drop behind the model"
-    said = (
-        f"from the champion of generation 1, on {len(new)} new rows and {data['replayed_rows']} of {len(old)} old ones"
-    )
+    replayed = f"{data['replayed_rows']} of {len(old)} old ones"
+    said = f"from the champion of generation 1, on {len(new)} new records and {replayed}"
     assert f"training: {said}\n" in workspace.cli("show", "2")
     report = workspace.state / workspace.published(2, "decide")["report"] / "report.html"
     assert said in report.read_text()

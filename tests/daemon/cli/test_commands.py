@@ -260,11 +260,13 @@ def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Pa
     said = dropforge("check", "a.jsonl").out.splitlines()
     assert said[0].startswith("a.jsonl:201: warning: the same prompt and answer as in an earlier row: each pair is")
     assert said[1].startswith(
-        "a.jsonl: warning: a run on this file alone would leave out about 40 rows longer than the window, "
+        "a.jsonl: warning: a run on this file alone would leave out about 40 records longer than the window, "
     )
     assert "near-duplicates of held-out records" in said[1]
     assert said[3].startswith("a.jsonl: warning: with this file, track default has 201 rows, and a verdict by exact_")
-    assert said[2].startswith("a.jsonl: warning: about 40 of 201 rows are longer than 256 tokens and left out whole: ")
+    assert said[2].startswith(
+        "a.jsonl: warning: about 40 of 201 records are longer than 256 tokens and left out whole: "
+    )
     assert said[-2:] == [
         "a.jsonl: 201 rows = 200 records + 1 duplicate; it would be accepted",
         "next: dropforge submit a.jsonl",

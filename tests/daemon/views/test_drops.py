@@ -58,15 +58,15 @@ def test_replaced_rows_are_told_with_both_drops_by_the_last_run_that_is_no_trial
         durable.write_json(folder / str(run) / "prepare.json", data.model_dump(mode="json"))
     lines = [" ".join(line.split()) for line in dropforge("drops").out.splitlines()]
     by_drop = {line.split()[0]: line for line in lines}
-    assert by_drop["6"].endswith("third.jsonl: replaces 40 rows of drop 2 and 3 rows of drop 5")
-    assert by_drop["5"].endswith("second.jsonl: 3 rows replaced by drop 6; replaces 1 row of drop 2")
-    assert by_drop["2"].endswith("first.jsonl: 40 rows replaced by drop 6 and 1 row replaced by drop 5")
+    assert by_drop["6"].endswith("third.jsonl: replaces 40 records of drop 2 and 3 records of drop 5")
+    assert by_drop["5"].endswith("second.jsonl: 3 records replaced by drop 6; replaces 1 record of drop 2")
+    assert by_drop["2"].endswith("first.jsonl: 40 records replaced by drop 6 and 1 record replaced by drop 5")
     page = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765")
-    assert "40 rows replaced by drop 6 and 1 row replaced by drop 5" in page.get("/drops/2").text
-    assert "3 rows replaced by drop 6; replaces 1 row of drop 2" in page.get("/drops").text
+    assert "40 records replaced by drop 6 and 1 record replaced by drop 5" in page.get("/drops/2").text
+    assert "3 records replaced by drop 6; replaces 1 record of drop 2" in page.get("/drops").text
     with transaction(lived_in.engine) as session:
         last = session.get_one(Run, 3)
         last.purpose, last.about_drop = Purpose.TRIAL, 2
-    assert dropforge("drops", "--json").json["drops"][-2]["replaced"] == "40 rows replaced by drop 6"
+    assert dropforge("drops", "--json").json["drops"][-2]["replaced"] == "40 records replaced by drop 6"
     (folder / "2" / "prepare.json").write_text('{"replacements": 1}')
     assert dropforge("drops", "--json").json["drops"][-2]["replaced"] is None

@@ -65,8 +65,8 @@ def test_what_the_last_run_left_out_is_told_until_the_next_one(lived_in: Any, dr
     for said in (dropforge("status").out, dropforge("drops").out, page.get("/").text, page.get("/inbox").text):
         assert f"track default, run 3: {told}" in said
         assert "99 held-out" not in said
-    assert "left out: 600 rows longer than the window\n" in dropforge("show", "3").out
-    assert "<p>Left out: 600 rows longer than the window</p>" in page.get("/runs/3").text
+    assert "left out: 600 records longer than the window\n" in dropforge("show", "3").out
+    assert "<p>Left out: 600 records longer than the window</p>" in page.get("/runs/3").text
 
 
 def test_no_hook_is_pending_where_none_is_set(lived_in: Any, dropforge: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ from pipeline.artifacts import AnswerPair, Replacement
 from tests.daemon.conftest import Ended, LivedIn, lines
 from tests.made_artifacts import dataset_of
 
-WORDS = "150 rows bring new answers to old questions"
+WORDS = "150 records bring new answers to old questions"
 ACCEPT = "dropforge drops accept 6 --answers"
 
 

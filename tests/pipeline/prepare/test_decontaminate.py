@@ -264,7 +264,7 @@ def test_many_rows_that_leave_are_a_warning_with_what_to_do(tmp_path: Path) -> N
     assert made.near_duplicates == 25
     assert made.warnings == ()
     (warning,) = warning_words(pinned(tmp_path, [*train, *fresh[:94]], heldout).dataset)
-    assert warning.startswith("25 of 124 training rows (20%) are left out")
+    assert warning.startswith("25 of 124 training records (20%) are left out")
     assert warning.endswith("raise split.similarity (0.5)")
     assert len(made.overlaps) == 10
 

@@ -166,7 +166,7 @@ def test_an_answer_counts_though_its_drop_is_on_trial_or_left_out(tmp_path: Path
 def test_where_all_rows_have_new_answers_the_refusal_says_so(tmp_path: Path) -> None:
     world = Snapshot(tmp_path).drop(OLD).drop(wrong(800))
     world.aside = {1}
-    with pytest.raises(CannotTrain, match=r"rows are left of 800: 800 rows with new answers to old questions$"):
+    with pytest.raises(CannotTrain, match=r"records are left of 800: 800 records with new answers to old questions$"):
         world.prepare()
 
 

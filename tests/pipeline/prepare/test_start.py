@@ -38,7 +38,7 @@ def test_the_champion_is_trained_on_what_is_new_to_it_and_a_share_of_the_rest(tm
     snapshot = going_on(tmp_path, replay=replay).drop(rows(200))
     first = snapshot.prepare()
     assert (first.dataset.start, first.dataset.from_base) == (None, None), "the base is the champion"
-    assert start_words(first.dataset) == f"from the base, on {len(first.train)} rows"
+    assert start_words(first.dataset) == f"from the base, on {len(first.train)} records"
     crown(snapshot, first)
     snapshot.drop(rows(100, start=200))
     second = snapshot.prepare()
@@ -50,7 +50,7 @@ def test_the_champion_is_trained_on_what_is_new_to_it_and_a_share_of_the_rest(tm
     assert len(second.train) == len(second.ids("train")) == len(new) + share
     assert {row["drop"] for row in second.train if row["id"] in new} == {2}
     assert start_words(found) == (
-        f"from the champion of generation 3, on {len(new)} new rows and {share} of {len(first.train)} old ones"
+        f"from the champion of generation 3, on {len(new)} new records and {share} of {len(first.train)} old ones"
     )
     snapshot.config = snapshot.config.model_copy(update={"train": TrainConfig()})
     plain = snapshot.prepare()
@@ -103,7 +103,8 @@ def test_where_no_row_is_new_the_base_is_trained_on_all(tmp_path: Path) -> None:
     assert again.dataset.from_base == Remark(code="nothing_new", numbers={"generation": 3})
     assert (again.dataset.old_rows, again.dataset.replayed_rows) == (0, 0)
     assert again.train == first.train
-    assert start_words(again.dataset) == f"from the base, on {len(first.train)} rows: no row is new to generation 3"
+    said = f"from the base, on {len(first.train)} records: no record is new to generation 3"
+    assert start_words(again.dataset) == said
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,9 @@ def test_general_rows_are_the_share_that_the_settings_say_and_counted_by_themsel
     found = made.dataset
     assert (found.train_rows, found.general_rows) == (len(own), len(general))
     assert len(general) == round(share * len(made.train))
-    assert start_words(found) == f"from the base, on {len(own)} rows and {len(general):,} general ones of Dropforge's"
+    assert (
+        start_words(found) == f"from the base, on {len(own)} records and {len(general):,} general ones of Dropforge's"
+    )
     assert set(general[0]) == {"id", "instruction", "input", "output"}
 
 

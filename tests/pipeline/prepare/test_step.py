@@ -233,7 +233,7 @@ def test_where_many_rows_are_too_long_the_window_that_would_fit_is_said(tmp_path
     few = made(99)
     assert (few.rows_over_window, any("left out whole" in words for words in warning_words(few))) == (99, False)
     many = made(600)
-    said = "about 600 of 1,000 rows are longer than 64 tokens and left out whole: train.max_length = "
+    said = "about 600 of 1,000 records are longer than 64 tokens and left out whole: train.max_length = "
     assert (many.rows_over_window, warning_words(many)[0].startswith(said)) == (600, True)
     most = int(warning_words(many)[0].removeprefix(said).partition(" ")[0])
     assert most < Window(tiny_llama, 9999).limit
@@ -248,7 +248,9 @@ def test_rows_that_are_all_too_long_are_refused_with_the_window_that_would_fit(
 ) -> None:
     long = [{"instruction": f"Long {number}", "output": "word-" * 5000} for number in range(30)]
     config = {"base_model": str(tiny_llama), "train": TrainConfig(max_length=64)}
-    with pytest.raises(CannotTrain, match=r"30 rows longer than the window; about 30 of 30 rows are longer than 64"):
+    with pytest.raises(
+        CannotTrain, match=r"30 records longer than the window; about 30 of 30 records are longer than 64"
+    ):
         Snapshot(tmp_path, **config).drop(long).prepare()
 
 
@@ -317,7 +319,9 @@ def test_no_training_rows_left_is_said_with_where_they_went(tmp_path: Path) -> N
     with pytest.raises(CannotTrain, match="held-out records only") as caught:
         Snapshot(tmp_path).drop(rows(3), "heldout").prepare()
     assert "drop training data" in caught.value.hint
-    with pytest.raises(CannotTrain, match="no training rows are left of 6: 3 held out, 3 rows with prompts of pinned"):
+    with pytest.raises(
+        CannotTrain, match="no training records are left of 6: 3 held out, 3 records with prompts of pinned"
+    ):
         Snapshot(tmp_path).drop(rows(3)).drop(rows(3), "heldout").prepare()
     almost = [{"instruction": "Question 1? Please answer quickly", "output": "yes"}]
     asked = [{"instruction": "Question 1? Please answer", "output": "yes"}]
@@ -401,7 +405,7 @@ def test_rows_with_special_tokens_of_the_base_are_on_no_side(tmp_path: Path) -> 
 def test_a_drop_of_held_out_questions_is_named(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop(rows(100)).drop([*rows(21, start=900), *rows(79, start=200)])
     made = snapshot.drop(rows(20, start=300)).drop(rows(25, start=900), "heldout").prepare().dataset
-    said = "21 of 100 rows are held-out questions and not trained on: if the file should not be there, "
+    said = "21 of 100 records are held-out questions and not trained on: if the file should not be there, "
     assert warning_words(made) == [f"d.jsonl: {said}dropforge drops withdraw 2 --reason TEXT"]
     few = Snapshot(tmp_path).drop([*rows(20, start=900), *rows(80, start=200)]).drop(rows(25, start=900), "heldout")
     assert few.prepare().dataset.warnings == ()
@@ -409,7 +413,7 @@ def test_a_drop_of_held_out_questions_is_named(tmp_path: Path) -> None:
 
 def test_a_run_with_nothing_but_held_out_questions_names_their_drop(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path).drop(rows(250)).drop(rows(250), "heldout")
-    with pytest.raises(CannotTrain, match="no training rows are left of 500") as caught:
+    with pytest.raises(CannotTrain, match="no training records are left of 500") as caught:
         snapshot.prepare()
-    assert "d.jsonl: 250 of 250 rows are held-out questions" in caught.value.message
+    assert "d.jsonl: 250 of 250 records are held-out questions" in caught.value.message
     assert "dropforge drops withdraw 1 --reason TEXT" in caught.value.message

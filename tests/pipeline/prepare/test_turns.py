@@ -213,10 +213,10 @@ SINGLE = HEAD + "{% if loop.length > 2 %}{{ raise_exception('one turn') }}{% end
     ("template", "kept", "words"),
     [
         (HEAD + TURN + TAIL, 41, []),
-        (REFUSING, 31, ["the base model's chat template refuses system messages, and 10 rows with one are left out"]),
-        (LEAVING, 41, ["the base model's chat template leaves system messages out: 10 rows are used without theirs"]),
-        (CHANGING, 41, ["chat template writes an earlier answer otherwise than the last one: 10 rows have earlier"]),
-        (SINGLE, 21, ["refuses earlier turns, and 10 rows with some are left out", "refuses system messages, and 10"]),
+        (REFUSING, 31, ["base model's chat template refuses system messages, and 10 records with one are left out"]),
+        (LEAVING, 41, ["base model's chat template leaves system messages out: 10 records are used without theirs"]),
+        (CHANGING, 41, ["chat template writes an earlier answer otherwise than the last one: 10 records have earlier"]),
+        (SINGLE, 21, ["earlier turns, and 10 records with some are left out", "refuses system messages, and 10"]),
     ],
 )
 def test_what_the_template_makes_of_turns_is_said(
@@ -232,11 +232,11 @@ def test_what_the_template_makes_of_turns_is_said(
     assert len(said) == len(words)
     assert all(any(some in sentence for sentence in said) for some in words), said
     assert made.dataset.rows_refused == 41 - kept
-    assert ("rows that the chat template refuses" in left_out_words(made.dataset)) == (kept < 41)
+    assert ("records that the chat template refuses" in left_out_words(made.dataset)) == (kept < 41)
 
 
 def test_if_the_template_refuses_all_rows_the_error_says_so(tmp_path: Path, tiny_llama: Path) -> None:
     told = [{"messages": [SYSTEM, *talk["messages"]]} for talk in talks(10, 1)]
     world = Snapshot(tmp_path, base_model=str(base(tmp_path, tiny_llama, REFUSING)), gate=PINNED)
-    with pytest.raises(CannotTrain, match="refuses system messages, and 10 rows"):
+    with pytest.raises(CannotTrain, match="refuses system messages, and 10 records"):
         world.drop(rows(9), "heldout").drop(told).prepare()

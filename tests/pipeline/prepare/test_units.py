@@ -132,7 +132,7 @@ def test_thirteen_equal_words_in_many_rows_are_a_warning_with_what_helps(tmp_pat
     lost, train = made.dataset.near_duplicates, made.dataset.near_duplicates + made.dataset.train_rows
     assert lost > 0.1 * train
     assert warning_words(made.dataset)[0] == (
-        f"{lost} of {train} training rows ({lost / train:.0%}) are left out because they have 13 words in a row in "
+        f"{lost} of {train} training records ({lost / train:.0%}) are left out because they have 13 words in a row in "
         'common with a held-out record: withdraw the drop, and drop it again with one "group" for all rows of a '
         "document or conversation"
     )

@@ -250,7 +250,7 @@ def test_new_answers_to_old_questions_stand_beside_the_old_ones(made_reports: An
     durable.write_json(path, data.model_dump(mode="json"))
     _, source = read(tmp_path / write_report(attempt, verdict))
     page = Page(source)
-    words = "150 rows bring new answers to old questions: they are neither trained on nor judged by"
+    words = "150 records bring new answers to old questions: they are neither trained on nor judged by"
     assert f"{words} until you accept them, drop by drop: dropforge drops accept 9 --answers, " in page.words()
     assert page.words().count("--answers") == 5
     cells = [one["text"] for one in page.all("td") if one["text"].endswith(("old", "new"))]
@@ -435,7 +435,7 @@ def test_any_text_is_shown_as_text_wherever_it_stands(made_reports: Any, words: 
     pictures = [one["aria-label"].partition(": 0 %")[0] for one in page.all("svg")]
     told = [one["text"] for tag in ("bdi", "li", "code") for one in page.all(tag)]
     warnings = [one["text"] for one in page.all("p") if one.get("class") == "warning"]
-    assert [one.partition(": 1 of 2 rows")[0] for one in warnings] == [headline]
+    assert [one.partition(": 1 of 2 records")[0] for one in warnings] == [headline]
     assert {*pictures, *told} == {headline, headline * 2}, "a step and its command are one entry of a list"
     assert {one["tag"] for one in page.elements} <= TAGS
 

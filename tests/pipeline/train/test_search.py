@@ -216,7 +216,7 @@ def test_a_trial_that_diverges_is_one_trial_lost(run: TrainingRun, monkeypatch: 
 
 def test_too_few_dev_rows_are_refused(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "DEV_ROWS", 25)
-    with pytest.raises(CannotTrain, match="a search needs 25 dev rows to choose by, and there are 24") as raised:
+    with pytest.raises(CannotTrain, match="a search needs 25 dev records to choose by, and there are 24") as raised:
         run.finish(search={"space": {"rank": [2, 4]}})
     assert "split.dev" in raised.value.hint
 

@@ -176,7 +176,7 @@ def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_token
 
 
 def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    with pytest.raises(CannotTrain, match=r"2 training rows have \d+ to \d+ tokens, and the window is 16"):
+    with pytest.raises(CannotTrain, match=r"2 training records have \d+ to \d+ tokens, and the window is 16"):
         bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
 
 

@@ -216,11 +216,11 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
         assert len(house.said()) == 3, "the daemon looks at no file before it has an event"
         with database.transaction(house.box.engine) as session:
             record_event(session, "step_published", NOW, track="default", run_id=run, step=step, attempt=1)
-    left = f"Run {run} left out, of 3 rows in all: 1 repeated row and 2 near-duplicates of held-out records."
-    assert house.said()[3:] == [left, "No row is new to generation 2."]
+    left = f"Run {run} left out, of 3 rows in all: 1 repeated record and 2 near-duplicates of held-out records."
+    assert house.said()[3:] == [left, "No record is new to generation 2."]
     house.run(1, outcome="promoted")
     house.serve(run, 1)
-    assert house.said()[-2:] == [left, "No row is new to generation 2."]
+    assert house.said()[-2:] == [left, "No record is new to generation 2."]
     with database.transaction(house.box.engine) as session:
         session.get_one(Drop, 1).records = 1200
     house.restart()
