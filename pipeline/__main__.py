@@ -35,7 +35,7 @@ from pipeline.errors import (
     is_disk_full,
 )
 from pipeline.models.manifest import MANIFEST_NAME
-from pipeline.steps import BY_NAME
+from pipeline.steps import BY_NAME, PREVIEW
 
 #: Signals that stop a step.
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -75,7 +75,7 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
     """Run the step and return its result; an exception becomes a result with status failed or interrupted."""
     spec = attempt.spec
     try:
-        artifact = BY_NAME[step_name].load()(attempt)
+        artifact = BY_NAME.get(step_name, PREVIEW).load()(attempt)
         if isinstance(artifact, Verdict):
             from pipeline.report.write import write_report  # noqa: PLC0415 - the other steps start without it
 

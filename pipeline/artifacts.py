@@ -362,6 +362,18 @@ class Evaluation(Artifact):
         return (self.champion_generation, self.champion.model_id) == (champion.generation, champion.model_id)
 
 
+class Preview(Artifact):
+    """The champion's mean score in points on so many new records of a drop, before any training; 0 if that failed."""
+
+    step: ClassVar[str] = "preview"
+
+    records: int
+    points: float | None = None
+    metric: str = ""
+    usual: float | None = None
+    """Its score on held-out records of its own drops; `None` if unknown."""
+
+
 class Judgement(Artifact):
     """The judge's results; a winner counts only if it is the same in both orders."""
 

@@ -8,7 +8,7 @@ and a line in `STEPS`.
 
 from collections.abc import Collection, Mapping
 
-from pipeline.artifacts import Adapter, Dataset, Evaluation, Judgement, Model, Verdict
+from pipeline.artifacts import Adapter, Dataset, Evaluation, Judgement, Model, Preview, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import Step
 
@@ -21,6 +21,8 @@ STEPS = (
     Step("decide", Verdict),
 )
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
+#: It is in no run: the champion answers records of a drop that waits for one.
+PREVIEW = Step("preview", Preview)
 
 
 def next_step(published: Collection[str], dataset: Dataset | None, config: RunConfig) -> Step | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.artifacts import GuardResult, TrialScores, Verdict
+from pipeline.artifacts import GuardResult, Preview, TrialScores, Verdict
 
 # --- the gate
 
@@ -67,12 +67,17 @@ WATCH_START = 30
 #: loss of 10 points was found in 14 of 100 months at most, so in 94.
 WATCH_END, WATCH_NIGHTS = 1 / 20, 90
 
-# --- trials of drops
+# --- trials and previews of drops
 
 #: Weight of the champion's score beside that of its control, which was trained on the same drops and, unlike the
 #: champion, not chosen for its answers to these records. At 1/2 a drop of a new kind won after a champion that had just
 #: won in 87 of 100 cases, at 1/4 in 91. Row "the champion has just won by 5 points".
 CHAMPION_SHARE = 0.25
+
+#: A drop's agreement is far below its sisters' if it is under this share of the champion's score on held-out records
+#: of its own drops. If that is 50 or more, a drop of their kind is so by chance in one of 300 cases at most: binomial,
+#: `LEAST_TESTED` records, fewer are not compared. A new kind of task is, too, so nothing but a warning follows.
+FAR_BELOW = 0.5
 
 # --- what the card states and advises
 
@@ -217,6 +222,13 @@ GUARDS: Mapping[str, Guard] = {
 def is_shown(result: GuardResult) -> bool:
     """Return whether a guard's result shows harm: its p-value is at most the guard's level."""
     return result.p_value is not None and result.p_value <= GUARDS[result.guard].level
+
+
+def is_far_below(preview: Preview) -> bool:
+    """Return whether a drop's agreement is far below its sisters'; never on fewer than `LEAST_TESTED` records."""
+    if preview.points is None or preview.usual is None or preview.records < LEAST_TESTED:
+        return False
+    return preview.points < FAR_BELOW * preview.usual
 
 
 def is_doubt(verdict: Verdict) -> bool:

@@ -109,7 +109,7 @@ def make_plan(
     settings = attempt.config.evaluate
     candidate, champion, *others = _evaluated(attempt, settings.vllm)
     decoding = Decoding(max_new_tokens, settings.repetition_penalty, settings.batch_size)
-    trained, engine = trained_ids(candidate.folder), f"vllm {read_version(settings.vllm)}" if settings.vllm else PLAIN
+    trained, engine = trained_ids(candidate.folder), _engine(settings.vllm)
     kept = _unseen(records, trained_ids(champion.folder))
     both = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in (candidate, champion)]
     kept, plans, too_long = _leave_out_too_long(kept, both)
@@ -130,6 +130,34 @@ def make_plan(
         "records_seen_by_candidate": sum(record.id in trained for record in kept),
     }
     return EvalPlan(kept, plans, fresh, counts)
+
+
+def ask_champion(attempt: Attempt, records: Sequence[HeldoutRecord]) -> tuple[list[HeldoutRecord], ModelRequests]:
+    """
+    Return the records that fit into the champion's window, and the requests for its answers to them, as a suite's.
+
+    Raises `DropforgeError` if its files are damaged, `CannotTrain` if no record fits or its tokenizer or the settings'
+    vLLM cannot be used, `StepFailed` if it does not fit on the GPU.
+    """
+    settings, champion = attempt.config.evaluate, attempt.spec.champion
+    folder, device = attempt.path(champion.path), chosen_device()
+    verify_manifest(folder)
+    quantization = "none" if settings.vllm else inference_quantization(device, folder)
+    model = EvaluatedModel("champion", champion.model_id, folder, quantization)
+    decoding = Decoding(settings.max_new_tokens, settings.repetition_penalty, settings.batch_size)
+    asked = _requests(model, records, [], decoding, _engine(settings.vllm))
+    pairs = zip(records, asked.records, strict=True)
+    kept = [(record, answer) for record, (it, answer) in pairs if len(it.tokens) + it.longest <= asked.window]
+    if not kept:
+        raise CannotTrain("no new record of the drop fits into the champion's window", "drop shorter records")
+    asked = replace(asked, records=[], suites=[[answer for _, answer in kept]])
+    size = settings.batch_size or prompts_at_once(device, quantization, asked.longest(), [folder])
+    return [record for record, _ in kept], replace(asked, key=asked.key.model_copy(update={"batch_size": size}))
+
+
+def _engine(program: str) -> str:
+    """Return the name and version of the engine that answers, of vLLM if its `program` is set."""
+    return f"vllm {read_version(program)}" if program else PLAIN
 
 
 def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:

@@ -22,7 +22,6 @@ from pipeline.data_words import left_out_words, remark_words
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
-from pipeline.models.generation import load_template
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
 from pipeline.prepare.sample import Selection, heldout_line, row_line, select
@@ -32,6 +31,7 @@ from pipeline.prepare.warnings import (
     contamination_warnings,
     counts_by_drops,
     data_warnings,
+    fit_template,
     long_rows,
     proposed_answers,
 )
@@ -81,33 +81,6 @@ def prepare(attempt: Attempt) -> Dataset:
         shortfall=shortfall,
         **_counts(attempt, read, splits, selection, start),
     )
-
-
-def fit_template(read: DropRows, config: RunConfig, window: Window) -> DropRows:
-    """
-    Return the rows without those that the base model's template refuses, and remarks on what it writes otherwise.
-
-    Without a tokenizer.json, or without the training stack, as in a check elsewhere, all rows are returned. Raises
-    `CannotTrain` if the template cannot be used at all.
-    """
-    rows = [row for row in read.rows if row.turns]
-    if not rows or not window.counts:
-        return read
-    try:
-        treatment = load_template(Path(config.base_model), config.train.format).treatment()
-    except ModuleNotFoundError:
-        return read
-    told = {row for row in rows if row.turns[0][0] == "system"}
-    answered = {row for row in rows if row.turns[-1][0] == "assistant"}
-    found = {f"system_{treatment.system}": told, f"answer_{treatment.answer}": answered}
-    lost = set().union(*(some for code, some in found.items() if code.endswith("refused")))
-    remarks = (
-        Remark(code=code.replace(" ", "_"), numbers={"rows": number})
-        for code, some in found.items()
-        if not code.endswith("written") and (number := sum(not row.elder for row in some))
-    )
-    kept = [row for row in read.rows if row not in lost] if lost else read.rows
-    return read._replace(rows=kept, refused=sum(not row.elder for row in lost), remarks=tuple(remarks))
 
 
 def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selection, start: Start) -> dict[str, Any]:

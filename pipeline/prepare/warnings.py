@@ -1,21 +1,25 @@
 """
 Find what a person should know of a data set before trusting its verdict; `pipeline.data_words` words it.
 
-These are warnings, and the rows whose answers are not used as another drop has another answer, some side by side.
+These are warnings, the rows whose answers are not used as another drop has another answer, some side by side, and what
+the base model's template does with turns.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from pipeline.artifacts import AnswerPair, Drop, Remark, Replacement
+from pipeline.config import RunConfig
 from pipeline.contract import StepSpec
 from pipeline.metrics import json_fields
+from pipeline.models.generation import load_template
 from pipeline.models.template import shown_prompt
 from pipeline.models.token_counts import Window
 from pipeline.prepare.decontaminate import Splits
 from pipeline.prepare.sample import Selection
-from pipeline.prepare.split import MOST_OF_ONE, Prompt
+from pipeline.prepare.split import MOST_OF_ONE, DropRows, Prompt
 
 #: A warning is given if more than this share of a split is left out.
 LARGE_SHARE = 0.2
@@ -135,3 +139,30 @@ def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
             }
             of_drop.append(AnswerPair(old_drop=old.drop, new_drop=row.drop, **texts))
     return tuple(pair for drop in sorted(pairs, reverse=True)[:_MOST_DROPS] for pair in pairs[drop])
+
+
+def fit_template(read: DropRows, config: RunConfig, window: Window) -> DropRows:
+    """
+    Return the rows without those that the base model's template refuses, and remarks on what it writes otherwise.
+
+    Without a tokenizer.json, or without the training stack, as in a check elsewhere, all rows are returned. Raises
+    `CannotTrain` if the template cannot be used at all.
+    """
+    rows = [row for row in read.rows if row.turns]
+    if not rows or not window.counts:
+        return read
+    try:
+        treatment = load_template(Path(config.base_model), config.train.format).treatment()
+    except ModuleNotFoundError:
+        return read
+    told = {row for row in rows if row.turns[0][0] == "system"}
+    answered = {row for row in rows if row.turns[-1][0] == "assistant"}
+    found = {f"system_{treatment.system}": told, f"answer_{treatment.answer}": answered}
+    lost = set().union(*(some for code, some in found.items() if code.endswith("refused")))
+    remarks = (
+        Remark(code=code.replace(" ", "_"), numbers={"rows": number})
+        for code, some in found.items()
+        if not code.endswith("written") and (number := sum(not row.elder for row in some))
+    )
+    kept = [row for row in read.rows if row not in lost] if lost else read.rows
+    return read._replace(rows=kept, refused=sum(not row.elder for row in lost), remarks=tuple(remarks))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.artifacts import Preview
 from pipeline.decide import policy
 
 #: Not thresholds: a unit, and what makes the simulation, the bootstrap and sums of floats exact.
@@ -34,3 +35,21 @@ def test_each_row_that_the_policy_quotes_is_printed_by_the_bench() -> None:
     bench = (Path(__file__).parents[3] / "bench" / "gate.py").read_text()
     assert len(rows) > 5
     assert [row for row in rows if row not in bench] == []
+
+
+@pytest.mark.parametrize(
+    ("points", "records", "usual", "expected"),
+    [
+        (39.9, 30, 80.0, True),
+        (40.0, 100, 80.0, False),
+        (0.0, 29, 80.0, False),
+        (0.0, 100, None, False),
+        (0.0, 100, 0.0, False),
+        (None, 0, 80.0, False),
+    ],
+)
+def test_a_drop_is_far_below_its_sisters_under_half_of_their_score(
+    points: float | None, records: int, usual: float | None, *, expected: bool
+) -> None:
+    preview = Preview(records=records, points=points, metric="exact_match", usual=usual)
+    assert policy.is_far_below(preview) == expected
