@@ -28,6 +28,7 @@ from daemon.cli.workspace import (
     open_writer,
     word_of_user,
 )
+from daemon.state.clauses import preview_clauses
 from daemon.state.states import DropState
 from daemon.views import confirmations
 from daemon.views.drops import DropView
@@ -68,11 +69,11 @@ def drops(
 
 
 def _row(drop: DropView) -> tuple[object, ...]:
-    """Return a drop's row; after its name come the reason for its state, replaced rows and new answers."""
+    """Return a drop's row; after its name come the reason for its state, replaced rows, new answers and agreement."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
-    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced, answers_words(drop))))
+    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced, answers_words(drop), *preview_clauses(drop))))
     name = f"{place}: {why}" if why else place
     numbers = (drop.rows, drop.records, drop.first_run)
     return (drop.id, drop.track, drop_words(drop), *numbers, clock(drop.received_at), name)

@@ -20,6 +20,7 @@ from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.claimer import Claimer, unusable
 from daemon.dispatch.facts import FactReader
 from daemon.dispatch.next_action import Action, Do, Facts, next_action, without_share
+from daemon.dispatch.previews import Previews
 from daemon.dispatch.publication import Publisher
 from daemon.dispatch.spool import Executor, JobState, Spool
 from daemon.dispatch.stale_steps import redo
@@ -79,6 +80,7 @@ class Dispatcher:
         self._reader = FactReader(engine, settings, self._executors, self._publisher, self.upkeep.disk)
         self._needs_gpu = partial(self._reader.needs_gpu, self._claims, self._spool)
         self._claimer = Claimer(engine, settings, self._troubles, self.upkeep, self._gpu)
+        self._previews = Previews(engine, settings, executor)
         self.draining = False
 
     def recover(self, now: int) -> None:
@@ -120,7 +122,7 @@ class Dispatcher:
         # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
         self.upkeep.maintain(now)
         self._gpu.tick(self._needs_gpu)
-        if len(self._claims) < self._settings.executor.parallel and not self.draining:
+        if len(self._claims) < self._settings.executor.parallel and not self.draining and not self._previews.words:
             self.upkeep.collect_garbage(now)
             self._claimer.claim_due(now, self._claims, low=low)
         if self._changes.changed():
@@ -129,6 +131,10 @@ class Dispatcher:
             if not self._is_at_work(claim.run_id) and not self._troubles.is_pausing(f"run {claim.run_id}"):
                 with self._troubles.alone(f"run {claim.run_id}"):
                     self._go_on(claim, now)
+        with self._troubles.alone("previews"):
+            # Not for a cluster: its jobs may wait for hours.
+            may_begin = self.idle and not self.draining and not low and "evaluate" not in self._on_nodes
+            self._previews.tick(now, may_begin=may_begin)
 
     def _is_at_work(self, run_id: int) -> bool:
         """Return whether nothing is to be done with a run: its step runs, and the database has not changed."""
@@ -167,12 +173,12 @@ class Dispatcher:
             self._troubles.clear(f"files of run {claim.run_id}")
 
     def describe(self) -> str:
-        """Return one line for people: the claimed runs and their progress, the lack of disk space, or "idle"."""
+        """Return one line for people: the claimed runs, the lack of disk space, the preview that is made, or "idle"."""
         words = {run_id: f"run {run_id}" for run_id in self._claims}
         for run_id, spec in self._at_work.items():
             progress = run_files.load_progress(self._root, run_id, spec.step, spec.attempt)
             words[run_id] += f" {spec.step if progress is None else progress.words}"
-        return "; ".join(words.values()) or self.upkeep.disk.shortage() or "idle"
+        return "; ".join(words.values()) or self.upkeep.disk.shortage() or self._previews.words or "idle"
 
     def abandon(self, now: int) -> None:
         """

@@ -1,6 +1,7 @@
 """Build a run's configuration, and a step's spec from drops, champion and the history of the track."""
 
 import os
+from itertools import takewhile
 from typing import cast
 
 import structlog
@@ -14,14 +15,14 @@ from daemon.queue.snapshots import judged_before
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
-from daemon.state.questions import ELDERS, SNAPSHOT
+from daemon.state.questions import ELDERS, SNAPSHOT, UP_TO
 from daemon.state.states import DropState, Purpose
 from daemon.state.tables import Attempt, Drop, Run, Track
 from pipeline.config import RunConfig, Unit
 from pipeline.contract import StepSpec
 from pipeline.decide import policy
 from pipeline.errors import DropforgeError
-from pipeline.steps import BY_NAME
+from pipeline.steps import BY_NAME, PREVIEW
 
 #: Steps whose spec has the run's drops: there may be thousands.
 _WITH_DROPS = frozenset({"prepare", "decide"})
@@ -76,16 +77,20 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     """
     Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name.
 
+    The number of a preview's attempt is its drop's, and it leaves the GPU to a server that shares that.
+
     Raises `DropforgeError` if the step needs a drop that the database lacks.
     """
-    steps = list(BY_NAME)
-    earlier = steps[: steps.index(attempt.step)]
+    earlier = list(takewhile(attempt.step.__ne__, BY_NAME))
     root = settings.work_folder
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
+    is_preview = attempt.step == PREVIEW.name
+    hooks = settings.hooks
+    device = "cpu" if is_preview and (hooks.before_training or hooks.after_training) else settings.device
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
-        asked = {"run": attempt.run_id if attempt.step in _WITH_DROPS else None}
-        drops = session.connection().execute(text(SNAPSHOT), asked).mappings().all()
+        asked = {"run": attempt.run_id if attempt.step in _WITH_DROPS else None, "drop": attempt.number}
+        drops = session.connection().execute(text(UP_TO if is_preview else SNAPSHOT), asked).mappings().all()
         elders = session.connection().execute(text(ELDERS), asked).mappings().all()
     if lost := [drop["id"] for drop in drops if drop["sha256"] is None]:
         message = f"run {attempt.run_id} was made of drop {lost[0]}, which the database lacks"
@@ -101,11 +106,11 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "checkpoints": f"runs/{attempt.run_id}/checkpoints",
             "predictions": "predictions",
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
-            "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
+            "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": device},
             "drops": tuple(map(dict, drops)),
             "elders": tuple(map(dict, elders)),
             "config": RunConfig.model_validate(run.config),
-            "network": BY_NAME[attempt.step].network,
+            "network": BY_NAME.get(attempt.step, PREVIEW).network,
             **of_track,
         }
     )

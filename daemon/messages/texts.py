@@ -14,7 +14,7 @@ from sqlmodel import Session, select
 from daemon.champions.history import blocker
 from daemon.champions.promotion import champions_of
 from daemon.settings.model import Settings
-from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses, watch_clauses
+from daemon.state.clauses import change_clauses, drop_clauses, preview_clauses, verdict_clauses, watch_clauses
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.data_words import proposed_words
@@ -171,7 +171,7 @@ def _suspended(session: Session, event: Event) -> Text:
         event,
         "warning",
         f"SUSPENDED: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
-        f"the file: {inert(drop.name)}, drop {drop.id}",
+        *_about(drop),
         *(inert(clause, _CLAUSE_WIDTH) for clause in drop_clauses(drop)),
         f"to train on it all the same: dropforge drops restore {drop.id} --reason TEXT",
     )
@@ -183,11 +183,29 @@ def _new_answers(session: Session, event: Event) -> Text:
         event,
         "warning",
         f"NEW ANSWERS: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
-        f"the file: {inert(drop.name)}, drop {drop.id}",
+        *_about(drop),
         f"{proposed_words(event.detail['rows'])}: they are not used, the old ones are",
         "both side by side: in the note beside the file, and on the drop's page",
         f"to let the new ones count: dropforge drops accept {drop.id} --answers",
     )
+
+
+def _unlike_champion(session: Session, event: Event) -> Text | None:
+    drop = session.get_one(Drop, event.drop_id)
+    if not preview_clauses(drop)[1:]:
+        return None
+    return _text(
+        event,
+        "warning",
+        f"LOW AGREEMENT: {drop.track}, {inert(drop.name, _TITLE_WIDTH)}",
+        *_about(drop),
+        f"it is used all the same; to take it out: dropforge drops withdraw {drop.id} --reason TEXT",
+    )
+
+
+def _about(drop: Drop) -> list[str]:
+    """Return the lines on a drop's file, and on how well the champion's answers agree with it."""
+    return [f"the file: {inert(drop.name)}, drop {drop.id}", *map(inert, preview_clauses(drop))]
 
 
 def _on_watch(_session: Session, event: Event) -> Text:
@@ -209,6 +227,7 @@ _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
     "drop_rejected": _rejected,
     "drop_suspended": _suspended,
     "answers_proposed": _new_answers,
+    "drop_previewed": _unlike_champion,
     **dict.fromkeys(("champion_doubted", "return_proposed"), _on_watch),
 }
 

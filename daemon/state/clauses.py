@@ -7,9 +7,9 @@ Everybody who tells it, in a message, a note, a list or a page, joins these clau
 from typing import Any, TypeVar
 
 from daemon.state.states import AWAITING, OVERTAKEN, PromotionKind
-from pipeline.artifacts import Frozen, TrialScores, Verdict
+from pipeline.artifacts import Frozen, Preview, TrialScores, Verdict
 from pipeline.decide.explain import clauses
-from pipeline.decide.policy import WATCH_RETURN
+from pipeline.decide.policy import WATCH_RETURN, is_far_below
 from pipeline.decide.watch import Watch
 from pipeline.report.next_steps import ways_out
 from pipeline.words import count, listed
@@ -56,6 +56,18 @@ def drop_clauses(drop: Any) -> list[str]:
         ),
         *(way.line for way in ways_out(drop.id, scores.lost_drops, drop.track)),
     ]
+
+
+def preview_clauses(drop: Any) -> list[str]:
+    """Return how well the champion's answers agree with a drop, and a warning if that is far below its sisters."""
+    preview = None if drop.preview is None else _read(Preview, drop.preview)
+    if preview is None or preview.points is None:
+        return []
+    asked = f"{count(preview.records, 'new record')} ({preview.metric.replace('_', ' ')})"
+    words = [f"agreement {preview.points:.1f} points: the champion's answers to {asked}"]
+    if is_far_below(preview):
+        words.append(f"far below its {preview.usual:.1f} on earlier drops: a new kind of task, or wrong answers")
+    return words
 
 
 def watch_clauses(track: str, watch: Watch) -> list[str]:

@@ -83,6 +83,12 @@ WHERE run.id = :run AND "drop".state = 'accepted' AND "drop".id NOT IN (SELECT v
 AND "drop".id < (SELECT max(value) FROM json_each(run.snapshot)) ORDER BY "drop".id
 """  # noqa: S608 - our own words
 
+#: The accepted drops of a drop's track up to this one.
+UP_TO = f"""
+SELECT "drop".id, {_DROP} FROM "drop" WHERE state = 'accepted' AND id <= :drop
+AND track = (SELECT track FROM "drop" WHERE id = :drop) ORDER BY id
+"""  # noqa: S608 - our own words
+
 #: The latest failed, crashed or cancelled run that used a drop since it last came in; none if a run is queued.
 GAVE_BACK = """
 SELECT run.id FROM run, json_each(run.snapshot) AS held

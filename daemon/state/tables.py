@@ -120,6 +120,8 @@ class Drop(SQLModel, table=True):
     new_answers: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: Whether these count: a person accepted them, or `intake.new_answers` is "accept".
     answers_accepted: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+    #: How well the champion's answers agree with it, as JSON (`pipeline.artifacts.Preview`); `None` if not tried.
+    preview: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: What the champion loses without it, in points, by the last run that left it out; `None` if none did.
     worth_points: float | None = None
     worth_half_width: float | None = None

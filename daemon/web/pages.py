@@ -8,6 +8,7 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import AfterValidator
 
 from daemon.champions.smoke_test import shown_records
+from daemon.state.clauses import preview_clauses
 from daemon.views.attention import attention, rejected_words
 from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows, stored_file
 from daemon.views.reader import NotThere
@@ -103,6 +104,7 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
     following = after + MOST_ROWS if len(rows) == MOST_ROWS else None
     context = {
         "detail": detail,
+        "agreement": preview_clauses(detail.drop),
         "rows": rows,
         "after": after,
         "next": following,

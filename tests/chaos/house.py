@@ -25,7 +25,7 @@ from daemon.state.database_file import verify
 from daemon.state.layout import DATABASE_NAME
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline import durable
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, Preview
 from pipeline.contract import RESULT_NAME, REVOKED_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_INTERRUPTED
 from pipeline.models.manifest import MANIFEST_NAME
@@ -158,5 +158,7 @@ def _artifact(spec: StepSpec, outcome: str) -> Artifact:
             return made_model(spec)
         case "evaluate":
             return made_report(spec)
+        case "preview":
+            return Preview(records=40, points=31.0, metric="exact_match")
         case _:
             return made_verdict(spec, outcome)

@@ -299,6 +299,28 @@ def _answered(daemon: Daemon) -> None:
     assert _runs(daemon) == ["succeeded", "succeeded"]
 
 
+def _previewed(folder: Path) -> None:
+    """Bring a drop that waits for a night to the result of its preview."""
+    _came_to("promoted")(folder)
+    daemon = Daemon(folder, START)
+    _accepted(daemon, "next.jsonl", "next")
+    run_queue.cancel(daemon.engine, 2, START)
+    daemon.until("preview", START)
+
+
+def _told(daemon: Daemon) -> None:
+    daemon.finish_runs(LATER)
+    daemon.dispatcher.tick(LATER)
+    with transaction(daemon.engine) as session:
+        preview = session.get_one(Drop, 2).preview
+        events = session.exec(select(Event).where(Event.kind == "drop_previewed")).all()
+    assert (preview and preview["points"], len(events)) == (31.0, 1)
+    assert not daemon.dispatcher.describe().startswith("the champion answers")
+    run_queue.enqueue_by_hand(daemon.engine, "default", LATER)
+    daemon.finish_runs(LATER)
+    assert _runs(daemon) == ["succeeded", "cancelled", "succeeded"]
+
+
 def _approving(folder: Path) -> Callable[[], object]:
     daemon = Daemon(folder, NOW)
     return lambda: decisions.approve(daemon.engine, daemon.root, 1, Word("", NOW, "ada"))
@@ -421,6 +443,7 @@ OPERATIONS = {
     "roll back": Operation(_two_champions, _going_back, _back),
     "withdraw, a run in hand": Operation(_two_drops, _withdrawing, _done_without),
     "accept new answers": Operation(_new_answers, _accepting, _answered),
+    "preview of a drop": Operation(_previewed, _ticking, _told),
     "approve": Operation(_by_hand(_came_to("promoted")), _approving, _approved),
     "hook": Operation(
         _by_hand(_came_to("promoted"), '[hooks]\nafter_promotion = ["badly"]\nhealth = ["well"]\n'), _hooking, _hooked

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipeline import durable
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, Preview
 from pipeline.contract import Attempt as StepAttempt
 from tests.made_artifacts import made_adapter, made_dataset, made_model, made_report, made_verdict
 
@@ -24,4 +24,5 @@ ARTIFACTS: dict[str, Callable[[StepAttempt], Artifact]] = {
     "merge": lambda attempt: made_model(attempt.spec, b"%d" % attempt.spec.run * 1_000_000),
     "evaluate": lambda attempt: made_report(attempt.spec, b"p" * 100_000),
     "decide": lambda attempt: made_verdict(attempt.spec, "promoted"),
+    "preview": lambda _attempt: Preview(records=40, points=31.0, metric="exact_match"),
 }

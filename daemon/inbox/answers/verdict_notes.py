@@ -21,7 +21,7 @@ from daemon.inbox.answers.remarks import begins_when, use_of_pinned
 from daemon.inbox.drop_folders import Folder
 from daemon.inbox.folders import InboxFolders, read_own, writing
 from daemon.settings.model import Settings
-from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
+from daemon.state.clauses import change_clauses, drop_clauses, preview_clauses, verdict_clauses
 from daemon.state.database import transaction
 from daemon.state.queries import rows_of
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, PREPARED, SNAPSHOT
@@ -148,7 +148,9 @@ def tell(session: Session, settings: Settings, drop: Drop, past: TrackPast) -> s
     if drop.records not in {0, drop.rows}:
         head += f" with {count(drop.records, 'record')}"
     # Reasons and labels are untrusted text, and the note may be shown in a terminal.
-    sentences = "\n".join(map(printable, _sentences(session, settings, drop, past)))
+    agreement = "; ".join(preview_clauses(drop))
+    before = [f"Before any training: {agreement}."] if agreement else []
+    sentences = "\n".join(map(printable, [*_sentences(session, settings, drop, past), *before]))
     return f"{head}, received {iso_time(drop.received_at)}\n\n{sentences}\n"
 
 

@@ -31,7 +31,7 @@ from daemon.state.states import AttemptState, DropState, Purpose, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
 from daemon.views.overview import Overview
 from pipeline import durable
-from pipeline.artifacts import GuardResult, Judgement, Replacement, Settlement, Shortfall, TrialScores
+from pipeline.artifacts import GuardResult, Judgement, Preview, Replacement, Settlement, Shortfall, TrialScores
 from pipeline.config import GateConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.decide.explain import sentence
@@ -118,6 +118,8 @@ class ScriptedExecutor(LocalExecutor):
         elif spec.step == "judge":
             counts = dict.fromkeys(("losses", "ties", "inconsistent", "failed"), 0)
             artifact = Judgement(folder=spec.folder, model="m", records=1, wins=1, **counts)
+        elif spec.step == "preview":
+            artifact = Preview(records=40, points=31.0, metric="exact_match")
         else:
             report = durable.read_json(root / spec.inputs["evaluate"]) if "evaluate" in spec.inputs else {}
             if report and of_report(report) != (spec.champion.generation, spec.champion.model_id):

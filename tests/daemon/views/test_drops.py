@@ -1,5 +1,6 @@
 """The champion that a withdrawn drop is still in and the way back from it, and the drops whose rows are replaced."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from starlette.testclient import TestClient
 
 from daemon.state.database import transaction
 from daemon.state.states import HookState, Purpose
-from daemon.state.tables import Promotion, Run
+from daemon.state.tables import Drop, Promotion, Run
 from daemon.web.app import make_app
 from pipeline import durable
 from pipeline.artifacts import Replacement
@@ -70,3 +71,19 @@ def test_replaced_rows_are_told_with_both_drops_by_the_last_run_that_is_no_trial
     assert dropforge("drops", "--json").json["drops"][-2]["replaced"] == "40 records replaced by drop 6"
     (folder / "2" / "prepare.json").write_text('{"replacements": 1}')
     assert dropforge("drops", "--json").json["drops"][-2]["replaced"] is None
+
+
+def test_the_list_says_how_well_the_champions_answers_agree_with_a_drop(
+    lived_in: LivedIn, dropforge: Callable[..., Any]
+) -> None:
+    preview = {"records": 100, "points": 6.0, "metric": "exact_match", "usual": 81.3}
+    with transaction(lived_in.engine) as session:
+        session.get_one(Drop, 2).preview = preview
+    lines = dropforge("drops").out.splitlines()
+    words = (
+        "agreement 6.0 points: the champion's answers to 100 new records (exact match); far below its 81.3 on earlier "
+        "drops: a new kind of task, or wrong answers"
+    )
+    assert [line.split()[0] for line in lines if line.endswith(words)] == ["2"]
+    told = {drop["id"]: drop["preview"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
+    assert (told.pop(2), set(told.values())) == (preview, {None})

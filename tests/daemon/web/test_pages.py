@@ -1,5 +1,6 @@
 """The pages, drawn from a state folder that has been lived in."""
 
+import html
 import json
 import re
 import sqlite3
@@ -180,6 +181,21 @@ def test_a_drop_that_was_left_out_says_what_it_is_worth(visitor: TestClient, liv
     worth = "worth −3.0 points ±0.5 of these two models (run 3)"
     assert f"<small><bdi>{worth}</bdi></small>" in visitor.get("/drops").text
     assert f"It is {worth}. " in visitor.get("/drops/2").text
+
+
+@pytest.mark.parametrize("points", [6.0, 79.5, None])
+def test_a_drop_says_how_well_the_champions_answers_agree(
+    visitor: TestClient, lived_in: Any, points: float | None
+) -> None:
+    with transaction(lived_in.engine) as session:
+        preview: dict[str, object] = {"records": 100, "points": points, "metric": "rougeL", "usual": 81.3}
+        session.get_one(Drop, 2).preview = preview
+    page = html.unescape(visitor.get("/drops/2").text)
+    assert ("agreement" in page) == bool(points)
+    words = f"Before any training: agreement {points} points: the champion's answers to 100 new records (rougeL)"
+    assert (f"<p>{words}.</p>" in page) == (points == 79.5)
+    far = "; far below its 81.3 on earlier drops: a new kind of task, or wrong answers. It is used all the same.</p>"
+    assert (f'<p class="notice bad">{words}{far}' in page) == (points == 6.0)
 
 
 def test_a_suspended_drop_lists_what_was_found_and_what_helps(visitor: TestClient, lived_in: Any) -> None:
