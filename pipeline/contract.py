@@ -64,6 +64,9 @@ class StepSpec(Stored):
     """Accepted drops from before the run's latest one that it does not use, of `prepare`: their answers count all the
     same, so that no other drop's answers take their place."""
     champion: ModelRef
+    renewed: tuple[int, ...] = ()
+    """Drops whose new answers were accepted since the champion's run was queued: training rows, new to the champion.
+    No record is: the champion was trained on the other rows of these drops, and guards hold for them."""
     former: tuple[ModelRef, ...] = ()
     """Former champions that may serve again, the latest first: the candidate is compared with them, too."""
     watched: ModelRef | None = None

@@ -43,6 +43,7 @@ class Snapshot:
         self.drops: list[Drop] = []
         self.aside: set[int] = set()
         """The accepted drops that the run does not use."""
+        self.renewed: tuple[int, ...] = ()
         self.champion = ModelRef(model_id="b", path="/base", generation=0)
         usual = {"track": "default", "base_model": "/base", "base_model_id": "b", "salt": "s"}
         self.config = RunConfig(**{**usual, "gate": LOOSE, "evaluate": NO_SUITES, **config})
@@ -69,6 +70,7 @@ class Snapshot:
         lists = {
             "drops": tuple(drop for drop in self.drops if drop.id not in self.aside),
             "elders": tuple(drop for drop in self.drops if drop.id in self.aside),
+            "renewed": self.renewed,
         }
         return Attempt(made_spec(self.root, "prepare", self.config, folder=folder, champion=self.champion, **lists))
 

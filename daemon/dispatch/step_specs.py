@@ -121,13 +121,12 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
     serving, past = promotion.champion(session, run.track), promotion.champions_of(session, run.track)
     uses, versions = judged_before(session, run.track, run.id or 0)
     proposed = select(Drop.rows).where(Drop.track == run.track, Drop.state == DropState.PROPOSED)
-    # A drop whose new answers were accepted since is as new to the champion as they are.
     since = (col(Drop.first_run).is_(None)) | (col(Drop.first_run) > (past[-1].run_id or 0))
-    renewed = session.exec(select(Drop.id).where(Drop.track == run.track, col(Drop.answers_accepted), since)).all()
+    renewed = select(Drop.id).where(Drop.track == run.track, col(Drop.answers_accepted), since)
     former = history.former(past, session.get_one(Track, run.track), settings.work_folder)
-    known = None if past[-1].drops is None else [drop for drop in past[-1].drops if drop not in renewed]
     return {
-        "champion": {**serving.model_dump(), "drops": known},
+        "champion": {**serving.model_dump(), "drops": past[-1].drops},
+        "renewed": session.exec(renewed).all(),
         "former": former[: policy.FORMER],
         **watch_fields(session, run, past, former),
         "uses": uses,

@@ -55,7 +55,7 @@ def choose_start(attempt: Attempt, rows: list[DropRow]) -> Start:
     why = _blocker(attempt, champion)
     if why is None:
         attempt.check_stop()
-        start = _new_rows(rows, champion, attempt.path(champion.path), train.replay)
+        start = _new_rows(attempt, rows)
         if start is not None:
             return start
         why = Remark(code="nothing_new", numbers={"generation": champion.generation})
@@ -81,22 +81,23 @@ def _blocker(attempt: Attempt, champion: ModelRef) -> Remark | None:
     return None
 
 
-def _new_rows(rows: list[DropRow], champion: ModelRef, folder: Path, replay: float) -> Start | None:
+def _new_rows(attempt: Attempt, rows: list[DropRow]) -> Start | None:
     """
     Return the start from a champion: the rows that are new to it and a sample of its old rows; `None` if none is new.
 
     A row is new if the champion was not trained on its prompt, or if its answers came with a drop that the champion was
-    not made from. The sample has `replay` times as many rows as are new, at most all old ones: those with the lowest
-    sha256 of model and prompt, so that it is the same whenever the run prepares again, and another one for the next
-    champion.
+    not made from, or that was renewed. The sample has `train.replay` times as many rows as are new, at most all old
+    ones: those with the lowest sha256 of model and prompt, so that it is the same whenever the run prepares again, and
+    another one for the next champion.
     """
-    known, drops = trained_ids(folder), frozenset(champion.drops or ())
+    champion = attempt.spec.champion
+    known, drops = trained_ids(attempt.path(champion.path)), {*(champion.drops or ())}.difference(attempt.spec.renewed)
     old = [row for row in rows if row.id in known and row.drop in drops]
     new = len(rows) - len(old)
     if not new:
         return None
     old.sort(key=lambda row: hashlib.sha256(f"{champion.model_id} {row.id}".encode()).digest())
-    replayed = min(len(old), round(replay * new))
+    replayed = min(len(old), round(attempt.config.train.replay * new))
     left_out = set(old[replayed:])
     return Start([row for row in rows if row not in left_out], champion, None, len(old), replayed)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from daemon.dispatch.step_specs import spec_of
 from daemon.queue import drops, leave_one_out, suspects
 from daemon.queue.states import Claim
@@ -107,22 +109,29 @@ def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[]
     assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
 
 
-def test_a_drop_whose_new_answers_were_accepted_since_is_not_told_as_known_to_the_champion(
-    new_workspace: Callable[[], Any],
+@pytest.mark.parametrize("queued_before", [False, True])
+def test_drops_whose_new_answers_were_accepted_since_are_new_to_a_training_and_guarded_all_the_same(
+    new_workspace: Callable[[], Any], *, queued_before: bool
 ) -> None:
     made = new_workspace()
     made.win("a", "b")
+    wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
+    if queued_before:
+        leave_one_out.go_on(made.engine, wanted, ["default"], made.tick(), Troubles(), (0, 0))
     with transaction(made.engine) as session:
         session.get_one(Drop, 1).new_answers = 9
     drops.accept_answers(made.engine, 1, Word("", made.tick()), made.settings)
     claim = made.claim()
-    assert [drop.answers_accepted for drop in spec(made, claim, "prepare").drops] == [True, False]
-    assert spec(made, claim, "prepare").champion.drops == (2,), "so a training over the champion takes them for new"
+    assert (claim.run_id, queued_before) in {(2, False), (3, True)}
+    told = spec(made, claim, "prepare")
+    assert [drop.answers_accepted for drop in told.drops] == [True, False]
+    assert (told.champion.drops, told.renewed) == ((1, 2), (1,))
     with transaction(made.engine) as session:
-        promoted: dict[str, Any] = {"track": "default", "generation": 2, "kind": "promotion", "run_id": claim.run_id}
+        promoted: dict[str, Any] = {"track": "default", "generation": 2, "kind": "promotion", "run_id": 2}
         model: dict[str, Any] = {"model_id": MODEL_ID, "model_path": f"models/{MODEL_ID}", "drops": [1, 2]}
         session.add(Promotion(**promoted, **model, reason="better", created_at=made.tick()))
-    assert spec(made, claim, "prepare").champion.drops == (1, 2)
+    assert spec(made, claim).champion.drops == (1, 2), "guards hold for each drop that the champion knows"
+    assert spec(made, claim).renewed == ((1,) if queued_before else ()), "one training more with all rows of drop 1"
 
 
 def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: Callable[[], Any]) -> None:

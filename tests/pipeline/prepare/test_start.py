@@ -85,6 +85,20 @@ def test_a_row_whose_answer_changed_is_new_and_one_that_is_only_repeated_is_not(
     assert {row["output"] for row in second.train} == {"no"}
 
 
+def test_the_answers_of_a_drop_that_were_accepted_since_are_new_to_the_champion_which_was_trained_on_the_drop(
+    tmp_path: Path,
+) -> None:
+    snapshot = going_on(tmp_path, replay=0).drop(rows(200)).drop([*rows(40, answer="no"), *rows(90, start=200)])
+    first = snapshot.prepare()
+    crown(snapshot, first)
+    corrected, snapshot.renewed = snapshot.drops[1].model_copy(update={"answers_accepted": True}), (2,)
+    snapshot.drops[1] = corrected
+    second = snapshot.prepare()
+    assert {row["drop"] for row in second.train} == {2}
+    assert {row["output"] for row in second.train} == {"no", "yes"}
+    assert second.dataset.start == snapshot.champion
+
+
 def test_what_the_champion_knew_of_a_drop_counts_and_not_that_it_had_the_drop(tmp_path: Path) -> None:
     snapshot = going_on(tmp_path, replay=0).drop(rows(200))
     first = snapshot.prepare()
