@@ -330,6 +330,8 @@ class Evaluation(Artifact):
 
     folder: str
     metric: str
+    setup: str = ""
+    """Hash of all that scores depend on but models and records: metric, engine, precision, batches, answer length."""
     heldout_version: str
     records: int
     records_too_long: int = 0
@@ -344,7 +346,7 @@ class Evaluation(Artifact):
     suites: tuple[SuiteScores, ...] = ()
     former: tuple[FormerScores, ...] = ()
     trial: TrialScores | None = None
-    """Only of a control."""
+    """Only of a control; `None` if its trial was evaluated in another setup, or what that published is damaged."""
     watched: int | None = None
     """Generation of the former champion on watch."""
     watch: dict[int, float] = Field(default_factory=dict)
@@ -479,6 +481,8 @@ class Verdict(Artifact):
     """Whether new drops are suspected: by `worse`, or a failed guard of old drops or, without a win, the likelihood."""
     lost_drops: tuple[int, ...] = ()
     """Drops known to the champion on which the candidate lost."""
+    pooled: bool = False
+    """Whether old drops were guarded on the mean of this model, a trial's, and of the run before."""
     settlement: Settlement | None = None
     """Only of a control whose trial won but for guards of old drops."""
     settled_by: int | None = None

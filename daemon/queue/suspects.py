@@ -220,10 +220,13 @@ def _judge(  # noqa: PLR0913 - the last goes by name
     Suspend the drop if its trial was worse than the control, too, else `serve` it, if given; clear the other suspects.
 
     If it was not worse, the champion may have been lucky on these records, and every further trial would be held
-    against it.
+    against it. If the two cannot be compared, there is a new trial.
     """
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     scores, trial, end = None if evaluation is None else evaluation.trial, suspect.trial_run, SuspectEnd.CLEARED
+    if evaluation is not None and scores is None:
+        _take_back(session, suspect, now)
+        return
     if scores is not None and policy.suspends(scores):
         drop, end = session.get_one(Drop, suspect.drop_id), SuspectEnd.SUSPENDED
         suspension = Suspension(
@@ -236,7 +239,7 @@ def _judge(  # noqa: PLR0913 - the last goes by name
         drop.state, drop.suspension = DropState.SUSPENDED, suspension.model_dump(mode="json")
         session.add(drop)
         record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id)
-    elif scores is not None and serve is not None:
+    elif scores is not None and scores.groups and serve is not None:
         serve(session.get_one(Run, trial))
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
     for other in session.exec(others).all():

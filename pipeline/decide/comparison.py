@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import durable
-from pipeline.artifacts import JUDGEMENTS_NAME, Evaluation, Judgement, SuiteScores
+from pipeline.artifacts import JUDGEMENTS_NAME, RECORDS_NAME, Evaluation, Judgement, SuiteScores
 from pipeline.decide.policy import CHAMPION_SHARE
 from pipeline.decide.statistics import Floats
 from pipeline.errors import StepFailed
@@ -26,6 +26,8 @@ Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
 _EVALUATE_AGAIN = "evaluate again: dropforge retry RUN --from evaluate"
 _ROLES = ("candidate", "champion")
+#: What reading another run's scores may raise if they are damaged or gone.
+DAMAGES = (OSError, KeyError, TypeError, ValueError, StepFailed)
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,8 @@ def _mean(scores: Floats, others: Floats, share: float) -> Floats:
 
 def _candidate_on(comparison: Comparison, other: Comparison) -> Floats:
     """Return the primary scores of the candidate of `other` on the records of `comparison`, NaN where it has none."""
-    scores = other.scores[other.metric][:, 0] if other.metric == comparison.metric else ()
-    known = dict(zip(zip(other.ids, other.drops.tolist(), strict=True), scores, strict=False))
+    scores = other.scores[other.metric][:, 0]
+    known = dict(zip(zip(other.ids, other.drops.tolist(), strict=True), scores, strict=True))
     return np.array([known.get(key, np.nan) for key in zip(comparison.ids, comparison.drops.tolist(), strict=True)])
 
 
@@ -176,12 +178,7 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     NaN.
     """
     folder = root / report.folder
-    lines = list(durable.read_jsonl(folder / "records.jsonl"))
-    if len({line["id"] for line in lines}) != report.records or len(lines) != report.records:
-        raise StepFailed(
-            f"the report speaks of {report.records} records and its file holds {len(lines)}", _EVALUATE_AGAIN
-        )
-    comparison = compare(report.metric, lines)
+    comparison = compare(report.metric, read_lines(root, report))
     former = {}
     for scored in report.former:
         scores = {line["id"]: line["score"] for line in durable.read_jsonl(folder / scored.file)}
@@ -192,6 +189,16 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
         former=former,
         opinion=None if judgement is None else _opinion(root, judgement),
     )
+
+
+def read_lines(root: Path, report: Evaluation) -> list[dict[str, Any]]:
+    """Return an evaluation's lines of records.jsonl. Raises `StepFailed` if their number is not the report's."""
+    lines = list(durable.read_jsonl(root / report.folder / RECORDS_NAME))
+    if len({line["id"] for line in lines}) != report.records or len(lines) != report.records:
+        raise StepFailed(
+            f"the report speaks of {report.records} records and its file holds {len(lines)}", _EVALUATE_AGAIN
+        )
+    return lines
 
 
 def _suite(folder: Path, scores: SuiteScores) -> Suite:

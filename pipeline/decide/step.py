@@ -1,11 +1,12 @@
 """The decide step: read both models' scores on the same records, and decide."""
 
+import sys
 from collections.abc import Mapping
 
 from pipeline import durable
 from pipeline.artifacts import Dataset, Evaluation, Judgement, Model, Settlement, Verdict
 from pipeline.contract import Attempt, StepSpec
-from pipeline.decide.comparison import Comparison, pool, read_comparison
+from pipeline.decide.comparison import DAMAGES, Comparison, pool, read_comparison
 from pipeline.decide.slices import Known
 from pipeline.decide.verdict import Rules, decide_verdict, early_verdict, settle
 from pipeline.errors import StepFailed
@@ -34,11 +35,13 @@ def decide(attempt: Attempt) -> Verdict:
         version = version_of(comparison.ids)
         known = Known(champion.drops, {drop.id: drop.name for drop in spec.drops})
         rules = Rules(gate, attempt.config.guards, known, evaluation.records_seen_by_candidate)
-        run = _evaluated(attempt, spec.blamed)
+        run = _evaluated(attempt, spec.blamed, evaluation)
         pooled = pool(comparison, run) if run is not None and not spec.trial else None
         verdict = decide_verdict(comparison, rules, pooled)
-        if run is not None and spec.trial:
-            verdict = verdict.model_copy(update={"settlement": _settle(attempt, comparison, rules, run)})
+        trial = _evaluated(attempt, spec.trial, evaluation) if evaluation.trial is not None else None
+        if run is not None and trial is not None:
+            settlement = _settle(attempt, trial, pool(trial, run, comparison), rules)
+            verdict = verdict.model_copy(update={"settlement": settlement})
     return verdict.model_copy(
         update={
             "champion_generation": champion.generation,
@@ -51,21 +54,23 @@ def decide(attempt: Attempt) -> Verdict:
     )
 
 
-def _evaluated(attempt: Attempt, published: Mapping[str, str]) -> Comparison | None:
-    """Read the comparison of another run by its published artifacts; `None` if its evaluation is not among them."""
+def _evaluated(attempt: Attempt, published: Mapping[str, str], this: Evaluation) -> Comparison | None:
+    """Read the comparison of another run; `None` if that was in another setup than `this`, is damaged, or was none."""
     if Evaluation.step not in published:
         return None
-    report = Evaluation.model_validate(durable.read_json(attempt.path(published[Evaluation.step])))
-    return read_comparison(attempt.root, report, None)
-
-
-def _settle(attempt: Attempt, control: Comparison, rules: Rules, run: Comparison) -> Settlement | None:
-    """Return what `settle` says of a control's trial; `None` if that had no evaluation or met another champion."""
-    spec, trial = attempt.spec, _evaluated(attempt, attempt.spec.trial)
-    verdict = Verdict.model_validate(durable.read_json(attempt.path(spec.trial[Verdict.step])))
-    if trial is None or verdict.champion_generation != spec.champion.generation:
+    try:
+        report = Evaluation.model_validate(durable.read_json(attempt.path(published[Evaluation.step])))
+        return read_comparison(attempt.root, report, None) if report.setup == this.setup else None
+    except DAMAGES as error:
+        sys.stderr.write(f"{published[Evaluation.step]}, or what it names, is damaged: {error!r}\n")
         return None
-    return settle(verdict, trial, pool(trial, run, control), rules)
+
+
+def _settle(attempt: Attempt, trial: Comparison, pooled: Comparison, rules: Rules) -> Settlement | None:
+    """Return what `settle` finds of the trial before a control; `None` if that met another champion."""
+    spec = attempt.spec
+    verdict = Verdict.model_validate(durable.read_json(attempt.path(spec.trial[Verdict.step])))
+    return settle(verdict, trial, pooled, rules) if verdict.champion_generation == spec.champion.generation else None
 
 
 def _require_same(evaluation: Evaluation, dataset: Dataset, spec: StepSpec) -> None:

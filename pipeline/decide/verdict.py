@@ -115,6 +115,7 @@ def weigh(comparison: Comparison, rules: Rules, pooled: Comparison | None = None
         guards=checked,
         # If the champion knows no drop, as a base model, a bad drop cannot be told from a good one.
         blames_new_drops=lost and bool(rules.known.drops),
+        pooled=pooled is not None,
         lost_drops=tuple(row.drop for row in failed if row.guard == "slice" and row.drop is not None),
         **numbers,
     )

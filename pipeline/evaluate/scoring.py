@@ -1,5 +1,6 @@
 """Score answers: per record, both models' means, suites, former champions, and a trial compared with its control."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +12,7 @@ from pipeline import durable
 from pipeline.artifacts import Evaluation, FormerScores, Scores, SuiteScores, TrialScores, Verdict
 from pipeline.contract import Attempt
 from pipeline.decide import statistics
-from pipeline.decide.comparison import Comparison, compare
+from pipeline.decide.comparison import DAMAGES, Comparison, compare, read_lines
 from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.inference import Result
 from pipeline.evaluate.plan import EvalPlan, ModelRequests
@@ -197,26 +198,28 @@ def score_watch(plan: EvalPlan, former: Result, champion: Sequence[Line], metric
     return {drop: _POINTS * fmean(values) for drop, values in differences.items()}
 
 
-def score_trial(attempt: Attempt, records: Path, metric: str) -> TrialScores | None:
+def score_trial(attempt: Attempt, records: Path, setup: str) -> TrialScores | None:
     """
-    Return the scores of the trial that the run of `attempt` is the control of; `None` if no record is in both.
+    Return the scores of the trial that the run of `attempt` is the control of; `None` if they cannot be compared.
 
     The control has the champion's drops without the suspect. `records` is its records.jsonl. A record counts if it is
     of the same drop in both runs, as the suspect may have brought another reference for its prompt, and if the gate
-    judges on it.
+    judges on it. They cannot be compared if the trial's setup is another than `setup`, or what it published is damaged.
     """
-    published = attempt.spec.trial
-    trial = Evaluation.model_validate(durable.read_json(attempt.root / published[Evaluation.step]))
-    verdict = Verdict.model_validate(durable.read_json(attempt.root / published[Verdict.step]))
     control = {(line["id"], line["drop"]): line["candidate"] for line in durable.read_jsonl(records)}
-    both = [
-        {**line, "champion": control[line["id"], line["drop"]]}
-        for line in durable.read_jsonl(attempt.root / trial.folder / records.name)
-        if (line["id"], line["drop"]) in control
-    ]
-    if not both:
+    try:
+        trial = Evaluation.model_validate(durable.read_json(attempt.path(attempt.spec.trial[Evaluation.step])))
+        verdict = Verdict.model_validate(durable.read_json(attempt.path(attempt.spec.trial[Verdict.step])))
+        both = [line for line in read_lines(attempt.root, trial) if (line["id"], line["drop"]) in control]
+        compared = compare(trial.metric, [{**line, "champion": control[line["id"], line["drop"]]} for line in both])
+    except DAMAGES as error:
+        sys.stderr.write(f"what the trial published is damaged: {error!r}\n")
         return None
-    scores = compare_with_control(compare(metric, both), verdict, attempt.config.gate.on)
+    if trial.setup != setup:
+        return None
+    if not both:
+        return TrialScores(groups=0, wins=0, losses=0, p_value=1.0)
+    scores = compare_with_control(compared, verdict, attempt.config.gate.on)
     return scores.model_copy(update={"lost_drops": verdict.lost_drops})
 
 

@@ -31,6 +31,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
     heldout = list(map(HeldoutRecord.model_validate, durable.read_jsonl(data / "heldout.jsonl")))
     plan = make_plan(attempt, heldout, suites, dataset.max_new_tokens, folder)
     records, (candidate, champion, *_) = plan.records, plan.models
+    key = candidate.key.model_copy(update={"model_id": ""})
+    setup = durable.sha256_json([key.digest, dataset.metric, dataset.max_new_tokens])
     results = _infer(attempt, plan, folder)
     lines = [scoring.score_answers(records, result, dataset.metric) for result in results[:2]]
     report = attempt.make_folder("report")
@@ -38,13 +40,14 @@ def evaluate(attempt: Attempt) -> Evaluation:
     return Evaluation(
         folder=attempt.relative(report),
         metric=dataset.metric,
+        setup=setup,
         heldout_version=dataset.heldout_version,
         **plan.counts,
         batch_size=candidate.key.batch_size,
         quantization=candidate.model.quantization,
         suites=scoring.score_suites(report, suites, results[:3], data / "train.jsonl"),
         former=scoring.score_former(attempt, report, records, candidate, dataset.metric),
-        trial=scoring.score_trial(attempt, report / RECORDS_NAME, dataset.metric) if attempt.spec.trial else None,
+        trial=scoring.score_trial(attempt, report / RECORDS_NAME, setup) if attempt.spec.trial else None,
         watched=watched.generation if watched else None,
         watch=scoring.score_watch(plan, results[-1], lines[1], dataset.metric),
         versions=_versions(candidate.key),

@@ -118,7 +118,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     if not verdict.blames_new_drops:
         return [NextStep(words=f"{read} No drop is put under suspicion, as the champion was trained on none.")]
     if spec.suspect is not None:
-        serves = " If by two models each old drops lost nothing, this model serves." * may_serve(verdict, spec)
+        serves = " If by two models each old drops lost nothing, this model serves." * may_serve(verdict)
         return [
             NextStep(
                 words=f"This run tried drop {spec.suspect}. A control, a run without new drops, follows. If this model "
@@ -147,9 +147,9 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
     ]
 
 
-def may_serve(verdict: Verdict, spec: StepSpec) -> bool:
+def may_serve(verdict: Verdict) -> bool:
     """Return whether the model of a trial may still serve after its control."""
-    return spec.suspect is not None and bool(spec.blamed) and verdict.blames_new_drops and is_doubt(verdict)
+    return verdict.pooled and verdict.blames_new_drops and is_doubt(verdict)
 
 
 def ways_out(drop: int, lost: Sequence[int], track: str) -> list[NextStep]:

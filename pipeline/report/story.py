@@ -29,11 +29,11 @@ def tell(
     if verdict.outcome == "promoted":
         # Nobody knows yet whether it does: a drop that it was made from may be withdrawn before the run is concluded.
         headline += " It waits for your approval." if config.gate.approval == "manual" else " It wins."
-    elif may_serve(verdict, spec):
+    elif may_serve(verdict):
         headline = "A guard blocks the new model until a control has run."
     why = [
         *_numbers(verdict),
-        *([_TWO_EACH] if spec.suspect is not None and spec.blamed else []),
+        *([_TWO_EACH] if verdict.pooled else []),
         *([_IN_NF4] if evaluation is not None and evaluation.quantization == "nf4" else []),
         *([f"These have too few held-out records to be guarded: {few}."] if (few := _unguarded(verdict)) else []),
         *_because(verdict, evaluation, spec),

@@ -90,12 +90,12 @@ class Box:
         self.end(control, said or QUIET)
         return control
 
-    def compare(self, control: Run, p_value: float, lost: tuple[int, ...] = (1,)) -> None:
-        """Publish a control's evaluation, as its step does."""
+    def compare(self, control: Run, p_value: float | None, lost: tuple[int, ...] = (1,), groups: int = 120) -> None:
+        """Publish a control's evaluation, as its step does; without a p-value it is not comparable with the trial."""
         spec = made_spec(self.settings.work_folder, "evaluate", run=control.id)
         Path(spec.root, spec.folder).mkdir(parents=True)
-        scores = TrialScores(groups=120, wins=5, losses=23, p_value=p_value, lost_drops=lost)
-        made = made_report(spec, trial=scores)
+        scores = TrialScores(groups=groups, wins=5, losses=23, p_value=p_value or 0, lost_drops=lost)
+        made = made_report(spec, trial=None if p_value is None else scores)
         durable.write_json(Path(spec.root, f"runs/{control.id}/evaluate.json"), made.model_dump(mode="json"))
 
     def serve(self, run: Run) -> None:
@@ -497,6 +497,27 @@ def test_a_trial_that_is_not_worse_than_its_control_serves_if_that_settled_it(
     box.control(trial, p_value, said)
     assert box.settled == ([trial.id] if serves else [])
     assert box.states()[2] == ("suspended" if p_value == 0.005 else "accepted")
+
+
+def test_a_trial_is_made_again_if_its_control_cannot_be_compared_with_it_while_the_week_has_trials(box: Box) -> None:
+    box.allow(3)
+    blamed(box, 1)
+    for _ in range(2):
+        box.end(box.next_trial(), WORSE)
+        control = box.next_trial()
+        box.compare(control, None)
+        box.end(control, settling())
+        assert box.states()[2] == "on trial"
+    assert (box.trial(), box.states()[2], box.settled) == (None, "accepted", []), "two trials and two controls began"
+
+
+def test_a_trial_whose_control_has_no_record_in_common_with_it_is_neither_suspended_nor_served(box: Box) -> None:
+    blamed(box, 1)
+    box.end(box.next_trial(), WORSE)
+    control = box.next_trial()
+    box.compare(control, 1.0, groups=0)
+    box.end(control, settling())
+    assert (box.states()[2], box.settled) == ("accepted", [])
 
 
 def test_a_trial_is_judged_with_the_run_before_it_if_that_had_the_same_drops(box: Box) -> None:

@@ -14,6 +14,7 @@ from pipeline.artifacts import (
     ModelRef,
     Shortfall,
     SuiteScores,
+    TrialScores,
     Verdict,
 )
 from pipeline.config import GateConfig, RunConfig, TrainConfig
@@ -230,6 +231,10 @@ def of_search(attempt: Attempt, wrong: int, *, control: bool, generation: int = 
         verdict = verdict.model_copy(update={"champion_generation": generation})
         durable.write_json(root / f"{name}.decide.json", verdict.model_dump(mode="json"))
         published |= {"evaluate": f"{name}.evaluate.json", "decide": f"{name}.decide.json"}
+    if control:
+        this = durable.read_json(root / "evaluate.json")
+        compared = TrialScores(groups=120, wins=9, losses=9, p_value=1.0)
+        durable.write_json(root / "evaluate.json", {**this, "trial": compared.model_dump()})
     champion = attempt.spec.champion.model_copy(update={"drops": (1,)})
     told = {"champion": champion, "blamed": folders["blamed"], "trial": folders["trial"] if control else {}}
     return Attempt(attempt.spec.model_copy(update={**told, "suspect": None if control else 2}))
@@ -250,6 +255,49 @@ def test_a_trial_is_guarded_together_with_the_run_before_it(
     verdict = decide(of_search(make(of_two_drops(9)), before, control=False))
     assert (verdict.outcome, verdict.settlement) == (outcome, None)
     assert "the mean of this model and of the run before" in story_of(tmp_path, verdict)
+
+
+def other_setup(root: Path, name: str) -> None:
+    found = durable.read_json(root / f"{name}.evaluate.json")
+    durable.write_json(root / f"{name}.evaluate.json", {**found, "setup": "vLLM"})
+
+
+def cut(root: Path, name: str) -> None:
+    path = root / name / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+#: What keeps the models of a search from being judged together.
+APART: dict[str, Callable[[Path, str], object]] = {
+    "another setup": other_setup,
+    "a torn line": cut,
+    "lines lost": lambda root, name: write_lines(root / name / "records.jsonl", of_two_drops(9)[1:]),
+    "lines that are none": lambda root, name: write_lines(root / name / "records.jsonl", [{"id": "x"}] * 200),
+    "no file": lambda root, name: (root / name / "records.jsonl").unlink(),
+    "a damaged report": lambda root, name: (root / f"{name}.evaluate.json").write_bytes(b"[1]"),
+}
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_a_trial_is_judged_alone_if_the_run_before_is_damaged_or_was_evaluated_in_another_setup(
+    make: Callable[..., Attempt], tmp_path: Path, apart: str
+) -> None:
+    attempt = of_search(make(of_two_drops(9)), 24, control=False)
+    APART[apart](tmp_path, "blamed")
+    verdict = decide(attempt)
+    assert (verdict.outcome, verdict.pooled) == ("promoted", False)
+    assert "the run before" not in story_of(tmp_path, verdict)
+
+
+@pytest.mark.parametrize("name", ["blamed", "trial"])
+@pytest.mark.parametrize("apart", APART)
+def test_a_control_settles_no_trial_if_one_of_the_three_is_damaged_or_was_evaluated_in_another_setup(
+    make: Callable[..., Attempt], tmp_path: Path, apart: str, name: str
+) -> None:
+    control = lines_of([0] * 10 + [1] * 104 + [0] * 6, [0] * 10 + [1] * 110)
+    attempt = of_search(make(control), 16, control=True)
+    APART[apart](tmp_path, name)
+    assert decide(attempt).settlement is None
 
 
 @pytest.mark.parametrize(("lost", "passed"), [(6, True), (0, False)])

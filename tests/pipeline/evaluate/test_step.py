@@ -448,26 +448,50 @@ def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidate
         evaluate(bench.attempt(rows[1:2]))
 
 
-def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_which_the_trial_lost(
-    bench: Bench,
-) -> None:
-    rows = heldout_rows()
-    trial = bench.attempt(rows)
-    report = evaluate(trial)
-    told = lines(trial, report)
+def control_of(bench: Bench, rows: list[dict[str, Any]], **trial: Any) -> Attempt:
+    """Return an attempt at the control, without the last two rows, of a trial that was right on its first five."""
+    attempt = bench.attempt(rows)
+    report = evaluate(attempt).model_copy(update=trial)
+    told = lines(attempt, report)
     for place, line in enumerate(told):
         line["candidate"]["scores"]["exact_match"] = float(place < 5)
     told[0]["drop"] = 7  # the suspect replaced its reference
     text = "".join(json.dumps(line) + "\n" for line in told)
-    (trial.root / report.folder / "records.jsonl").write_text(text)
-    durable.write_json(trial.root / "trial.json", report.model_dump(mode="json"))
-    durable.write_json(
-        trial.root / "verdict.json", made_verdict(trial.spec, "guard_failed", lost_drops=(1,)).model_dump()
-    )
+    (attempt.root / report.folder / "records.jsonl").write_text(text)
+    durable.write_json(attempt.root / "trial.json", report.model_dump(mode="json"))
+    verdict = made_verdict(attempt.spec, "guard_failed", lost_drops=(1,))
+    durable.write_json(attempt.root / "verdict.json", verdict.model_dump())
     published = {"evaluate": "trial.json", "decide": "verdict.json"}
-    control = Attempt(bench.attempt(rows[:-2]).spec.model_copy(update={"trial": published}))
+    return Attempt(bench.attempt(rows[:-2]).spec.model_copy(update={"trial": published}))
+
+
+def test_a_control_is_compared_with_its_trial_on_what_both_have_of_the_drops_on_which_the_trial_lost(
+    bench: Bench,
+) -> None:
+    control = control_of(bench, heldout_rows())
     # Of drop 1 are records 0, 2, 4, 6 and 8; the first is of another drop now, and the control lacks the last.
     assert evaluate(control).trial == TrialScores(groups=3, wins=2, losses=0, p_value=1.0, lost_drops=(1,))
+
+
+def test_a_control_is_not_compared_with_a_trial_that_is_damaged_or_was_evaluated_in_another_setup(
+    bench: Bench,
+) -> None:
+    assert evaluate(control_of(bench, heldout_rows(), setup="vLLM")).trial is None
+    for name in ("trial.json", "verdict.json", "records.jsonl"):
+        control = control_of(bench, heldout_rows())
+        folder = durable.read_json(control.root / "trial.json")["folder"]
+        (control.root / (f"{folder}/{name}" if name == "records.jsonl" else name)).write_bytes(b'{"id"')
+        assert evaluate(control).trial is None, name
+
+
+def test_answers_of_another_model_are_of_the_same_setup_and_those_in_other_batches_are_not(bench: Bench) -> None:
+    first = evaluate(bench.attempt(heldout_rows())).setup
+    rows = heldout_rows()[:4]
+    assert evaluate(bench.attempt(rows)).setup == first
+    others = {
+        evaluate(bench.attempt(rows, **other)).setup for other in ({"batch_size": 3}, {"repetition_penalty": 1.1})
+    }
+    assert len({first, *others}) == 3
 
 
 def verdict_of(outcome: str, *failed: str) -> Verdict:

@@ -93,8 +93,8 @@ def test_only_a_trial_that_its_control_can_settle_is_said_to_wait_for_it(
 ) -> None:
     attempt, verdict = made_reports.case(tmp_path, "guard_failed")
     failed = tuple(GuardResult(guard=guard, label="x", unit="points", state="failed") for guard in guards)
-    verdict = verdict.model_copy(update={"guards": failed, "reasons": (), "blames_new_drops": blames})
-    spec = attempt.spec.model_copy(update={"suspect": 3, "blamed": {"evaluate": "runs/2/evaluate.json"}})
+    verdict = verdict.model_copy(update={"guards": failed, "reasons": (), "blames_new_drops": blames, "pooled": True})
+    spec = attempt.spec.model_copy(update={"suspect": 3})
     story = tell(verdict, made_reports.dataset(), None, spec, made_reports.adapter())
     assert ("until a control has run" in story.headline) is may
     assert ("this model serves" in " ".join(step.words for step in story.next_steps)) is may
