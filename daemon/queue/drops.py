@@ -83,7 +83,7 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
     """
     Let an accepted drop's new answers to questions of earlier drops count from the next run on; return the drop.
 
-    If a run has begun with it, it counts as new and starts a run; trials that used it are repeated. An event records
+    If a run has begun with it, it counts as new and starts a run; trials of later drops are repeated. An event records
     the decision `word`. A second call changes nothing. Raises `DropforgeError` if the drop is unknown, not accepted or
     on trial, or if its data is prepared and has no new answer.
     """
@@ -118,8 +118,8 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
 
     Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled (a
     running run stops later), and one run is queued for the other drops that were new in them, unless the track runs at
-    night only. If no drop is new now, the run that was queued for new drops is cancelled, too. Trials of other drops
-    that used it are repeated. A model that was promoted already keeps serving: a person rolls it back. `word` is the
+    night only. If no drop is new now, the run that was queued for new drops is cancelled, too. Trials of later drops
+    are repeated. A model that was promoted already keeps serving: a person rolls it back. `word` is the
     decision: reason, time and author. Raises `DropforgeError` if the drop is unknown or in another state.
     """
     with transaction(engine) as session:

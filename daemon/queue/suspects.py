@@ -114,15 +114,17 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
     """
     End the suspicion of a drop that a person restored or withdrew, with its trial and control.
 
-    If the drop was the last of its search, a run may be queued. Another suspect whose trial used the drop is tested by
-    a new trial: the drop was withdrawn, or its new answers were accepted, by which the control would be judged.
+    If the drop was the last of its search, a run may be queued. The trial of a later drop is repeated if this one
+    counts now, or no more, or its new answers do: whether the trial used it or not (`ELDERS`), the control would be
+    trained and judged by other answers to its questions.
     """
+    counted = drop.state == DropState.ACCEPTED and is_on_trial(session, drop)
     for suspect in session.exec(_open().where(Suspect.track == drop.track)).all():
         if suspect.drop_id == drop.id:
             _take_back(session, suspect, now)
             suspect.ended = SuspectEnd.CLEARED if drop.state == DropState.ACCEPTED else SuspectEnd.ENDED
             _end(session, settings, suspect, now)
-        elif suspect.trial_run and drop.id in _used(session, suspect.trial_run):
+        elif suspect.trial_run and not counted and (drop.id or 0) <= max(_used(session, suspect.trial_run)):
             _take_back(session, suspect, now)
 
 

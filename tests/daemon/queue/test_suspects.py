@@ -677,6 +677,52 @@ def test_new_answers_that_are_accepted_between_a_trial_and_its_control_let_the_d
     assert box.states()[2] == "suspended"
 
 
+@pytest.mark.parametrize("word", ["accept", "withdraw", "restore"])
+def test_a_drop_is_tried_anew_if_what_answers_its_questions_changes_though_its_trial_has_not_that_drop(
+    box: Box, word: str
+) -> None:
+    box.drop()
+    box.end(box.claim(), QUIET)
+    drops.withdraw(box.engine, 2, Word("", box.tick()), box.settings)
+    if word != "restore":
+        drops.restore(box.engine, 2, Word("so that it is not tried", box.tick()), box.settings)
+    blamed(box, 1)
+    trial = box.next_trial()
+    assert in_snapshot(trial) == [1, 3]
+    box.propose(2)
+    done = {"accept": drops.accept_answers, "withdraw": drops.withdraw, "restore": drops.restore}[word]
+    done(box.engine, 2, Word("", box.tick()), box.settings)
+    assert box.row(trial.id or 0).cancel_requested
+    box.cancel(trial)
+    assert in_snapshot(box.next_trial()) == [1, 3]
+
+
+def test_a_trial_is_made_again_if_its_last_drop_a_held_out_one_is_withdrawn_before_its_control_ends(box: Box) -> None:
+    box.drop("heldout")
+    blamed(box, 1)
+    pinned = box.drop("heldout")
+    trial = box.next_trial()
+    assert in_snapshot(trial)[-1] == pinned
+    box.end(trial, WORSE)
+    control = box.next_trial()
+    box.withdraw(pinned)
+    box.cancel(control)
+    assert box.next_trial().purpose == "trial"
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_trial_goes_on_if_a_person_decides_on_a_drop_that_answers_none_of_its_questions(
+    box: Box, *, later: bool
+) -> None:
+    blamed(box, 1 if later else 2)
+    trial = box.next_trial()
+    if later:
+        box.withdraw(box.drop())
+    else:
+        drops.restore(box.engine, 2, Word("it is on trial, and counted before", box.tick()), box.settings)
+    assert not box.row(trial.id or 0).cancel_requested
+
+
 def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_cancelled(box: Box) -> None:
     box.drop()
     box.end(box.claim(), WINS)
