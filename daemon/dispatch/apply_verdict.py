@@ -133,7 +133,8 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
 
 def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None:
     """Return the verdict of the trial of `control`, as a win, if that settles it and its model is there and whole."""
-    if control.control_of is None or verdict.settlement is None or not verdict.settlement.passed:
+    settlement = verdict.settlement
+    if control.control_of is None or settlement is None or not settlement.passed or verdict.outcome == "promoted":
         return None
     trial = run_files.load_verdict(root, control.control_of)
     if trial is None:

@@ -33,7 +33,7 @@ from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 from pipeline.decide import policy
 
-#: Promotes the model of a trial.
+#: Promotes the model of a trial if its control has settled that.
 Serve = Callable[[Run], object]
 #: Outcomes of runs whose verdict has results by drop.
 _COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
@@ -49,8 +49,8 @@ def follow_verdict(  # noqa: PLR0913 - the last goes by name
     blamed if the champion is a base model or `gate.trials_per_week` is 0. No search begins if the candidate lacks a
     drop of the champion's, as it was withdrawn, since it may be worse for that; a trial lacks it as its control does. A
     trial that blames its drop leaves it on trial until its control has ended, any other clears it; a trial that does
-    not win is repeated if it would be made of other drops now. `serve` promotes a trial that its control has settled. A
-    drop that was suspended or cleared may queue a run. Raises `ArtifactDamaged`.
+    not win is repeated if it would be made of other drops now. `serve` gets a trial that is not worse than its control.
+    A drop that was suspended or cleared may queue a run. Raises `ArtifactDamaged`.
     """
     if run.about_drop is None:
         if _blames(session, settings, run, verdict):
@@ -62,8 +62,7 @@ def follow_verdict(  # noqa: PLR0913 - the last goes by name
     if not _is_valid(session, tried) and (run.control_of or verdict.outcome != "promoted"):
         _take_back(session, tried, now)
     elif run.control_of:
-        settled = verdict.settlement is not None and verdict.settlement.passed and verdict.outcome != "promoted"
-        _judge(session, settings, tried, run, now, serve=serve if settled else None)
+        _judge(session, settings, tried, run, now, serve=serve)
     elif not _blames(session, settings, run, verdict):
         _end(session, settings, tried, now)
 
@@ -216,10 +215,10 @@ def _take_back(session: Session, suspect: Suspect, now: int) -> None:
 
 
 def _judge(  # noqa: PLR0913 - the last goes by name
-    session: Session, settings: Settings, suspect: Suspect, control: Run, now: int, *, serve: Serve | None
+    session: Session, settings: Settings, suspect: Suspect, control: Run, now: int, *, serve: Serve
 ) -> None:
     """
-    Suspend the drop if its trial was worse than the control, too, else `serve` it, if given; clear the other suspects.
+    Suspend the drop if its trial was worse than the control, too, else `serve` it; clear the other suspects.
 
     If it was not worse, the champion may have been lucky on these records, and every further trial would be held
     against it. If the two cannot be compared, there is a new trial.
@@ -241,7 +240,7 @@ def _judge(  # noqa: PLR0913 - the last goes by name
         drop.state, drop.suspension = DropState.SUSPENDED, suspension.model_dump(mode="json")
         session.add(drop)
         record_event(session, "drop_suspended", now, track=drop.track, run_id=trial, drop_id=drop.id)
-    elif scores is not None and scores.groups and serve is not None:
+    elif scores is not None and scores.groups:
         serve(session.get_one(Run, trial))
     others = _open().where(Suspect.blamed_run == suspect.blamed_run, Suspect.id != suspect.id)
     for other in session.exec(others).all():

@@ -27,8 +27,11 @@ _INSTEAD = {
 }
 
 
-#: Of a control: what two models each say of old drops, by whether its trial passed.
-SETTLED = {True: "cleared its trial on old drops", False: "confirmed its trial's loss on old drops"}
+#: Of a control, by whether its `Settlement` passed; its trial may be worse than the control all the same.
+SETTLED = {
+    True: "with it, guards of old drops pass its trial",
+    False: "with it, guards of old drops stop its trial, too",
+}
 
 
 def brief(verdict: Verdict) -> dict[str, object]:

@@ -34,7 +34,7 @@ def next_steps(
     if spec.trial and verdict.outcome != "promoted":
         words = "This run is a control, without new drops: the trial before it is compared with it."
         if verdict.settlement is not None:
-            words += f" It {SETTLED[verdict.settlement.passed]}."
+            words += f" {SETTLED[verdict.settlement.passed].capitalize()}."
         return [NextStep(words=words, command="dropforge drops")]
     steps = tell_next[verdict.outcome]()
     if spec.left_out is None or verdict.worth is None:

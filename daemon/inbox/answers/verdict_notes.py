@@ -189,10 +189,10 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
     turn = "It is tried when nothing else is to be run"
     if suspect.trial_run is not None:
         turn = f"Run {suspect.trial_run} is its trial"
-    yield f"On trial: run {suspect.blamed_run} was worse, and this drop may be the reason."
+    yield f"On trial: run {suspect.blamed_run} was worse or lost on old drops, and this drop may be the reason."
     yield f"{turn}, on the data of the model that serves, this drop and those that were tried before it."
     yield "Until this is decided no other run uses it."
-    yield "If the trial is worse, too, a control without new drops is trained."
+    yield "If the trial does so, too, a control without new drops is trained."
     yield "If the trial is also worse than the control, the drop is suspended; if not, it is used as before."
     yield "A trial that only guards of old drops stopped may serve after its control."
     yield "Nothing needs to be done."

@@ -321,7 +321,9 @@ def test_a_drop_that_is_worse_than_a_control_too_is_suspended_and_the_control_ke
     assert len(box.promotions()) == 1
 
 
-def settled_by_control(box: Box, p_value: float = 0.5) -> None:
+def settled_by_control(
+    box: Box, p_value: float = 0.5, of_control: str = "not_shown_better", *, passed: bool = True
+) -> None:
     """Let a drop's run and trial win but for a guard, and go on until the control's verdict, which settles that."""
     box.drop("a")
     box.ticks()
@@ -333,7 +335,7 @@ def settled_by_control(box: Box, p_value: float = 0.5) -> None:
         outcome = "guard_failed"
         if spec.trial:
             assert set(spec.trial) == set(spec.blamed) == {"prepare", "train", "merge", "evaluate", "decide"}
-            outcome, more = "not_shown_better", {"gain": 0.3, "settlement": Settlement(guards=(), passed=True)}
+            outcome, more = of_control, {"gain": 0.3, "settlement": Settlement(guards=(), passed=passed)}
         return good_result(spec, made_verdict(spec, outcome, **more))
 
     def evaluate(spec: StepSpec) -> StepResult:
@@ -356,7 +358,10 @@ def test_a_trial_that_its_control_settles_serves_and_says_so(box: Box) -> None:
     assert (change.run_id, change.kind, change.generation, change.drops) == (3, "promotion", 2, [1, 2])
     why = "promoted after its control, run 4: +12.3 points"
     assert sentence(change_clauses(change)) == sentence(verdict_clauses(box.run(3))) == why
-    assert sentence(verdict_clauses(box.run(4))) == "not shown better: +0.3 points; cleared its trial on old drops"
+    assert (
+        sentence(verdict_clauses(box.run(4)))
+        == "not shown better: +0.3 points; with it, guards of old drops pass its trial"
+    )
     view = Overview.of(box.settings).run(3)
     assert (view.outcome, view.sentence) == ("promoted", why)
     with transaction(box.engine) as session:
@@ -394,6 +399,17 @@ def test_a_settled_trial_serves_with_the_end_of_its_control_or_not_at_all(
     assert (box.run(3).outcome, box.run(4).state, len(box.promotions())) == ("guard_failed", "running", 1)
     ticks(box.new_dispatcher())
     assert (box.run(3).outcome, len(box.promotions())) == ("promoted", 2)
+
+
+@pytest.mark.parametrize(("of_control", "passed"), [("not_shown_better", False), ("promoted", True)])
+def test_a_trial_does_not_serve_if_its_control_lost_too_little_or_won(
+    box: Box, of_control: str, *, passed: bool
+) -> None:
+    settled_by_control(box, of_control=of_control, passed=passed)
+    box.executor.outcome = "not_shown_better"
+    box.ticks(40)
+    assert [row.run_id for row in box.promotions()[1:]] == ([4] if of_control == "promoted" else [])
+    assert (box.run(3).outcome, box.run(4).outcome) == ("guard_failed", of_control)
 
 
 @pytest.mark.parametrize("meanwhile", ["another champion", "a drop of it withdrawn", "its model is gone"])

@@ -308,11 +308,11 @@ def test_a_control_settles_its_trial_and_its_card_shows_how(
     verdict = decide(of_search(make(control), 16, control=True))
     assert verdict.settlement is not None
     assert verdict.settlement.passed is passed
-    said = "cleared its trial on old drops" if passed else "confirmed its trial's loss on old drops"
+    said = "with it, guards of old drops " + ("pass its trial" if passed else "stop its trial, too")
     assert said in clauses(verdict)
     card = (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
     assert "Old drops, by two models each" in card
-    assert f"It {said}." in story_of(tmp_path, verdict)
+    assert f"{said.capitalize()}." in story_of(tmp_path, verdict)
 
 
 def test_a_control_settles_no_trial_against_another_champion(make: Callable[..., Attempt], tmp_path: Path) -> None:

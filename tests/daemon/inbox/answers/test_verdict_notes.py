@@ -247,10 +247,10 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
         session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse))
         record_event(session, "drop_suspected", NOW, track="default", run_id=worse, drop_id=1)
     assert house.said()[2:] == [
-        f"On trial: run {worse} was worse, and this drop may be the reason.",
+        f"On trial: run {worse} was worse or lost on old drops, and this drop may be the reason.",
         TRIED,
         "Until this is decided no other run uses it.",
-        "If the trial is worse, too, a control without new drops is trained.",
+        "If the trial does so, too, a control without new drops is trained.",
         "If the trial is also worse than the control, the drop is suspended; if not, it is used as before.",
         "A trial that only guards of old drops stopped may serve after its control.",
         "Nothing needs to be done.",
