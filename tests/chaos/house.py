@@ -157,7 +157,8 @@ def _artifact(spec: StepSpec, outcome: str) -> Artifact:
         case "merge":
             return made_model(spec)
         case "evaluate":
-            return made_report(spec)
+            watch = dict.fromkeys(spec.fresh_drops, -5.0) if spec.watched else {}
+            return made_report(spec, watched=spec.watched and spec.watched.generation, watch=watch)
         case "preview":
             return Preview(records=40, points=31.0, metric="exact_match")
         case _:

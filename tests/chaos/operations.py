@@ -13,11 +13,13 @@ from daemon.champions import decisions, promotion
 from daemon.champions.hooks.changes import Hooks
 from daemon.champions.hooks.commands import Command, Ended
 from daemon.champions.promotion import ChampionMoved
+from daemon.champions.watch import read_watch
 from daemon.queue import drops, run_queue
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run
+from pipeline.decide.policy import WATCH_RETURN
 from pipeline.errors import DropforgeError
 from tests.chaos.faults import Death
 from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
@@ -211,6 +213,30 @@ def _back(daemon: Daemon) -> None:
         won = judged("promoted", candidate_model_id=left.model_id, champion_generation=3)
         promotion.promote(daemon.engine, daemon.root, 2, won, Word("", NOW))
     assert _serving(daemon) == (3, [None, 1, 2, 1])
+
+
+def _lost_eleven(folder: Path) -> None:
+    """Bring a run to its verdict with eleven drops that the former champion answers better."""
+    _two_champions(folder)
+    daemon = Daemon(folder, START)
+    for number in range(11):
+        _accepted(daemon, f"{number}.jsonl", f"new {number}")
+    daemon.until("decide", START)
+
+
+def _proposed(daemon: Daemon) -> None:
+    asked = select(Event).where(Event.kind == "return_proposed"), select(Drop).where(col(Drop.watch_run) == 3)
+    for _ in range(2):
+        with transaction(daemon.engine) as session:
+            ended = session.get_one(Run, 3).state == RunState.SUCCEEDED
+            found = [len(session.exec(each).all()) for each in asked]
+        assert found == ([1, 11] if ended else [0, 0]), "all of it or nothing"
+        daemon.finish_runs(LATER)
+    assert ended
+    with transaction(daemon.engine) as session:
+        watch = read_watch(session, "default")
+    assert watch is not None
+    assert (watch.former, watch.nights, watch.worse, watch.reached) == (1, 1, 11, WATCH_RETURN)
 
 
 def _half_promoted(folder: Path) -> None:
@@ -441,6 +467,7 @@ OPERATIONS = {
     "verdict that comes too late": Operation(_overtaken, _ticking, _compared_again),
     "promote": Operation(_at("decide", "promoted"), _ticking, _ended("promoted")),
     "roll back": Operation(_two_champions, _going_back, _back),
+    "propose a return": Operation(_lost_eleven, _ticking, _proposed),
     "withdraw, a run in hand": Operation(_two_drops, _withdrawing, _done_without),
     "accept new answers": Operation(_new_answers, _accepting, _answered),
     "preview of a drop": Operation(_previewed, _ticking, _told),
