@@ -351,6 +351,8 @@ class Evaluation(Artifact):
     """Generation of the former champion on watch."""
     watch: dict[int, float] = Field(default_factory=dict)
     """By drop that is new to both: the champion's mean minus the former champion's, in points."""
+    unwatched: int | None = None
+    """`watched` if there were such drops, but its files are damaged, or its setup is another one."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that computed the answers, and the device."""
     candidate: Scores
@@ -487,6 +489,8 @@ class Verdict(Artifact):
     """Only of a control whose trial won but for guards of old drops."""
     settled_by: int | None = None
     """The control by which a trial that guards had stopped is promoted after all; in its run's row only."""
+    unwatched: int | None = None
+    """Generation of the former champion on watch that could not be compared on new drops."""
     slices: tuple[SliceResult, ...] = ()
     slices_not_listed: int = 0
     """Further drops and tags with too few records for a test."""

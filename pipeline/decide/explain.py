@@ -53,7 +53,7 @@ def clauses(verdict: Verdict) -> list[str]:
     Return the outcome of a verdict, or of its `brief`, what was measured, and remarks, a clause each.
 
     The outcome names the first guard that failed; measured are gain and interval, as `+11.5 points (+5.9 to +16.9)`, or
-    the records that a verdict lacks. The remarks are on small drops and collapsed answers.
+    the records that a verdict lacks. The remarks are on small drops, collapsed answers, a stuck watch.
     """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
@@ -76,7 +76,9 @@ def clauses(verdict: Verdict) -> list[str]:
     between = f" ({span(verdict.interval)})" if verdict.interval else ""
     few = len(unguarded(verdict)) + verdict.slices_not_listed
     small = [f"not guarded: {count(few, 'small drop or tag', 'small drops or tags')}"] if few else []
-    return [words, f"{gain}{between}", *settled, *small, *collapse_words(verdict)]
+    watch = f"generation {verdict.unwatched}, on watch, cannot be compared: it is damaged, or prompted in another way"
+    stuck = [watch] * (verdict.unwatched is not None)
+    return [words, f"{gain}{between}", *settled, *small, *collapse_words(verdict), *stuck]
 
 
 def unguarded(verdict: Verdict) -> list[str]:

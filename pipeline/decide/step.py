@@ -37,7 +37,7 @@ def decide(attempt: Attempt) -> Verdict:
         rules = Rules(gate, attempt.config.guards, known, evaluation.records_seen_by_candidate)
         run = _evaluated(attempt, spec.blamed, evaluation)
         pooled = pool(comparison, run) if run is not None and not spec.trial else None
-        verdict = decide_verdict(comparison, rules, pooled)
+        verdict = decide_verdict(comparison, rules, pooled).model_copy(update={"unwatched": evaluation.unwatched})
         trial = _evaluated(attempt, spec.trial, evaluation) if evaluation.trial is not None else None
         if run is not None and trial is not None:
             settlement = _settle(attempt, trial, pool(trial, run, comparison), rules)

@@ -89,7 +89,7 @@ class EvalPlan:
     fresh: list[HeldoutRecord]
     """Those that the former champion on watch answers, too; with any, it is the last of `models`."""
     counts: dict[str, Any]
-    """The fields of `Evaluation` that say how many records are kept, are left out, or were seen."""
+    """The fields of `Evaluation` that say how many records are kept, are left out, or were seen; and `unwatched`."""
 
 
 def make_plan(
@@ -114,7 +114,7 @@ def make_plan(
     both = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in (candidate, champion)]
     kept, plans, too_long = _leave_out_too_long(kept, both)
     plans += [_requests(base, [], suites, decoding, engine) for base in others if suites]
-    fresh, watched = _watched(attempt, kept, decoding, plans[0])
+    fresh, watched, unwatched = _watched(attempt, kept, decoding, plans[0])
     plans += watched
     longest, folders = max(requests.longest() for requests in plans), (candidate.folder, champion.folder)
     first = settings.batch_size or prompts_at_once(chosen_device(), candidate.quantization, longest, folders)
@@ -128,6 +128,7 @@ def make_plan(
         "records_too_long": too_long,
         "records_seen_by_champion": len(records) - len(kept) - too_long,
         "records_seen_by_candidate": sum(record.id in trained for record in kept),
+        "unwatched": unwatched,
     }
     return EvalPlan(kept, plans, fresh, counts)
 
@@ -182,26 +183,27 @@ def _evaluated(attempt: Attempt, program: str) -> list[EvaluatedModel]:
 
 def _watched(
     attempt: Attempt, records: list[HeldoutRecord], decoding: Decoding, candidate: ModelRequests
-) -> tuple[list[HeldoutRecord], list[ModelRequests]]:
+) -> tuple[list[HeldoutRecord], list[ModelRequests], int | None]:
     """
     Return the fresh records and the requests for them to the former champion on watch.
 
-    There are none without a fresh record, if its files are damaged (standard error says so), or if its setup differs.
+    There are none without a fresh record. Nor are there any if its files are damaged (standard error says so), or if
+    its setup differs: then the last value is its generation.
     """
     former, drops = attempt.spec.watched, attempt.spec.fresh_drops
     if former is None or not any(record.drop in drops for record in records):
-        return [], []
+        return [], [], None
     model = EvaluatedModel("former champion", former.model_id, attempt.path(former.path), candidate.model.quantization)
     try:
         verify_manifest(model.folder)
     except DropforgeError as error:  # it serves nobody: the run is judged without it
         sys.stderr.write(f"not compared with the former champion of generation {former.generation}: {error.message}\n")
-        return [], []
+        return [], [], former.generation
     trained = trained_ids(model.folder)
     fresh = [record for record in records if record.drop in drops and not record.is_known(trained)]
     requests = _requests(model, fresh, [], decoding, candidate.key.engine)
     is_alike = requests.key == candidate.key.model_copy(update={"model_id": former.model_id})
-    return (fresh, [requests]) if fresh and is_alike else ([], [])
+    return (fresh, [requests], None) if fresh and is_alike else ([], [], former.generation if fresh else None)
 
 
 def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[HeldoutRecord]:

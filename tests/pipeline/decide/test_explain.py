@@ -37,6 +37,12 @@ def test_a_line_has_verdict_gain_and_interval(
     assert line(verdict) == f"{said}{SMALL}"
 
 
+def test_a_former_champion_on_watch_that_cannot_be_compared_is_named(made_reports: Any) -> None:
+    verdict = made_reports.verdict("worse", made_reports.rows(5, 5, 5), gain=-7.0, interval=None)
+    said = "generation 2, on watch, cannot be compared: it is damaged, or prompted in another way"
+    assert line(verdict, unwatched=2) == f"worse: −7.0 points{SMALL}; {said}"
+
+
 def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
     rows = made_reports.rows(5, 5, 5)
     verdict = made_reports.verdict("guard_failed", rows, gain=7.0, interval=None)

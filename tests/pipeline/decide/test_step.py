@@ -100,6 +100,13 @@ def test_the_step_knows_what_the_report_says_about_the_candidates_training(
     assert words in (tmp_path / str(verdict.report) / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_watch_that_does_not_advance_is_in_the_verdict(make: Callable[..., Attempt], tmp_path: Path) -> None:
+    lines = yes_or_no(100, 2, 18)
+    attempt = make(lines)
+    write_evaluation(tmp_path, lines, watched=2, unwatched=2)
+    assert decide(attempt).unwatched == 2
+
+
 def with_judgement(attempt: Attempt, results: dict[str, str], records: int | None = None) -> Attempt:
     """Return the attempt after `judge` said this of the records, `records` of them by its own account."""
     (attempt.root / "j").mkdir()

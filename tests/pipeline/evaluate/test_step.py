@@ -872,7 +872,7 @@ def test_without_a_fresh_record_no_former_champion_is_loaded(bench: Bench, drops
     attempt = on_watch(bench, heldout_rows(), drops)
     (bench.root / "models/old/model.safetensors").unlink()
     report = evaluate(attempt)
-    assert report.watch == {}
+    assert (report.watch, report.unwatched) == ({}, None)
     assert "old" not in report.prediction_keys
 
 
@@ -882,7 +882,8 @@ def test_a_former_champion_that_is_asked_in_another_form_is_not_on_watch(bench: 
     tokenizer.chat_template = ALPACA_TEMPLATE
     tokenizer.save_pretrained(bench.root / "models/old")
     write_manifest(bench.root / "models/old")
-    assert evaluate(attempt).watch == {}
+    report = evaluate(attempt)
+    assert (report.watch, report.unwatched) == ({}, 2)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "trained-ids.txt"])
@@ -895,5 +896,5 @@ def test_a_damaged_former_champion_is_not_on_watch_and_the_run_goes_on(
     # A file of the same size, as after a bad sector: the weights can be loaded.
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0x80]))
     report = evaluate(attempt)
-    assert (report.watched, report.watch, report.records) == (2, {}, RECORDS)
+    assert (report.watched, report.watch, report.unwatched, report.records) == (2, {}, 2, RECORDS)
     assert f"not compared with the former champion of generation 2: {path} has changed" in capsys.readouterr().err
