@@ -7,8 +7,9 @@ from daemon.inbox.answers.remarks import use_of_pinned
 from daemon.settings.model import Settings
 from daemon.state.states import RunState, state_words
 from daemon.system.clock import now_ms, utc
+from daemon.views.drops import last_prepared
 from daemon.views.overview import Overview
-from pipeline.words import short
+from pipeline.words import count, short
 
 if TYPE_CHECKING:
     from daemon.queue.drops import Withdrawal
@@ -77,8 +78,18 @@ def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
 
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
-    """Return lines on a withdrawal: runs cancelled and queued, a champion trained on it, a hint for held-out files."""
+    """Return lines on a withdrawal: cancelled and queued runs, other answers that count now, the champion, a hint."""
     lines, track, uses = list(done.words), done.drop.track, overview.uses(done.drop.id or 0)
+    last = overview.read(lambda reader: [last_prepared(reader, overview.folder, track)])
+    asked = {drop.id for drop in overview.drops_with_new_answers(1000)}
+    lines += [
+        f"{count(pair.rows, 'record')} of drop {pair.new} with other answers to its questions may count now, unaccepted"
+        f"; if they are wrong: dropforge drops withdraw {pair.new} --reason TEXT"
+        for _, data in last
+        if data is not None
+        for pair in data.proposals
+        if pair.old == done.drop.id and pair.new in asked
+    ]
     if uses.champion is not None:
         see = f"dropforge history --track {track}"
         back = f"dropforge rollback --track {track} --to {uses.before} --reason TEXT"

@@ -100,6 +100,20 @@ def test_accepted_they_are_new_and_a_run_is_queued(lived_in: LivedIn, dropforge:
     assert "its answers to old questions count again, as they were accepted" in restored
 
 
+def test_whoever_takes_the_older_drop_out_is_told_that_they_may_count_unaccepted(
+    lived_in: LivedIn, dropforge: Callable[..., Ended]
+) -> None:
+    propose(lived_in)
+    withdraw, restore = (("drops", word, "2", "--reason", "x") for word in ("withdraw", "restore"))
+    said = "150 records of drop 6 with other answers to its questions may count now, unaccepted"
+    assert f"{said}; if they are wrong: dropforge drops withdraw 6 --reason TEXT\n" in dropforge(*withdraw).out
+    assert dropforge(*restore).code == 0
+    assert "may count now" in dropforge(*withdraw).out
+    assert dropforge(*restore).code == 0
+    assert dropforge("drops", "withdraw", "6", "--reason", "wrong").code == 0
+    assert "may count now" not in dropforge(*withdraw).out
+
+
 @pytest.mark.usefixtures("lived_in")
 def test_only_an_accepted_drop_has_answers_to_accept(dropforge: Callable[..., Ended]) -> None:
     refused = dropforge("drops", "accept", "4", "--answers")
