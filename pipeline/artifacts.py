@@ -464,7 +464,7 @@ class Verdict(Artifact):
     p_value: float | None = None
     harm_p_value: float | None = None
     """One-sided p-value for a loss, on which `worse` is based; `p_value` is for a gain."""
-    test: str | None = None
+    test: Literal["mcnemar", "t"] | None = None
     wins: int = 0
     losses: int = 0
     ties: int = 0

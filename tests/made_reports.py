@@ -258,7 +258,7 @@ def verdict(outcome: str, lines: Sequence[Mapping[str, Any]], **changes: Any) ->
             "interval": (gain - 5.6, gain + 5.4),
             "p_value": 0.0021 if gain > 5 else 0.21,
             "harm_p_value": 0.00001 if gain < -5 else 0.79,
-            "test": "exact McNemar",
+            "test": "mcnemar",
             "wins": sum(new > old for new, old in pairs),
             "losses": sum(new < old for new, old in pairs),
             "ties": sum(new == old for new, old in pairs),

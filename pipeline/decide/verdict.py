@@ -16,7 +16,6 @@ from pipeline.decide.statistics import Floats
 
 #: The reasons for `insufficient_evidence`.
 _LACKING = {"no_pinned_heldout", "too_few_seen", "too_few_records"}
-_T_TESTS = "paired t and skewness-adjusted t, also with one more record lost completely"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def decide_verdict(comparison: Comparison, rules: Rules, pooled: Comparison | No
         "candidate_score": None if means is None else float(means[0]),
         "champion_score": None if means is None else float(means[1]),
         "interval": (low * POINTS, high * POINTS),
-        "test": "exact McNemar" if statistics.is_yes_or_no(differences) else _T_TESTS,
+        "test": "mcnemar" if statistics.is_yes_or_no(differences) else "t",
         "wins": wins,
         "losses": losses,
         "ties": differences.size - wins - losses,

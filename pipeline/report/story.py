@@ -18,6 +18,10 @@ _HEADLINES: dict[Outcome, str] = {
 }
 _IN_NF4 = "Both models were evaluated in NF4: their unquantised weights do not fit on the GPU."
 _TWO_EACH = "Old drops are judged by the mean of this model and of the run before, trained on the same drops."
+_TESTS = {
+    "mcnemar": "exact McNemar",
+    "t": "paired t and skewness-adjusted t, also with one more record lost completely",
+}
 
 
 def tell(
@@ -149,7 +153,7 @@ def p_value_words(verdict: Verdict, limit: float | None = None) -> str:
     if value is None:
         return ""
     limited = f"; the limit is {limit:g}" if limit else ""
-    return f"{p_words(value, limit or HARM_P_VALUE)}{of} ({verdict.test}, one-sided){limited}"
+    return f"{p_words(value, limit or HARM_P_VALUE)}{of} ({_TESTS[verdict.test or 't']}, one-sided){limited}"
 
 
 def review_words(review: BlindReview) -> str:

@@ -108,7 +108,7 @@ class LivedIn:
             champion_score=50.0,
             interval=(28.5, 51.5),
             p_value=0.0001,
-            test="exact McNemar",
+            test="mcnemar",
             wins=50,
             losses=2,
             ties=68,
