@@ -174,7 +174,6 @@ class Loop:
     again: int = 0
     """Runs that a search's end has made again."""
     promotions: int = 0
-    _ran: list[tuple[set[int], frozenset[int]]] = field(default_factory=list)
     _night: int = 0
     _left_out: set[int] = field(default_factory=set)
 
@@ -248,23 +247,10 @@ class Loop:
 
     def _run_all(self) -> None:
         run = self.train({*self.known, *self.pending})
-        suspects = self._suspects(run.verdict.lost_drops) if run.verdict.blames_new_drops else []
-        self._ran.append((run.drops, frozenset(run.verdict.lost_drops)))
+        suspects = sorted(self.pending, reverse=True) if run.verdict.blames_new_drops else []
         if self._search(run, suspects) and self.pending:
             self.again += 1
             self._run_all()
-
-    def _suspects(self, lost: Iterable[int]) -> list[int]:
-        """Return the new drops as they are to be tried: first those that came when an old one began to lose."""
-        came: set[int] = set()
-        for drop in lost:
-            losing = 0
-            while losing < len(self._ran) and drop in self._ran[-1 - losing][1]:
-                losing += 1
-            if losing:
-                well = self._ran[-1 - losing][0] if losing < len(self._ran) else set()
-                came |= self._ran[-losing][0] - well
-        return sorted(self.pending, key=lambda drop: (drop not in came, -drop))
 
     def _search(self, run: Judged, suspects: Sequence[int]) -> bool:
         """Try each with those cleared until one is blamed, and that with a control; return whether to run again."""

@@ -10,7 +10,7 @@ champion may have been lucky on these records. A trial that won but for guards o
 their runs are the whole state: after a crash a search continues from them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Engine
@@ -19,7 +19,6 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.queue import run_queue
 from daemon.queue.one_drop import accepted, champion_drops, of_training, queue_run, run_again, snapshot_of, trials
-from daemon.queue.snapshots import JUDGED
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state import run_files
@@ -35,8 +34,6 @@ from pipeline.decide import policy
 
 #: Promotes the model of a trial if its control has settled that.
 Serve = Callable[[Run], object]
-#: Outcomes of runs whose verdict has results by drop.
-_COMPARED = tuple(outcome for outcome in JUDGED if outcome != "contaminated")
 
 
 def follow_verdict(  # noqa: PLR0913 - the last goes by name
@@ -54,7 +51,7 @@ def follow_verdict(  # noqa: PLR0913 - the last goes by name
     """
     if run.about_drop is None:
         if _blames(session, settings, run, verdict):
-            _open_search(session, run, verdict, now)
+            _open_search(session, run, now)
         return
     tried = _tried(session, run.track)
     if tried is None or tried.trial_run != (run.control_of or run.id):
@@ -130,37 +127,20 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
 # --- a search for the drop that made a run worse: open, continue, end
 
 
-def _open_search(session: Session, run: Run, verdict: Verdict, now: int) -> None:
+def _open_search(session: Session, run: Run, now: int) -> None:
     """
     Put the new drops of a run on trial, in the order in which they are to be tested.
 
-    First the drops that came when an old drop began to lose, then those that were never tested, then the newest. A drop
-    that a person restored is not put on trial again.
+    First those that were never tested, of these first the newest. A drop that a person restored is not put on trial
+    again.
     """
-    first = _came_when_lost(session, run, verdict.lost_drops)
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
     new = accepted(session, {*(run.snapshot or ())} - champion_drops(session, run.track), ~col(Drop.restored))
-    for drop in sorted(new, key=lambda drop: (drop not in first, drop in tried, -drop)):
+    for drop in sorted(new, key=lambda drop: (drop in tried, -drop)):
         session.add(Suspect(track=run.track, drop_id=drop, blamed_run=run.id or 0))
         session.flush()
         record_event(session, "drop_suspected", now, track=run.track, run_id=run.id, drop_id=drop)
-
-
-def _came_when_lost(session: Session, run: Run, lost: Iterable[int]) -> set[int]:
-    """Return the drops that were new in the run with which a drop of `lost` began its current series of losses."""
-    judged = select(Run.id, Run.verdict).where(Run.track == run.track, col(Run.about_drop).is_(None))
-    judged = judged.where(Run.id != run.id, col(Run.outcome).in_(_COMPARED))
-    before = session.exec(judged.order_by(col(Run.ended_at).desc(), col(Run.id).desc())).all()
-    came: set[int] = set()
-    for drop in lost:
-        streak = 0
-        while streak < len(before) and drop in (before[streak][1] or {}).get("lost_drops", ()):
-            streak += 1
-        if streak:
-            well = _used(session, before[streak][0]) if streak < len(before) else set()
-            came |= _used(session, before[streak - 1][0]) - well
-    return came
 
 
 def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:

@@ -188,8 +188,8 @@ class Box:
             return list(session.exec(select(Event).where(Event.kind == kind).order_by(col(Event.id))).all())
 
 
-def verdict(outcome: str = "not_shown_better", *, blames: bool = False, lost: tuple[int, ...] = ()) -> Verdict:
-    return run_owner.judged(outcome, blames_new_drops=blames, lost_drops=lost)
+def verdict(outcome: str = "not_shown_better", *, blames: bool = False) -> Verdict:
+    return run_owner.judged(outcome, blames_new_drops=blames)
 
 
 WORSE, QUIET, WINS = verdict("worse", blames=True), verdict(), verdict("promoted")
@@ -300,26 +300,6 @@ def test_where_a_drop_of_the_champions_was_withdrawn_nothing_speaks_against_anot
     box.withdraw(1)
     blamed(box, 1)
     assert box.states() == {1: "withdrawn", 2: "accepted", 3: "accepted"}
-
-
-def test_where_one_old_drop_loses_again_and_again_those_go_first_that_came_when_it_began_to(box: Box) -> None:
-    box.allow(0)
-    blamed(box, 1, QUIET)
-    blamed(box, 2, verdict("guard_failed", blames=True, lost=(1,)))
-    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
-    box.forget()
-    box.allow(7)
-    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
-    assert box.order() == [4, 3, 6, 5, 2], "whatever became of the events"
-
-
-def test_a_loss_that_is_new_or_was_over_in_between_leaves_the_newest_first(box: Box) -> None:
-    box.allow(0)
-    for said in (verdict("guard_failed", blames=True, lost=(1,)), QUIET):
-        blamed(box, 1, said)
-    box.allow(7)
-    blamed(box, 1, verdict("guard_failed", blames=True, lost=(1,)))
-    assert box.order() == [4, 3, 2]
 
 
 # --- a trial
