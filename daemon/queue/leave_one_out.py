@@ -102,14 +102,14 @@ def _was_left_out(session: Session, track: Track) -> bool:
 
 def _queue(session: Session, track: Track, now: int) -> None:
     """
-    Queue the run that leaves out the oldest drop not left out yet; none without one, or if the champion has one drop.
+    Queue the run that leaves out the oldest drop not left out yet; none if the champion has one drop or not all count.
 
     A drop is not left out if a person restored it.
     """
     tried = select(Run.about_drop).where(Run.track == track.name, Run.about_champion == track.champion_model_id)
-    drops = one_drop.whole_champion(session, track.name)
+    drops = one_drop.champion_drops(session, track.name)
     untried = one_drop.accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
-    if len(drops) < 2 or not untried:  # noqa: PLR2004 - nothing would be left of one
+    if len(drops) < 2 or not untried or drops != one_drop.accepted(session, drops):  # noqa: PLR2004 - none would be left
         return
     champion = track.champion_model_id
     one_drop.queue_run(session, Purpose.LEFT_OUT, track.name, min(untried), now, about_champion=champion)

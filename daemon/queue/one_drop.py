@@ -52,12 +52,6 @@ def champion_drops(session: Session, track: str) -> set[int]:
     return of_training(session, session.exec(made.where(Track.name == track)).first() or ())
 
 
-def whole_champion(session: Session, track: str) -> set[int]:
-    """Return the ids of the training drops behind the champion; empty if one of them is not accepted."""
-    known = champion_drops(session, track)
-    return known if known == accepted(session, known) else set()
-
-
 def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]) -> set[int]:
     """Return the ids among `drops` of accepted training drops that are not on trial and meet all of `which`."""
     free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
