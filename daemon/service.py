@@ -173,7 +173,7 @@ class Service:
         before = self._dispatcher.claimed
         self._dispatcher.tick(now)
         if before - self._dispatcher.claimed:
-            # The intake then updates the drops' receipts with the run's outcome.
+            # The intake then writes the run's outcome into the notes beside the drops' files.
             self._intake.wake.set()
 
     def _run_hooks(self, now: int) -> None:

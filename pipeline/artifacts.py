@@ -78,7 +78,7 @@ _Beginning = Annotated[str, AfterValidator(lambda text: text[:300])]
 class Overlap(Frozen):
     """A training row left out as a near-duplicate of a held-out record, with the beginnings of both texts."""
 
-    rule: Literal["unit", "answer", "ngram", "minhash"]
+    rule: Literal["unit", "answer", "ngram", "shingles"]
     train_text: _Beginning
     heldout_text: _Beginning
 

@@ -115,7 +115,7 @@ def dataset(**changes: Any) -> Dataset:
         near_duplicates=41,
         overlaps=(
             Overlap(
-                rule="minhash",
+                rule="shingles",
                 train_text="It was <great> food",
                 heldout_text="it was great food!",
             ),

@@ -70,8 +70,8 @@ Candidate and champion answer the same held-out records (`pipeline/evaluate/`). 
 
 ## 7. Decide
 
-The gate compares the two record by record and tests the guards (`pipeline/decide/`, [gate.md](gate.md)). It also writes
-the evidence card.
+The gate compares the two record by record and tests the guards (`pipeline/decide/`, [gate.md](gate.md)). Then
+`pipeline/__main__.py` writes the evidence card.
 
 {decide}
 

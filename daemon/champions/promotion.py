@@ -79,7 +79,7 @@ def model_of(verdict: Verdict) -> ModelRef:
 
 
 def promote(engine: Engine, work_folder: WorkFolder, run_id: int, verdict: Verdict, word: Word) -> Promotion:
-    """Make a winning run's model the champion: row and links. Return the row. Raises what `add_promotion` raises."""
+    """Promote a win that waited for approval: row and links. Return the row. Raises what `add_promotion` raises."""
     with transaction(engine) as session:
         row = add_promotion(session, work_folder, run_id, verdict, word)
         sync_link(session, work_folder, row.track)

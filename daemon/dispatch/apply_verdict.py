@@ -2,7 +2,7 @@
 Apply a verdict: promote the candidate or let it wait for approval, put drops on trial, end the run.
 
 One transaction changes champion, run and drops, so a crash leaves all of it or nothing. What a first verdict fixes is
-stored before, and after a crash once more.
+stored when `decide` is published (`Dispatcher._end`), and after a crash once more.
 """
 
 import shutil

@@ -96,7 +96,11 @@ def read_spec(root: Path, key: str, fence: str) -> StepSpec:
 
 
 def end_revoked(spec: StepSpec) -> None:
-    """Write the result of a revoked attempt that nobody works on, the one in its revocation; an earlier one stays."""
+    """
+    Write the result of an attempt that nobody works on, as the caller knows; an earlier one stays.
+
+    It is the result in the revocation, if that has one, else "interrupted".
+    """
     folder = Path(spec.root) / spec.folder
     result = durable.read_object(folder / REVOKED_NAME) or result_of_dead(spec, 0, stopped=True).model_dump()
     durable.write_json(folder / RESULT_NAME, result, first=True)

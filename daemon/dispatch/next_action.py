@@ -61,7 +61,7 @@ class Do(Enum):
 
 
 class Action(NamedTuple):
-    """What is to be done: something with the step, the end of the attempt, or the release of the run; and the error."""
+    """What is to be done with the step of the facts, its attempt or the run, and the error that a result names."""
 
     what: Do | End | Then
     error: DropforgeError | None = None

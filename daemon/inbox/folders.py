@@ -149,7 +149,11 @@ class InboxFolders:
         return private if private and os.fstat(private.fd).st_uid in {os.geteuid(), 0} else None
 
     def lock(self) -> None:
-        """Lock the inbox until the process ends. Raises `InboxUnusable` if it cannot be locked within 0.2 s."""
+        """
+        Lock the inbox against other daemons, until the process ends, by a file in `done/`.
+
+        Raises `InboxUnusable` if it cannot be locked within 0.2 s.
+        """
         # In done/, where no other user can open a file: in the inbox any user with write access could hold the lock.
         folder = self.closed(DONE)
         path = folder.path / ".daemon.lock"

@@ -153,7 +153,7 @@ class HookSettings(Frozen):
 
 
 class GateSettings(GateConfig):
-    """What a person may set of the gate."""
+    """The settings of the gate: those of a run, and those that no step reads."""
 
     model_config = ConfigDict(serialize_by_alias=True)  # "return" is a keyword of Python
 

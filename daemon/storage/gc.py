@@ -61,7 +61,7 @@ def collect(
     engine: Engine, settings: Settings, now: int, *, dry_run: bool = False, cleared: set[tuple[int, int]] | None = None
 ) -> Collected:
     """
-    Delete the files that `find_garbage` finds, record an event if there were any, and return them.
+    Empty the trash, delete the files that `find_garbage` finds, record an event if there were any, and return them.
 
     With `dry_run` they are only returned. `now` is in milliseconds since the epoch. `cleared`, if given, are the ended
     runs without files that earlier calls found, which makes this one quicker; it is updated. Safe while a daemon runs;

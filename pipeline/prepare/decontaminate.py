@@ -31,7 +31,7 @@ from pipeline.prepare.split import SAMPLE, DropRow, Prompt, SplitName, choose_un
 
 #: Yields the prompts, and reports progress as a phase.
 Watch = Callable[[Sequence[Prompt], str], Iterable[Prompt]]
-Rule = Literal["unit", "answer", "ngram", "minhash"]
+Rule = Literal["unit", "answer", "ngram", "shingles"]
 #: Text that more than this share and more than this number of the prompts have in common is not compared.
 COMMON_SHARE = 0.01
 COMMON_ROWS = 3
@@ -193,7 +193,7 @@ class HeldOut:
         near = {*by_run, *similar, *by_answer, *by_unit}
         for number in self.near.keys() & near:
             self.near[number].add(prompt.rows[0].id)
-        rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "minhash": similar}
+        rules: dict[Rule, set[int]] = {"unit": by_unit, "ngram": by_run, "shingles": similar}
         for rule, numbers in rules.items():
             if numbers:
                 return [LeftOut(rule, prompt.rows, self.prompts[min(numbers)].rows[0])]

@@ -230,10 +230,10 @@ def group_prompts(rows: Iterable[DropRow], split: SplitConfig, unit: Unit, *, pi
 
     With `pinned` only the prompts of held-out drops are held out. Without, a prompt's split depends on the hash of its
     unit alone, and the rows of held-out drops are not used; they only keep their prompts out of train and dev: else the
-    drop's author would choose the evaluation set. A prompt is trained on if its earliest row, or one
-    whose answer counts, has the tag `selected`: it was chosen by what a champion answered. A prompt without remaining
-    rows has the split "train". Its unit is that of its earliest drop, so that no later one moves it. `rows` must be
-    sorted as by `read_drops`.
+    drop's author would choose the evaluation set. Any other prompt is trained on if its earliest row, or one whose
+    answer counts, has the tag `selected`: it was chosen by what a champion answered. A prompt without remaining rows
+    has the split "train". Its unit is that of its earliest drop, so that no later one moves it. `rows` must be sorted
+    as by `read_drops`.
     """
     for digits, group in groupby(rows, key=lambda row: row.hash):
         everything = list(group)

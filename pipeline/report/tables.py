@@ -16,7 +16,7 @@ _RULES = {
     "unit": "the same document or group",
     "answer": "the same long answer",
     "ngram": "13 words in a row in common",
-    "minhash": "most 3-word sequences in common",
+    "shingles": "most 3-word sequences in common",
 }
 
 

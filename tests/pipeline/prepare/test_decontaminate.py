@@ -201,8 +201,8 @@ def ask(text: str, answer: str = "yes", instruction: str = "") -> dict[str, str]
     ("rule", "train", "heldout"),
     [
         ("ngram", ask(f"Before. {words(1, 14)} and more after it"), ask(f"{words(1, 14)} {words(2, 40)}")),
-        ("minhash", ask(near(words(1, 60), 12)), ask(words(1, 60))),
-        ("minhash", ask("駅まで歩いて行きます"), ask("駅まで歩いて行く")),
+        ("shingles", ask(near(words(1, 60), 12)), ask(words(1, 60))),
+        ("shingles", ask("駅まで歩いて行きます"), ask("駅まで歩いて行く")),
         ("answer", ask("One question", f"{LONG} 1"), ask("Something else", f"{LONG.upper()} 1!")),
     ],
 )
