@@ -115,12 +115,14 @@ def model_of(folder: str, identity: str, **more: Any) -> Model:
 
 
 def made_report(spec: StepSpec, predictions: bytes = b"{}\n", **more: Any) -> Evaluation:
-    """Write predictions, and return a report against the champion of the order."""
+    """Write predictions, and return a report against the champion of the order; of a control, that clears its trial."""
     folder = Path(spec.root) / spec.folder / "predictions"
     folder.mkdir(exist_ok=True)
     durable.write_bytes(folder / "key.jsonl", predictions)
     champion = spec.champion
     against = {"champion": scores_of(champion.model_id), "champion_generation": champion.generation}
+    if spec.trial:
+        more = {"trial": {"groups": 0, "wins": 0, "losses": 0, "p_value": 1.0}, **more}
     values = {"folder": spec.folder, "candidate": scores_of("m"), **against, "prediction_keys": {"m": "key"}}
     return report_of(120, **{**values, **more})
 
