@@ -65,14 +65,15 @@ def collect(
 
     With `dry_run` they are only returned. `now` is in milliseconds since the epoch. `cleared`, if given, are the ended
     runs without files that earlier calls found, which makes this one quicker; it is updated. Safe while a daemon runs;
-    waits while another collection or a publication holds the lock (`collecting`). Raises `OSError` with nothing removed
-    if the folder of a run cannot be read, as nobody knows which models it needs; after all others were removed if a
-    file cannot be moved or deleted.
+    waits while another collection or a publication holds the lock (`collecting`). Unless `dry_run`, raises the first
+    error after all others were removed: `OSError` if a file cannot be moved or deleted, `DropforgeError` if the folder
+    of a run cannot be read.
     """
-    root, refused = settings.work_folder, list[OSError]()
+    root, refused = settings.work_folder, list[Exception]()
     with transaction(open_reader(engine.get_execution_options()["path"])) as session:
         kept = what_is_kept(session, settings, now, set() if cleared is None else cleared)
         items = list(find_garbage(session, settings, kept, now))
+    refused += kept.damaged
     if items and not dry_run:
         refused += _empty_trash(root)  # on a full disk it may have no block for one more name
         with collecting(settings.state_folder), transaction(engine) as session:
@@ -200,7 +201,7 @@ def _models(root: Path, kept: Kept, now: int, beyond: str) -> Iterator[Item]:
             makers.setdefault(name, []).append(run)
     for path in sorted((root / "models").glob("*")):
         runs = makers.get(path.name, [])
-        if kept.holds(path) or (not runs and not _is_old(path, now)):
+        if kept.holds(path) or (not runs and (kept.damaged or not _is_old(path, now))):
             continue
         why = f"run {runs[0].id}: {runs[0].outcome or runs[0].state}, {beyond}" if runs else "a model that no run made"
         yield _item(root, path, why, [name for run in runs for name in run.references])

@@ -22,8 +22,10 @@ from daemon.settings.model import Settings
 from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, RunState
 from daemon.state.tables import Promotion, Run, Suspect, Track
+from daemon.state.troubles import in_words
 from pipeline.contract import RESULT_NAME, SPEC_NAME, STORY_NAMES
 from pipeline.durable import read_object
+from pipeline.errors import DropforgeError
 from pipeline.steps import STEPS
 
 DAY_MS = 86_400_000
@@ -70,6 +72,8 @@ class Kept:
     """Ended runs within the limits of the settings."""
     ended: list[Ended] = field(default_factory=list)
     """The runs that are over and have files, the latest first."""
+    damaged: list[DropforgeError] = field(default_factory=list)
+    """Of each run whose folder cannot be read, why: nobody knows which models it needs."""
 
     @property
     def runs(self) -> set[int]:
@@ -86,10 +90,24 @@ class Kept:
         self.paths |= paths
         self.above.update(*(path.parents for path in paths))
 
+    @contextlib.contextmanager
+    def alone(self, run_folder: Path) -> Iterator[None]:
+        """Keep the folder of a run, and add to `damaged`, if the block cannot read it."""
+        try:
+            yield
+        except OSError as error:
+            self.keep({_real(run_folder)})
+            self.damaged.append(
+                DropforgeError(
+                    f"the files of run {run_folder.name} cannot be read, so they and models of no known run are kept: "
+                    f"{in_words(error)}"
+                )
+            )
+
 
 def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tuple[int, int]]) -> Kept:
     """
-    Return the models, runs and folders that must be kept. Raises `OSError` if the folder of a run cannot be read.
+    Return the models, runs and folders that must be kept, with all of a run that cannot be read.
 
     `cleared` are ended runs, by id and end, that have no files any more: they are not looked at. Those that ended more
     than a day before `now` (ms) are added: no step of them writes any more.
@@ -133,7 +151,8 @@ def what_is_in_use(session: Session, settings: Settings) -> Kept:
     kept.keep({_real(link) for link in root.glob("tracks/*/*") if link.is_symlink()})
     for run in session.exec(select(Run).where(col(Run.state).in_(OPEN_STATES))).all():
         kept.open_runs.add(run.id or 0)
-        _keep_open(root, run, kept)
+        with kept.alone(root / "runs" / str(run.id)):
+            _keep_open(root, run, kept)
     wins = session.exec(select(Run.id).where(waits())).all()
     trials = [suspect.trial_run for suspect in session.exec(select(Suspect).where(col(Suspect.ended).is_(None)))]
     for run_id in filter(None, [*wins, *trials]):
@@ -150,14 +169,15 @@ def _list_ended(session: Session, root: Path, kept: Kept, now: int, cleared: set
         folder, key = root / "runs" / str(run_id), (run_id, end)
         if key in cleared:
             continue
-        _require_readable(folder)
-        # Also if a collection was cut off after it had renamed the artifact.
-        model_ids = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
-        run = Ended(run_id, track, state, outcome, model_ids, tuple(working_files(folder)))
-        if run.models or run.working:
-            kept.ended.append(run)
-        elif end < now - DAY_MS:
-            cleared.add(key)
+        with kept.alone(folder):
+            _require_readable(folder)
+            # Also if a collection was cut off after it had renamed the artifact.
+            model_ids = models & {*_named(folder), str(read_object(folder / "merge.removed.json").get("model_id"))}
+            run = Ended(run_id, track, state, outcome, model_ids, tuple(working_files(folder)))
+            if run.models or run.working:
+                kept.ended.append(run)
+            elif end < now - DAY_MS:
+                cleared.add(key)
 
 
 def _require_readable(run_folder: Path) -> None:
