@@ -69,11 +69,12 @@ def drops(
 
 
 def _row(drop: DropView) -> tuple[object, ...]:
-    """Return a drop's row; after its name come the reason for its state, replaced rows, new answers and agreement."""
+    """Return a drop's row; after its name come the reason for its state, replaced rows, new answers; agreement."""
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
-    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced, answers_words(drop), *preview_clauses(drop))))
+    agreement = preview_clauses(drop) if drop.first_run is None else ()
+    why = "; ".join(filter(None, (why, *drop.evidence, drop.replaced, answers_words(drop), *agreement)))
     name = f"{place}: {why}" if why else place
     numbers = (drop.rows, drop.records, drop.first_run)
     return (drop.id, drop.track, drop_words(drop), *numbers, clock(drop.received_at), name)

@@ -81,6 +81,9 @@ class Dispatcher:
         self._needs_gpu = partial(self._reader.needs_gpu, self._claims, self._spool)
         self._claimer = Claimer(engine, settings, self._troubles, self.upkeep, self._gpu)
         self._previews = Previews(engine, settings, executor)
+        # A cluster's jobs may wait for hours, and a server that shares the GPU has no room for a second model.
+        hooks = settings.hooks
+        self._may_preview = not ("evaluate" in on_nodes or hooks.before_training or hooks.after_training)
         self.draining = False
 
     def recover(self, now: int) -> None:
@@ -90,6 +93,7 @@ class Dispatcher:
         The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
         """
         durable.remove_leftovers(self._spool.queue)
+        self._previews.recover(self._spool.queue)
         self.upkeep.maintain(now)
         for claim in run_queue.rescue(self._engine, now):
             self._claims[claim.run_id] = claim
@@ -122,7 +126,7 @@ class Dispatcher:
         # Also while a run is claimed: a base model that was replaced must not be used and cached under the old id.
         self.upkeep.maintain(now)
         self._gpu.tick(self._needs_gpu)
-        if len(self._claims) < self._settings.executor.parallel and not self.draining and not self._previews.words:
+        if len(self._claims) < self._settings.executor.parallel and not self.draining:
             self.upkeep.collect_garbage(now)
             self._claimer.claim_due(now, self._claims, low=low)
         if self._changes.changed():
@@ -131,10 +135,9 @@ class Dispatcher:
             if not self._is_at_work(claim.run_id) and not self._troubles.is_pausing(f"run {claim.run_id}"):
                 with self._troubles.alone(f"run {claim.run_id}"):
                     self._go_on(claim, now)
-        with self._troubles.alone("previews"):
-            # Not for a cluster: its jobs may wait for hours.
-            may_begin = self.idle and not self.draining and not low and "evaluate" not in self._on_nodes
-            self._previews.tick(now, may_begin=may_begin)
+        if not self._troubles.is_pausing("previews"):
+            with self._troubles.alone("previews"):
+                self._previews.tick(now, may_run=self._may_preview and self.idle and not self.draining and not low)
 
     def _is_at_work(self, run_id: int) -> bool:
         """Return whether nothing is to be done with a run: its step runs, and the database has not changed."""

@@ -2,14 +2,14 @@
 Previews: while no run is going, a track's champion answers records of a drop that waits for its first run.
 
 A preview is advice, and no run: it is one attempt, by the protocol of all steps, in the folder of the run that made the
-champion. A run that becomes due waits for it, ten minutes at most. If it fails or takes longer, it is not repeated; if
-a stop of the daemon interrupted it, it begins again.
+champion. It is cancelled when a run is claimed or the daemon stops, and begins again later. If it fails, its process
+vanished included, it is not repeated.
 """
 
 import shutil
-import time
 import uuid
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine, text
@@ -20,19 +20,19 @@ from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.events import record_event
+from daemon.state.states import DropState
 from daemon.state.tables import Attempt, Drop, Run, Track
-from pipeline import durable
 from pipeline.artifacts import Preview
-from pipeline.contract import SPEC_NAME, StepSpec
+from pipeline.contract import StepSpec
 from pipeline.steps import PREVIEW
 
-_MOST_SECONDS = 600.0
-#: The drops that may be tried, each with the runs that made its track's champion; a base model was made by none.
+#: The drops that may be tried, each with the runs that made its track's champion, of other drops; none made a base.
 _UNTRIED = """
 SELECT "drop".id, "drop".track, promotion.run_id FROM "drop" JOIN track ON track.name = "drop".track
 JOIN promotion ON promotion.track = track.name AND promotion.model_id = champion_model_id
 WHERE "drop".state = 'accepted' AND role = 'train' AND first_run IS NULL AND preview IS NULL AND paused IS NULL
-AND metric IS NOT NULL AND promotion.run_id IS NOT NULL ORDER BY "drop".id, promotion.id DESC
+AND metric IS NOT NULL AND promotion.run_id IS NOT NULL
+AND "drop".id NOT IN (SELECT value FROM json_each(promotion.drops)) ORDER BY "drop".id, promotion.id DESC
 """
 log = structlog.get_logger()
 
@@ -44,28 +44,39 @@ class Previews:
         """Submit attempts to `executor`."""
         self._engine, self._settings, self._executor = engine, settings, executor
         self._changes = ChangeWatch(engine)
-        #: The attempt that is going, and until when it may, by the monotonic clock.
         self._spec: StepSpec | None = None
-        self._until, self._again = 0.0, False
+        #: Whether the next attempt is due though the database has not changed.
+        self._again = False
 
     @property
     def words(self) -> str:
         """The preview that is going, for people; empty if there is none."""
         return "" if self._spec is None else f"the champion answers records of drop {self._spec.attempt}"
 
-    def tick(self, now: int, *, may_begin: bool) -> None:
-        """Store what came of an attempt that has ended or takes too long, or begin the next one."""
+    def recover(self, queue: Path) -> None:
+        """Remove what a daemon that died left of its previews: their orders in `queue`, and their folders."""
+        for entry in queue.glob(f"*-{PREVIEW.name}-*.json"):
+            with suppress(OSError):  # else the worker removes it
+                entry.unlink()
+        for folder in self._settings.work_folder.glob(f"runs/*/attempts/{PREVIEW.name}-*"):
+            shutil.rmtree(folder, ignore_errors=True)  # a process that is at work there sees that and stops
+
+    def tick(self, now: int, *, may_run: bool) -> None:
+        """Begin the next attempt if one `may_run`, else cancel the one that is going; store what came of it."""
         spec = self._spec
         if spec is None:
-            if may_begin and (self._changes.changed() or self._again):
-                self._again = False
+            if may_run and (self._changes.changed() or self._again):
+                self._again = True  # should it fail
                 self._begin(now)
-        elif time.monotonic() >= self._until or self._executor.poll(spec) is JobState.ENDED:
-            self._spec = None
+                self._again = False
+        elif self._executor.poll(spec) is JobState.ENDED:
             self._end(spec, now)
+            self._spec = None
+        elif not may_run:
+            self._executor.cancel(spec.key)
 
     def _begin(self, now: int) -> None:
-        """Submit the attempt at the oldest drop that was not tried, or go on with that of an earlier daemon."""
+        """Submit the attempt at the oldest drop that was not tried."""
         with transaction(self._engine) as session:
             rows = session.connection().execute(text(_UNTRIED)).all()
             row = next((row for row in rows if row.track in self._settings.track_names), None)
@@ -77,32 +88,28 @@ class Previews:
         attempt = Attempt(run_id=row.run_id, step=PREVIEW.name, number=row.id, fence=uuid.uuid4().hex, started_at=now)
         spec = spec_of(self._engine, self._settings, run, attempt, {})
         folder = self._settings.work_folder / spec.folder
-        try:
-            spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
-        except (OSError, ValueError):  # there is none, or it is damaged
-            shutil.rmtree(folder, ignore_errors=True)
-        self._spec, self._until = spec, time.monotonic() + _MOST_SECONDS
+        if folder.exists():
+            shutil.rmtree(folder)
         self._executor.submit(spec)
+        self._spec = spec
         log.info("preview_submitted", drop=spec.attempt)
 
     def _end(self, spec: StepSpec, now: int) -> None:
-        """Store what came of an attempt unless it is to begin again; without its folder its process stops."""
-        made, why, again = None, "its result cannot be read", False
+        """Store what came of an attempt, unless it was interrupted, and remove its folder."""
+        made, why = None, "its result cannot be read"
         with suppress(ValueError):
             result = run_files.read_result(spec)
-            if result is None or result.status == "interrupted":  # not its own, if it is in time
-                why, again = f"it took {_MOST_SECONDS:g} s", time.monotonic() < self._until
+            if result is None or result.status == "interrupted":  # `None`: it is of an earlier attempt
+                self._again = True
             elif result.status == "ok":
                 made = Preview.model_validate(result.artifact)
             elif result.error is not None:
                 why = result.error.message
-        if not again:
+        if not self._again:
             if made is None:
                 log.warning("drop_not_previewed", drop=spec.attempt, error=why)
             self._store(spec, made or Preview(records=0), now)
-        folder = self._settings.work_folder / spec.folder
-        shutil.rmtree(folder, ignore_errors=True)
-        self._again = again and not folder.exists()
+        shutil.rmtree(self._settings.work_folder / spec.folder, ignore_errors=True)
 
     def _store(self, spec: StepSpec, made: Preview, now: int) -> None:
         with transaction(self._engine) as session:
@@ -111,5 +118,5 @@ class Previews:
                 made = made.model_copy(update={"usual": score})
             drop.preview = made.model_dump(mode="json")
             session.add(drop)
-            if made.points is not None:
+            if made.points is not None and drop.state == DropState.ACCEPTED:
                 record_event(session, "drop_previewed", now, track=drop.track, drop_id=drop.id, points=made.points)

@@ -77,20 +77,18 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     """
     Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name.
 
-    The number of a preview's attempt is its drop's, and it leaves the GPU to a server that shares that.
+    The number of a preview's attempt is its drop's.
 
     Raises `DropforgeError` if the step needs a drop that the database lacks.
     """
     earlier = list(takewhile(attempt.step.__ne__, BY_NAME))
     root = settings.work_folder
     folder = run_files.attempt_folder(attempt.run_id, attempt.step, attempt.number)
-    is_preview = attempt.step == PREVIEW.name
-    hooks = settings.hooks
-    device = "cpu" if is_preview and (hooks.before_training or hooks.after_training) else settings.device
     with transaction(engine) as session:
         of_track = _of_track(session, settings, run)
         asked = {"run": attempt.run_id if attempt.step in _WITH_DROPS else None, "drop": attempt.number}
-        drops = session.connection().execute(text(UP_TO if is_preview else SNAPSHOT), asked).mappings().all()
+        which = UP_TO if attempt.step == PREVIEW.name else SNAPSHOT
+        drops = session.connection().execute(text(which), asked).mappings().all()
         elders = session.connection().execute(text(ELDERS), asked).mappings().all()
     if lost := [drop["id"] for drop in drops if drop["sha256"] is None]:
         message = f"run {attempt.run_id} was made of drop {lost[0]}, which the database lacks"
@@ -106,7 +104,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "checkpoints": f"runs/{attempt.run_id}/checkpoints",
             "predictions": "predictions",
             "inputs": {name: path for name, path in inputs.items() if name in earlier},
-            "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": device},
+            "env": {**_STEP_ENVIRONMENT, "DROPFORGE_DEVICE": settings.device},
             "drops": tuple(map(dict, drops)),
             "elders": tuple(map(dict, elders)),
             "config": RunConfig.model_validate(run.config),

@@ -59,14 +59,14 @@ def drop_clauses(drop: Any) -> list[str]:
 
 
 def preview_clauses(drop: Any) -> list[str]:
-    """Return how well the champion's answers agree with a drop, and a warning if that is far below its sisters."""
+    """Return how well the champion's answers agree with a drop, and a warning if that is far below its usual score."""
     preview = None if drop.preview is None else _read(Preview, drop.preview)
     if preview is None or preview.points is None:
         return []
     asked = f"{count(preview.records, 'new record')} ({preview.metric.replace('_', ' ')})"
     words = [f"agreement {preview.points:.1f} points: the champion's answers to {asked}"]
     if is_far_below(preview):
-        words.append(f"far below its {preview.usual:.1f} on earlier drops: a new kind of task, or wrong answers")
+        words.append(f"far below its {preview.usual:.1f} on held-out records: a new kind of task, or wrong answers")
     return words
 
 

@@ -60,7 +60,7 @@ class DropView(Frozen):
     on_trial: str | None = None
     """Why only a trial run may use it, and which run that is; `None` unless it is on trial."""
     preview: dict[str, Any] | None = None
-    """How well the champion's answers agree with it (`artifacts.Preview`); `None` if it did not answer in time."""
+    """How well the champion's answers agree with it (`artifacts.Preview`); `None` if it did not answer."""
     worth: str | None = None
     """Points that the champion loses without it, and on average without a drop; `None` if no run left it out."""
     replaced: str | None = None

@@ -74,7 +74,7 @@ WATCH_END, WATCH_NIGHTS = 1 / 20, 90
 #: won in 87 of 100 cases, at 1/4 in 91. Row "the champion has just won by 5 points".
 CHAMPION_SHARE = 0.25
 
-#: A drop's agreement is far below its sisters' if it is under this share of the champion's score on held-out records
+#: A drop's agreement is far below the usual if it is under this share of the champion's score on held-out records
 #: of its own drops. If that is 50 or more, a drop of their kind is so by chance in one of 300 cases at most: binomial,
 #: `LEAST_TESTED` records, fewer are not compared. A new kind of task is, too, so nothing but a warning follows.
 FAR_BELOW = 0.5
@@ -225,7 +225,7 @@ def is_shown(result: GuardResult) -> bool:
 
 
 def is_far_below(preview: Preview) -> bool:
-    """Return whether a drop's agreement is far below its sisters'; never on fewer than `LEAST_TESTED` records."""
+    """Return whether an agreement is far below the usual score; never on fewer than `LEAST_TESTED` records."""
     if preview.points is None or preview.usual is None or preview.records < LEAST_TESTED:
         return False
     return preview.points < FAR_BELOW * preview.usual

@@ -1,6 +1,5 @@
 """The preview step: the champion answers up to 100 new records of a drop, which are scored by the track's metric."""
 
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.prepare.sample import row_line
 from pipeline.prepare.split import group_prompts, read_drops
 from pipeline.prepare.warnings import fit_template
 from pipeline.records.heldout import HeldoutRecord
+from pipeline.records.records import SELECTED
 
 #: The standard error of an exact match is 5 points at most.
 _MOST_RECORDS = 100
@@ -31,9 +31,7 @@ def preview(attempt: Attempt) -> Preview:
     metric = attempt.config.evaluate.metric
     records, requests = ask_champion(attempt, list(islice(_new_records(attempt), _MOST_RECORDS)))
     inference = Inference(attempt, requests)
-    # Nothing of a preview is kept but its score.
-    with tempfile.TemporaryDirectory() as scratch:
-        (answers,) = inference.run(Path(scratch), [inference]).suites
+    (answers,) = inference.run(attempt.make_folder("predictions"), [inference]).suites
     scores = METRICS[metric].scores([text for text, *_ in answers], [record.references for record in records])
     return Preview(records=len(records), points=100 * fmean(scores), metric=metric)
 
@@ -42,13 +40,14 @@ def _new_records(attempt: Attempt) -> Iterator[HeldoutRecord]:
     """
     Yield the last drop's records that a run would use, by `prepare`'s rules, each with its answers.
 
-    They come in the order of their salted hashes: a random draw, which is the same each time.
+    They come in the order of their salted hashes: a random draw, which is the same each time. Rows with the tag
+    `selected` are left out: they were chosen by a model's mistakes.
     """
     config, drop = attempt.config, attempt.spec.drops[-1].id
     window = Window(Path(config.base_model), config.train.max_length)
     read = fit_template(read_drops(attempt, window), config, window)
     for prompt in group_prompts(read.rows, config.split, "prompt", pinned=config.gate.on == "pinned"):
-        if rows := [row for row in prompt.rows if row.drop == drop]:
+        if rows := [row for row in prompt.rows if row.drop == drop and SELECTED not in row.tags]:
             more = {"drop": drop, "pinned": False, "tags": (), "near": (), "group": ""}
             line = row_line(rows[0], references=tuple(row.output for row in rows), **more)
             yield HeldoutRecord.model_validate(line)

@@ -22,7 +22,7 @@ from daemon.state.tables import Drop, Event, Promotion, Run
 from pipeline.decide.policy import WATCH_RETURN
 from pipeline.errors import DropforgeError
 from tests.chaos.faults import Death
-from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records
+from tests.chaos.house import _SETTINGS, DAY, START, Daemon, build, records, work
 from tests.run_owner import judged
 
 NOW = START + DAY + 3_600_000
@@ -336,6 +336,7 @@ def _previewed(folder: Path) -> None:
 
 def _told(daemon: Daemon) -> None:
     daemon.finish_runs(LATER)
+    work(daemon.root, "not_shown_better")
     daemon.dispatcher.tick(LATER)
     with transaction(daemon.engine) as session:
         preview = session.get_one(Drop, 2).preview

@@ -1,5 +1,6 @@
 """Previews through the dispatcher: which drops the champion answers, when, what is stored, and what a failure costs."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -12,20 +13,22 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import col, select
 
-from daemon.dispatch import previews
+from daemon.dispatch.dispatcher import Dispatcher
+from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.step_process import step_command
 from daemon.inbox.answers.verdict_notes import VerdictNotes
 from daemon.inbox.folders import InboxFolders
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled, make_inbox
 from daemon.messages.texts import text_of
-from daemon.queue import order
+from daemon.queue import drops, order
 from daemon.settings.model import HookSettings, Settings
 from daemon.state.clauses import preview_clauses
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Track
+from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import Preview
@@ -122,7 +125,7 @@ def test_it_says_so_in_the_list_and_tells_it_at_once_if_it_is_far_below_its_sist
     assert texts[0].body.splitlines() == [
         "the file: poisoned.jsonl, drop 2",
         "agreement 6.0 points: the champion's answers to 40 new records (exact match)",
-        "far below its 81.3 on earlier drops: a new kind of task, or wrong answers",
+        "far below its 81.3 on held-out records: a new kind of task, or wrong answers",
         "it is used all the same; to take it out: dropforge drops withdraw 2 --reason TEXT",
     ]
     assert noon.drop_state(low) == DropState.ACCEPTED
@@ -181,20 +184,78 @@ def test_a_base_model_answers_nothing(engine: Engine, settings: Settings) -> Non
     assert box.executor.steps == []
 
 
-def test_a_run_that_is_due_goes_first_and_one_that_becomes_due_waits(noon: Noon) -> None:
-    noon.drop("b")
-    noon.ticks()
-    assert (noon.tried, noon.run(2).state) == ([], RunState.SUCCEEDED)
+class NoWorker(Answers):
+    """The order of a preview stays in the spool: no worker is running."""
+
+    def __init__(self, spool: Spool) -> None:
+        super().__init__()
+        self._spool = spool
+
+    def submit(self, spec: StepSpec) -> None:
+        super().submit(spec)
+        if spec.step == "preview":
+            LocalExecutor.submit(self, spec)
+
+    def poll(self, spec: StepSpec) -> JobState:
+        return LocalExecutor.poll(self, spec) if spec.step == "preview" else super().poll(spec)
+
+    def cancel(self, key: str) -> None:
+        LocalExecutor.cancel(self, key)
+
+
+@pytest.fixture
+def waiting(engine: Engine, settings: Settings) -> Noon:
+    """A preview of drop 2 is ordered."""
+    noon = Noon(engine, settings, NoWorker(run_owner.spool_of(settings.state_folder)))
+    noon.add()
+    noon.ticks(3)
+    assert noon.dispatcher.describe() == "the champion answers records of drop 2"
+    return noon
+
+
+def _is_cancelled(noon: Noon) -> bool:
+    spool = run_owner.spool_of(noon.settings.state_folder)
+    return noon.preview(2) is None and not noon.folder(2).exists() and not any(spool.queue.iterdir())
+
+
+def test_a_run_that_becomes_due_is_claimed_at_once_and_the_preview_is_cancelled(waiting: Noon) -> None:
+    waiting.drop("c")
+    waiting.ticks(1)
+    assert waiting.executor.steps[-1] != "preview"
+    waiting.ticks()
+    assert (waiting.run(2).state, waiting.tried) == (RunState.SUCCEEDED, [2])
+    assert _is_cancelled(waiting)
+    waiting.meanwhile("train", waiting.add)
+    waiting.drop("d")
+    waiting.ticks()
+    assert waiting.executor.steps[-2:] == ["decide", "preview"], "it does not begin while a run is going"
+
+
+def test_a_stop_of_the_daemon_cancels_it_and_it_begins_again(waiting: Noon) -> None:
+    waiting.dispatcher.draining = True
+    waiting.ticks(2)
+    assert (waiting.tried, waiting.dispatcher.describe()) == ([2], "idle")
+    assert _is_cancelled(waiting)
+    waiting.dispatcher = waiting.new_dispatcher()
+    waiting.ticks(1)
+    assert waiting.tried == [2, 2]
+
+
+def test_an_order_that_cannot_be_written_is_a_trouble_and_written_again_in_a_minute(
+    noon: Noon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    troubles = Troubles(lambda: clock[0])
+    noon.dispatcher = Dispatcher(noon.engine, noon.settings, noon.executor, troubles)
+    submit = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied", "spec.json"))
+    monkeypatch.setattr(noon.executor, "submit", submit)
     number = noon.add()
-    noon.dispatcher.tick(NOW)
-    noon.drop("c")
-    noon.dispatcher.tick(NOW)
-    assert (noon.tried, noon.run(3).state) == ([number], RunState.QUEUED)
-    noon.meanwhile("train", noon.add)
     noon.ticks()
-    assert (noon.tried, noon.run(3).state) == ([number, number + 2], RunState.SUCCEEDED)
-    assert noon.preview(number) is not None
-    assert noon.executor.steps[-2:] == ["decide", "preview"], "it does not begin while a run is going"
+    assert (submit.call_count, list(troubles.words), noon.dispatcher.describe()) == (1, ["previews"], "idle")
+    monkeypatch.undo()
+    clock[0] = 61.0
+    noon.ticks()
+    assert ((noon.preview(number) or {})["records"], troubles.words) == (RECORDS, {})
 
 
 @pytest.mark.parametrize("end", [ended("failed", 65), ended("failed", 137), lambda _spec: None])
@@ -214,68 +275,75 @@ def test_a_preview_that_fails_is_not_repeated_and_the_run_comes(
     assert noon.run(2).state == RunState.SUCCEEDED
 
 
-def test_one_that_takes_too_long_is_stopped_and_not_repeated(noon: Noon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(previews, "_MOST_SECONDS", 0.0)
-    monkeypatch.setattr(noon.executor, "poll", Mock(side_effect=AssertionError))
-    number = noon.add()
-    noon.ticks(1)
-    assert (noon.folder(number) / SPEC_NAME).exists()
-    noon.ticks(3)
-    assert not noon.folder(number).exists(), "its process sees that and stops"
-    monkeypatch.undo()
-    noon.drop("c")
-    noon.ticks()
-    assert (noon.tried, (noon.preview(number) or {})["records"]) == ([number], 0)
-    assert noon.run(2).state == RunState.SUCCEEDED
-
-
 def _foreign(spec: StepSpec) -> StepResult:
     """Return what an earlier worker leaves that was slow to stop."""
     return ended("interrupted", 75)(spec.model_copy(update={"fence": "earlier"}))
 
 
 @pytest.mark.parametrize("end", [ended("interrupted", 75), _foreign])
-def test_one_that_a_stop_interrupted_begins_again_and_one_that_went_on_is_not_begun_twice(
-    noon: Noon, end: Callable[[StepSpec], StepResult]
-) -> None:
+def test_one_that_was_interrupted_begins_again(noon: Noon, end: Callable[[StepSpec], StepResult]) -> None:
     number = noon.add()
     noon.executor.script["preview"] = [end]
-    noon.ticks(1)
-    noon.dispatcher = noon.new_dispatcher()
     noon.ticks(2)
-    first, second = (spec.fence for spec in noon.executor.submitted if spec.step == "preview")
-    assert first == second, "the worker may be at it"
     assert noon.preview(number) is None
     noon.ticks()
-    fences = [spec.fence for spec in noon.executor.submitted if spec.step == "preview"]
-    assert (len(fences), len(set(fences))) == (3, 2)
+    assert noon.tried == [number, number]
     assert (noon.preview(number) or {})["records"] == RECORDS
 
 
-def test_a_damaged_order_is_written_anew_and_a_damaged_result_is_none(noon: Noon) -> None:
+def test_files_of_an_earlier_daemon_are_removed_and_not_used(noon: Noon, tmp_path: Path) -> None:
     number = noon.add()
-    noon.folder(number).mkdir(parents=True)
-    (noon.folder(number) / SPEC_NAME).write_text("{")
+    noon.ticks(1)
+    (tmp_path / "precious").mkdir()
+    spec = noon.executor.submitted[-1].model_copy(update={"folder": str(tmp_path / "precious")})
+    (noon.folder(number) / SPEC_NAME).write_text(spec.model_dump_json())
+    (noon.folder(number) / RESULT_NAME).write_text(good_result(spec, Preview(records=1)).model_dump_json())
+    spool = run_owner.spool_of(noon.settings.state_folder)
+    durable.write_json(spool.entry(spec.key), {"fence": spec.fence})
+    noon.dispatcher = noon.new_dispatcher()
+    assert not noon.folder(number).exists()
+    assert not any(spool.queue.iterdir())
     noon.ticks()
-    assert noon.preview(number) is not None
-    other = noon.add()
+    assert (tmp_path / "precious").exists()
+    assert (noon.preview(number) or {})["records"] == RECORDS
+
+
+def test_a_damaged_result_is_none(noon: Noon) -> None:
+    number = noon.add()
     noon.executor.script["preview"] = [
         lambda spec: good_result(spec, Preview(records=1)).model_copy(update={"artifact": {"records": "many"}})
     ]
     noon.ticks()
-    assert (noon.preview(other) or {})["records"] == 0
+    assert (noon.preview(number) or {})["records"] == 0
 
 
-def test_the_gpu_of_a_server_is_left_alone(engine: Engine, settings: Settings) -> None:
-    hooks = HookSettings(before_training=("true",))
+def test_no_message_tells_of_a_drop_that_was_withdrawn_meanwhile(noon: Noon) -> None:
+    number = noon.add()
+    noon.ticks(1)
+    drops.withdraw(noon.engine, number, Word("wrong", NOW, "ada"), noon.settings)
+    noon.ticks()
+    assert (noon.tried, noon.events()) == ([number], [])
+
+
+def test_a_drop_that_the_champion_was_trained_on_is_not_tried(noon: Noon) -> None:
+    with transaction(noon.engine) as session:
+        session.get_one(Drop, 1).new_answers = 3
+    nightly = noon.settings.model_copy(update={"trigger": "nightly"})
+    drops.accept_answers(noon.engine, 1, Word("", NOW, "ada"), nightly)
+    with transaction(noon.engine) as session:
+        assert session.get_one(Drop, 1).first_run is None
+    noon.ticks()
+    assert noon.tried == []
+
+
+def test_there_is_none_where_a_server_shares_the_gpu(engine: Engine, settings: Settings) -> None:
     noon = Noon(engine, settings)
-    noon.settings = settings.model_copy(update={"hooks": hooks})
-    noon.dispatcher = noon.new_dispatcher()
+    noon.dispatcher = noon.new_dispatcher(
+        settings.model_copy(update={"hooks": HookSettings(before_training=("true",))})
+    )
     noon.add()
     noon.ticks()
-    (spec,) = [spec for spec in noon.executor.submitted if spec.step == "preview"]
-    assert spec.env["DROPFORGE_DEVICE"] == "cpu"
-    assert not (settings.state_folder / "gpu-lent.json").exists()
+    assert noon.tried == []
 
 
 class ByProcess(Answers):

@@ -150,6 +150,17 @@ def test_an_attempt_whose_files_cannot_be_used_stops_no_other(tmp_path: Path) ->
     assert result_of(spoilt).status == "failed"
 
 
+def test_a_step_whose_folder_was_removed_is_stopped(tmp_path: Path) -> None:
+    _, spec = ordered(tmp_path, UNTIL_TERM)
+    folder = tmp_path / spec.folder
+    with serving(tmp_path):
+        wait_for((folder / "said").exists)
+        process = process_of(folder)
+        shutil.rmtree(folder)
+        wait_for(lambda: process is not None and not is_alive(process))
+        wait_for(lambda: orders(tmp_path) == [])
+
+
 def no_order(root: Path, what: str) -> Path:
     """Order an attempt, spoil its entry and return that."""
     _, spec = ordered(root, GOOD, run=2)

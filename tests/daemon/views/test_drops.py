@@ -78,12 +78,16 @@ def test_the_list_says_how_well_the_champions_answers_agree_with_a_drop(
 ) -> None:
     preview = {"records": 100, "points": 6.0, "metric": "exact_match", "usual": 81.3}
     with transaction(lived_in.engine) as session:
-        session.get_one(Drop, 2).preview = preview
+        drop = session.get_one(Drop, 2)
+        drop.preview, drop.first_run = preview, None
     lines = dropforge("drops").out.splitlines()
     words = (
-        "agreement 6.0 points: the champion's answers to 100 new records (exact match); far below its 81.3 on earlier "
-        "drops: a new kind of task, or wrong answers"
+        "agreement 6.0 points: the champion's answers to 100 new records (exact match); far below its 81.3 on "
+        "held-out records: a new kind of task, or wrong answers"
     )
     assert [line.split()[0] for line in lines if line.endswith(words)] == ["2"]
     told = {drop["id"]: drop["preview"] for drop in json.loads(dropforge("drops", "--json").out)["drops"]}
     assert (told.pop(2), set(told.values())) == (preview, {None})
+    with transaction(lived_in.engine) as session:
+        session.get_one(Drop, 2).first_run = 3
+    assert "agreement" not in dropforge("drops").out

@@ -189,13 +189,19 @@ def test_a_drop_says_how_well_the_champions_answers_agree(
 ) -> None:
     with transaction(lived_in.engine) as session:
         preview: dict[str, object] = {"records": 100, "points": points, "metric": "rougeL", "usual": 81.3}
-        session.get_one(Drop, 2).preview = preview
+        drop = session.get_one(Drop, 2)
+        drop.preview, drop.first_run = preview, None
     page = html.unescape(visitor.get("/drops/2").text)
     assert ("agreement" in page) == bool(points)
     words = f"Before any training: agreement {points} points: the champion's answers to 100 new records (rougeL)"
     assert (f"<p>{words}.</p>" in page) == (points == 79.5)
-    far = "; far below its 81.3 on earlier drops: a new kind of task, or wrong answers. It is used all the same.</p>"
-    assert (f'<p class="notice bad">{words}{far}' in page) == (points == 6.0)
+    far = "; far below its 81.3 on held-out records: a new kind of task, or wrong answers."
+    assert (f'<p class="notice bad">{words}{far} It is used all the same.</p>' in page) == (points == 6.0)
+    for changed in ({"first_run": 3}, {"first_run": None, "state": DropState.WITHDRAWN}):
+        with transaction(lived_in.engine) as session:
+            session.get_one(Drop, 2).sqlmodel_update(changed)
+        page = html.unescape(visitor.get("/drops/2").text)
+        assert (f'<p class="notice bad">{words}{far}</p>' in page) == (points == 6.0)
 
 
 def test_a_suspended_drop_lists_what_was_found_and_what_helps(visitor: TestClient, lived_in: Any) -> None:

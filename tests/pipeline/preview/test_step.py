@@ -115,8 +115,10 @@ def test_only_new_records_that_a_run_would_use_are_answered_and_a_hundred_at_mos
     few.drop([*again, *pinned, *long, *rows(asked[24:27], ["new"] * 3)])
     assert preview(few.attempt()).records == 3
     assert preview(task().drop(rows(asked, ["right"] * 130)).attempt()).records == 100
-    with pytest.raises(DropforgeError, match="no new record of the drop fits"):
-        preview(task().drop(old).drop(again).attempt())
+    chosen = [{**row, "tags": ["selected"]} for row in rows(asked[:10], ["right"] * 10)]
+    for none in (task().drop(old).drop(again), task().drop(chosen)):
+        with pytest.raises(DropforgeError, match="no new record of the drop fits"):
+            preview(none.attempt())
 
 
 def test_a_damaged_champion_or_drop_is_named_and_a_stop_is_obeyed(task: Task) -> None:

@@ -152,7 +152,7 @@ def test_the_note_says_before_any_run_how_well_the_champions_answers_agree(house
         drop = session.get_one(Drop, 1)
         drop.preview = {"records": 100, "points": points, "metric": "exact_match", "usual": 81.3}
         record_event(session, "drop_previewed", NOW, track="default", drop_id=1)
-    far = "; far below its 81.3 on earlier drops: a new kind of task, or wrong answers" if points < 10 else ""
+    far = "; far below its 81.3 on held-out records: a new kind of task, or wrong answers" if points < 10 else ""
     words = (
         f"Before any training: agreement {points} points: the champion's answers to 100 new records (exact match){far}."
     )
