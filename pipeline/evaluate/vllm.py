@@ -8,11 +8,11 @@ file, whose last lines are part of the error message if vLLM exits.
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Process:
         `check_stop` is called while waiting, and may raise. Raises `StepFailed` as `ask` does.
         """
         self._log, self._check_stop = log, check_stop
-        self._pipe, its_end = Pipe()
+        self._socket, its_end = socket.socketpair()
         with log.open("wb") as file, its_end:
             self._process = subprocess.Popen(  # noqa: S603 - an argument list of our own, never a shell
                 [_python(program), "-I", _SCRIPT],
@@ -84,25 +84,33 @@ class Process:
         hours.
         """
         end = time.monotonic() + REPLY_SECONDS
+        reply = b""
         try:
-            self._pipe.send_bytes(json.dumps(request).encode())
-            while not self._pipe.poll(_LOOK_SECONDS):
+            self._socket.settimeout(REPLY_SECONDS)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            self._socket.settimeout(_LOOK_SECONDS)
+            while not reply.endswith(b"\n"):
                 self._check_stop()
                 if time.monotonic() > end:
                     raise self._failed(f"gave no answer within {REPLY_SECONDS:g} s")
-                # A child of it may have inherited the pipe.
-                if self._process.poll() is not None:
+                # A child of it may have inherited the socket.
+                exited = self._process.poll() is not None
+                with suppress(TimeoutError):
+                    part = self._socket.recv(1 << 20)
+                    reply += part
+                    exited |= not part
+                if exited:
                     raise self._failed("exited")
-            return json.loads(self._pipe.recv_bytes())
-        except (EOFError, ConnectionError) as error:
+        except ConnectionError as error:
             raise self._failed("exited") from error
+        return json.loads(reply)
 
     def close(self) -> None:
         """Kill the process with its group, wait for its end, and close the connection."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._pipe.close()
+        self._socket.close()
 
     def _failed(self, how: str) -> StepFailed:
         words = _last_lines(self._log.read_text(encoding="utf-8", errors="replace"))
