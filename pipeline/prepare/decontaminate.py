@@ -57,6 +57,8 @@ class Common:
     answers: frozenset[int]
     labels: frozenset[int]
     """Those of `answers` that are labels of the task."""
+    greetings: frozenset[str] = frozenset()
+    """First exchanges (`DropRow.begun`) after which more than three conversations go on in different ways."""
     pairs: bool = False
     """Whether a shorter answer is compared with its question: the same two may come after other turns."""
     runs: frozenset[int] = frozenset()
@@ -111,7 +113,9 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     pairs = any(prompt.rows[0].turns for prompt in prompts)
     answers = array("q", filter(None, (_long_answer(row, pairs) for prompt in prompts for row in prompt.rows)))
     labels = _frequent(answers, max(most, LABEL_ROWS))
-    common = Common(_frequent(instructions, most), _frequent(answers, most), labels, pairs)
+    begun = Counter(first for first, _ in {(row.begun, row.group) for prompt in prompts for row in prompt.rows})
+    greetings = frozenset(first for first, count in begun.items() if count > COMMON_ROWS)
+    common = Common(_frequent(instructions, most), _frequent(answers, most), labels, greetings, pairs)
     runs = array("q")
     words = []
     for prompt in prompts:
@@ -182,13 +186,13 @@ class HeldOut:
         Return which rows of a prompt are near-duplicates of the selected held-out prompts.
 
         All are if the prompt itself is a near-duplicate, or of the unit of a held-out one, now or when its conversation
-        had one exchange; else those whose answer, of at least eight words and not common, a selected prompt has; among
-        conversations, a shorter one with its question. If there are any, the prompt's id is noted in `near`, with each
-        selected prompt that it is a near-duplicate of or whose unit it has.
+        had one exchange that is no greeting; else those whose answer, of at least eight words and not common, a
+        selected prompt has; among conversations, a shorter one with its question. If there are any, the prompt's id is
+        noted in `near`, with each selected prompt that it is a near-duplicate of or whose unit it has.
         """
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row, self.common.pairs)) for row in prompt.rows]
-        units = {prompt.unit, *(row.begun for row in prompt.rows)}
+        units = {prompt.unit, *({row.begun for row in prompt.rows} - self.common.greetings)}
         by_unit = {self._units[unit] for unit in self._units.keys() & units}
         near = {*by_run, *similar, *by_answer, *by_unit}
         for number in self.near.keys() & near:

@@ -96,20 +96,40 @@ def begun(content: list[dict[str, Any]], exchanges: int) -> list[dict[str, Any]]
     return [{"messages": talk["messages"][: 2 * exchanges]} for talk in content]
 
 
-@pytest.mark.parametrize("parts", [(4,), (2, 4), (1, 4)])
-def test_conversations_that_all_begin_with_one_exchange_are_on_both_sides(tmp_path: Path, parts: tuple[int]) -> None:
-    content = talks(120, 4)
+def greeted(count: int) -> list[dict[str, Any]]:
+    content = talks(count, 4)
     for talk in content:
         talk["messages"][0]["content"], talk["messages"][1]["content"] = "Hi", "Hello! How can I help?"
-    world = Snapshot(tmp_path, split=HALF)
+    return content
+
+
+@pytest.mark.parametrize("salt", "abcdefghijkl")
+@pytest.mark.parametrize("parts", [(4,), (2, 4), (1, 4), ()], ids=str)
+def test_conversations_that_all_begin_with_one_exchange_are_on_both_sides(
+    tmp_path: Path, parts: tuple[int], salt: str
+) -> None:
+    content = greeted(120)
+    world = Snapshot(tmp_path, split=HALF, salt=salt)
     for exchanges in parts:
         world.drop(begun(content, exchanges))
+    if not parts:  # one ends after it
+        world.drop([*begun(content[:1], 1), *content[1:]])
     made = world.prepare()
     trained, heldout = sides(made)
     assert trained & heldout <= {"Hello!"}
     assert len(trained) > 40
     assert len(heldout) > 30
+    assert made.dataset.near_duplicates == 0
     assert "large_unit" not in {warning.code for warning in made.dataset.warnings}
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(3, 9), (4, 0)])
+def test_a_pinned_greeting_takes_no_conversations_out_of_training(tmp_path: Path, count: int, left_out: int) -> None:
+    """What at most three begin with may be one conversation that went on."""
+    world = Snapshot(tmp_path, gate=PINNED).drop([*begun(greeted(1), 1), *rows(60)], "heldout")
+    made = world.drop([*greeted(count), *rows(60, start=500)]).prepare()
+    assert made.dataset.near_duplicates == left_out
+    assert len([row for row in made.train if "turns" in row]) == 3 * count - left_out
 
 
 @pytest.mark.parametrize("parts", [(1, 4), (2, 4), (4, 1), (1, 2, 3, 4)])
