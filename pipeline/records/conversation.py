@@ -29,7 +29,7 @@ UNSUPPORTED: Mapping[str, str] = {
     **dict.fromkeys(("chosen", "rejected", "preferred_output", "non_preferred_output"), "preference pairs are"),
     **dict.fromkeys(("kto_tag", "label", "train"), "marks of learned turns, other than weight, are"),
 }
-#: As LLaMA-Factory writes no tools: an empty list as text.
+#: Also an empty list as text, under any key: so LLaMA-Factory writes that a row has no tools.
 _EMPTY: tuple[object, ...] = (None, "", [], {}, "[]")
 
 
