@@ -331,7 +331,7 @@ class Evaluation(Artifact):
     folder: str
     metric: str
     setup: str = ""
-    """Hash of all that scores depend on but models and records: metric, engine, precision, batches, answer length."""
+    """Hash of what must be equal to compare runs: metric, answer length, prompting, engine, precision, batch size."""
     heldout_version: str
     records: int
     records_too_long: int = 0

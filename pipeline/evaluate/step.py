@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline import durable
 from pipeline.artifacts import RECORDS_NAME, Dataset, Evaluation
+from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.evaluate import scoring
 from pipeline.evaluate.inference import Inference, Result
@@ -31,8 +32,7 @@ def evaluate(attempt: Attempt) -> Evaluation:
     heldout = list(map(HeldoutRecord.model_validate, durable.read_jsonl(data / "heldout.jsonl")))
     plan = make_plan(attempt, heldout, suites, dataset.max_new_tokens, folder)
     records, (candidate, champion, *_) = plan.records, plan.models
-    key = candidate.key.model_copy(update={"model_id": ""})
-    setup = durable.sha256_json([key.digest, dataset.metric, dataset.max_new_tokens])
+    setup = _setup(candidate.key, dataset, attempt.config.evaluate)
     results = _infer(attempt, plan, folder)
     lines = [scoring.score_answers(records, result, dataset.metric) for result in results[:2]]
     report = attempt.make_folder("report")
@@ -65,6 +65,18 @@ def _infer(attempt: Attempt, plan: EvalPlan, folder: Path) -> list[Result]:
         return [model.run(folder, models) for model in models]
     except OutOfMemory as error:
         go_on_with_smaller_batches(folder, plan.models[0].key.batch_size, error)
+
+
+def _setup(key: PredictionKey, dataset: Dataset, settings: EvaluateConfig) -> str:
+    """
+    Return the hash of what must be equal where runs are compared, as far as a user decides it.
+
+    That is metric, answer length, prompt format, repetition penalty, kind of engine, precision, and the batch size in
+    the settings. Devices (and the batches that fit on them), attention, threads and versions change the last bits only:
+    with two kinds of GPU in a cluster, a trial might never find a control that it can be compared with.
+    """
+    decoding = [key.template, key.repetition_penalty, key.engine == PLAIN, key.dtype, settings.batch_size]
+    return durable.sha256_json([dataset.metric, dataset.max_new_tokens, *decoding])
 
 
 def _versions(key: PredictionKey) -> dict[str, str]:

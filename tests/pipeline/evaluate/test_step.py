@@ -484,14 +484,20 @@ def test_a_control_is_not_compared_with_a_trial_that_is_damaged_or_was_evaluated
         assert evaluate(control).trial is None, name
 
 
-def test_answers_of_another_model_are_of_the_same_setup_and_those_in_other_batches_are_not(bench: Bench) -> None:
-    first = evaluate(bench.attempt(heldout_rows())).setup
-    rows = heldout_rows()[:4]
-    assert evaluate(bench.attempt(rows)).setup == first
-    others = {
-        evaluate(bench.attempt(rows, **other)).setup for other in ({"batch_size": 3}, {"repetition_penalty": 1.1})
-    }
-    assert len({first, *others}) == 3
+def test_a_setup_has_what_a_user_decides_and_neither_models_nor_machines(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def setup(records: int = 4, **settings: Any) -> str:
+        return evaluate(bench.attempt(heldout_rows()[:records], **{"batch_size": 0, **settings})).setup
+
+    first, arithmetic = setup(), generation.arithmetic
+    others = [setup(batch_size=3), setup(repetition_penalty=1.1)]
+    monkeypatch.setattr(generation, "arithmetic", lambda *given: {**arithmetic(*given), "dtype": "bfloat16 in NF4"})
+    assert len({first, *others, setup()}) == 4
+    machine = {"device": "cuda L4", "attention": "eager", "versions": {"torch": "9"}}
+    monkeypatch.setattr(generation, "arithmetic", lambda *given: {**arithmetic(*given), **machine})
+    monkeypatch.setattr(plan, "prompts_at_once", lambda *_: 1)
+    assert setup(RECORDS) == first
 
 
 def verdict_of(outcome: str, *failed: str) -> Verdict:

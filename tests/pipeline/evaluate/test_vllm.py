@@ -94,6 +94,7 @@ def test_it_answers_and_weighs_as_transformers_does_under_a_key_of_its_own(attem
         for given, expected in zip(one.values(), two.values(), strict=True):
             assert given == (expected if isinstance(expected[0], str) else pytest.approx(expected, rel=1e-4))
         assert reports[0].prediction_keys[role] != reports[1].prediction_keys[role]
+    assert reports[0].setup != reports[1].setup
     assert reports[0].suites == reports[1].suites
     assert reports[0].suites[0].records == 3
     pids = started(asked.folder)
