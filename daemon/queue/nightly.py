@@ -15,6 +15,7 @@ other night.
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -151,9 +152,10 @@ def _take(session: Session, row: Track, settings: Settings, now: int) -> Slot | 
 def _since(row: Track, track: TrackSettings, now: int) -> int:
     """Return the time (ms) from which the track's nights count: `now` for a new schedule or a clock set back."""
     seen: Any = row.nightly
-    if seen is None or seen["schedule"] != _words(track) or now < seen["looked_at"]:
-        return now
-    return int(seen["since"])
+    with suppress(KeyError, TypeError, ValueError):  # there is none, or it is damaged
+        if seen["schedule"] == _words(track) and now >= seen["looked_at"]:
+            return int(seen["since"])
+    return now
 
 
 def _words(track: TrackSettings) -> str:
