@@ -330,8 +330,8 @@ class Evaluation(Artifact):
 
     folder: str
     metric: str
-    setup: str = ""
-    """Hash of what must be equal to compare runs: metric, answer length, prompting, engine, precision, batch size."""
+    setup: str
+    """Hash of metric, answer length, prompt format, engine, precision, batch size: runs compared have the same."""
     heldout_version: str
     records: int
     records_too_long: int = 0

@@ -133,6 +133,7 @@ def report_of(records: int, **more: Any) -> Evaluation:
         "folder": "report",
         "metric": "exact_match",
         "heldout_version": "v",
+        "setup": "s",
         "records": records,
         "candidate": scores_of("new"),
         "champion": scores_of("old"),

@@ -26,7 +26,7 @@ from pipeline.artifacts import Preview
 from pipeline.contract import StepSpec
 from pipeline.steps import PREVIEW
 
-#: The drops that may be tried, each with the runs that made its track's champion, of other drops; none made a base.
+#: The drops that have no preview, each with the runs that trained its track's champion, on other drops.
 _UNTRIED = """
 SELECT "drop".id, "drop".track, promotion.run_id FROM "drop" JOIN track ON track.name = "drop".track
 JOIN promotion ON promotion.track = track.name AND promotion.model_id = champion_model_id

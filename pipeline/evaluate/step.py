@@ -69,9 +69,9 @@ def _infer(attempt: Attempt, plan: EvalPlan, folder: Path) -> list[Result]:
 
 def _setup(key: PredictionKey, dataset: Dataset, settings: EvaluateConfig) -> str:
     """
-    Return the hash of what must be equal where runs are compared, as far as a user decides it.
+    Return a hash of the settings that must agree before two runs are compared.
 
-    That is metric, answer length, prompt format, repetition penalty, kind of engine, precision, and the batch size in
+    They are metric, answer length, prompt format, repetition penalty, kind of engine, precision, and the batch size in
     the settings. Devices (and the batches that fit on them), attention, threads and versions change the last bits only:
     with two kinds of GPU in a cluster, a trial might never find a control that it can be compared with.
     """

@@ -151,7 +151,7 @@ def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) 
 
 
 def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
-    """Yield (key, turn from 1 or `None`, text) of what a model reads of a row, good or bad; of 300 turns at most."""
+    """Yield each text of a row that a model reads, with its key and turn (from 1, or `None`), of 300 turns at most."""
     key = form_key(row)
     for name in ("instruction", "input", "output", "system") if key == "instruction" else ("system",):
         if isinstance(row.get(name), str):
