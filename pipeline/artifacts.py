@@ -399,8 +399,8 @@ class GuardResult(Frozen):
     """One guard's result, by its `pipeline.config.GuardName`: its numbers, and whether it blocks the promotion."""
 
     guard: str
-    label: str
-    """What was measured, in words: `token F1`, `drop 3 (answers.jsonl)`."""
+    about: tuple[str | int | float, ...] = ()
+    """What was measured: a drop or tag, a suite, a metric and its floor, a drop and a generation."""
     unit: Literal["points", "nats", "per cent", "records"]
     records: int | None = None
     """Groups of near-duplicate held-out records, or items of a suite."""
@@ -417,6 +417,8 @@ class GuardResult(Frozen):
     """Largest allowed loss in `unit`."""
     state: Literal["passed", "failed", "shown"]
     """`shown`: too few records, or not in guards.stop; it cannot block the promotion."""
+    note: Literal["too_few", "not_below_champion"] | None = None
+    """Why no harm is counted; `pipeline.decide.policy.NOTES` words it."""
     drop: int | None = None
     parts: dict[str, float] = Field(default_factory=dict)
     """For `collapse`, the number of the candidate's collapsed answers by kind."""

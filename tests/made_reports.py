@@ -192,9 +192,16 @@ def report(lines: Sequence[Mapping[str, Any]], **changes: Any) -> Evaluation:
     return made.model_copy(update=changes)
 
 
-def guard(name: str, label: str, change: float | None = None, state: str = "passed", **more: Any) -> GuardResult:
+def guard(name: str, about: str, change: float | None = None, state: str = "passed", **more: Any) -> GuardResult:
     """Return a guard's result, in points unless it says otherwise."""
-    fields = {"guard": name, "label": label, "change": change, "state": state, "unit": "points", **more}
+    fields = {
+        "guard": name,
+        "about": (about, 1),  # a drop and a generation, or a metric and a floor; other labels ignore the second
+        "change": change,
+        "state": state,
+        "unit": "points",
+        **more,
+    }
     return GuardResult.model_validate(fields)
 
 
@@ -204,16 +211,15 @@ def _scores(champion: float, candidate: float, records: int = 400, margin: float
 
 def guards(*, failing: bool = False) -> tuple[GuardResult, ...]:
     """Return guards of every unit: passed, shown, and failed if asked."""
-    base = "suite builtin against the base model"
     lost = guard("general", "suite builtin", -27.6, "failed", **_scores(58.8, 31.2, 240), bound=-21.9, p_value=0.00001)
     return (
         guard("slice", "tag billing", 6.0, **_scores(65.0, 71.0), bound=8.1),
         guard("slice", "drop 3 (bewertungen_ü.jsonl)", -4.5, **_scores(65.5, 61.0, 100), bound=1.2, p_value=0.11),
-        guard("nll", "likelihood of the references", -0.122, **_scores(0.634, 0.512, margin=0.1), unit="nats"),
-        guard("looping", "looping answers", 0.75, **_scores(0.5, 1.25, margin=2.0), unit="per cent"),
-        guard("judge", "answers that judge-7b prefers", 20, **_scores(20, 40, 60, None), p_value=0.99, unit="records"),
+        guard("nll", "", -0.122, **_scores(0.634, 0.512, margin=0.1), unit="nats"),
+        guard("looping", "", 0.75, **_scores(0.5, 1.25, margin=2.0), unit="per cent"),
+        guard("judge", "judge-7b", 20, **_scores(20, 40, 60, None), p_value=0.99, unit="records"),
         guard("general", "suite own", -7.5, "shown", **_scores(57.5, 50.0, 40)),
-        guard("general_base", base, -6.7, **_scores(56.7, 50.0, 120, 10.0), bound=-1.2, p_value=0.03),
+        guard("general_base", "suite builtin", -6.7, **_scores(56.7, 50.0, 120, 10.0), bound=-1.2, p_value=0.03),
         *([lost] if failing else []),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts import GuardResult, Verdict
-from pipeline.decide.policy import GUARDS, is_shown
+from pipeline.decide.policy import GUARDS, is_shown, label
 from pipeline.words import count, listed, plain, signed, span
 
 #: Explanations of all other reason codes. A promoted verdict can have `gain_from_new_data` only.
@@ -65,7 +65,7 @@ def clauses(verdict: Verdict) -> list[str]:
         rows = verdict.rows_needed
         bring = "" if rows is None else f", which about {count(rows, 'more row brings', 'more rows bring')}"
         return [words, f"{have}, and a verdict needs {verdict.groups_needed or 0:,}{bring}"]
-    failed = [f"{guard.label} {change_words(guard)}".rstrip() for guard in verdict.guards if guard.state == "failed"]
+    failed = [f"{label(guard)} {change_words(guard)}".rstrip() for guard in verdict.guards if guard.state == "failed"]
     gain = f"{signed(verdict.gain or 0.0)} points"
     if verdict.outcome == "guard_failed" and failed:
         words += f" ({failed[0]}{f', and {len(failed) - 1} more' if failed[1:] else ''})"
@@ -83,7 +83,7 @@ def clauses(verdict: Verdict) -> list[str]:
 
 def unguarded(verdict: Verdict) -> list[str]:
     """Return the labels of the listed drops and tags that have too few records to be guarded."""
-    return [guard.label for guard in verdict.guards if guard.guard == "slice" and guard.p_value is None]
+    return [label(guard) for guard in verdict.guards if guard.guard == "slice" and guard.p_value is None]
 
 
 def collapse_words(verdict: Verdict) -> list[str]:
@@ -115,7 +115,7 @@ def guard_words(guard: GuardResult) -> str:
 
     Guards that have words of their own get these in place of change and limit.
     """
-    words, pattern = guard.label, GUARDS[guard.guard].words
+    words, pattern = label(guard), GUARDS[guard.guard].words
     if pattern:
         scores = "scored on none of these records" if guard.candidate is None else pattern.format_map(dict(guard))
         return f"{words}: {scores}"

@@ -164,7 +164,7 @@ def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
     """Return `row`, set from failed to passed if the mean of `changes`, candidate minus champion, is no loss."""
     if row.state != "failed" or exceeds(0.0, float(changes.mean())):
         return row
-    return row.model_copy(update={"state": "passed", "label": f"{row.label}, no further below it than the champion"})
+    return row.model_copy(update={"state": "passed", "note": "not_below_champion"})
 
 
 def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
@@ -225,7 +225,7 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
         yield _result(
             "floor",
             (METRICS[name].title, floor),
-            ", on too few records to decide" if few else "",
+            note="too_few" if few else None,
             tested=bool(comparison.ids) and not few,
             fails=below,
             records=len(pair),
@@ -281,12 +281,8 @@ def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
     return row.model_copy(update={"state": "failed"}) if fails and row.state == "passed" else row
 
 
-def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float) -> GuardResult:
-    """
-    Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test.
-
-    `about` is that of `_result`.
-    """
+def _row(guard: str, about: tuple[str | int, ...], pair: Floats, margin: float) -> GuardResult:
+    """Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test."""
     sign = policy.GUARDS[guard].sign
     changes = (pair[:, 0] - pair[:, 1]) * sign
     tested = changes.size >= (policy.LEAST_EXACT if statistics.is_yes_or_no(changes) else policy.LEAST_TESTED)
@@ -306,13 +302,8 @@ def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float) -> 
 
 
 def _result(
-    guard: str, about: tuple[object, ...] = (), note: str = "", *, tested: bool, fails: bool = False, **numbers: Any
+    guard: str, about: tuple[str | int | float, ...] = (), *, tested: bool, fails: bool = False, **facts: Any
 ) -> GuardResult:
-    """
-    Return a guard's result with these numbers: failed or passed, or shown if it was not `tested`.
-
-    `about` fills in the fields of the guard's label; `note` follows the label.
-    """
-    row = policy.GUARDS[guard]
+    """Return a guard's result with these `facts`: failed or passed, or shown if it was not `tested`."""
     state = "shown" if not tested else "failed" if fails else "passed"
-    return GuardResult(guard=guard, label=row.tests.format(*about) + note, unit=row.unit, state=state, **numbers)
+    return GuardResult(guard=guard, about=about, unit=policy.GUARDS[guard].unit, state=state, **facts)

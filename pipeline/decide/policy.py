@@ -107,7 +107,7 @@ class Guard:
     reason: str
     """Its code among a verdict's reasons."""
     tests: str
-    """What was measured, the label of a result; `pipeline.decide.guards` fills the fields in."""
+    """What was measured; the fields are filled with a result's `about`."""
     remedy: str
     """Next steps, one a line; the report fills the fields in (`pipeline.report.next_steps`)."""
     command: str = ""
@@ -217,6 +217,19 @@ GUARDS: Mapping[str, Guard] = {
         heading="What the judge says",
     ),
 }
+
+
+#: After the label of a result, by its `note`.
+NOTES: Mapping[str | None, str] = {
+    None: "",
+    "too_few": ", on too few records to decide",
+    "not_below_champion": ", no further below it than the champion",
+}
+
+
+def label(result: GuardResult) -> str:
+    """Return what a guard measured, in words: `token F1`, `drop 3 (answers.jsonl)`."""
+    return GUARDS[result.guard].tests.format(*result.about) + NOTES[result.note]
 
 
 def is_shown(result: GuardResult) -> bool:

@@ -157,7 +157,7 @@ def _blaming(failed: Sequence[GuardResult], slices: Sequence[Slice], *, wins: bo
     """Return those of the failed guards that blame new drops; a lost tag blames none."""
     blame = {"always", "with a win" if wins else "without a win"}
     tags = {part.label for part in slices if part.kind == "tag"}
-    return [row for row in failed if GUARDS[row.guard].blames in blame and row.label not in tags]
+    return [row for row in failed if GUARDS[row.guard].blames in blame and tags.isdisjoint(row.about)]
 
 
 def _lacking(gate: GateConfig, *, few: bool, pinned: bool) -> dict[str, bool]:

@@ -7,7 +7,7 @@ from pipeline.artifacts import Adapter, Dataset, GuardResult, Outcome, Verdict
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.contract import StepSpec
 from pipeline.decide.explain import SETTLED
-from pipeline.decide.policy import GENERAL_SHARE, GUARDS, MOST_TIMES, is_doubt
+from pipeline.decide.policy import GENERAL_SHARE, GUARDS, MOST_TIMES, is_doubt, label
 from pipeline.report.facts import NextStep
 from pipeline.words import count, listed, plain, worth_words
 
@@ -101,7 +101,7 @@ def _remedies(
     guard = GUARDS[failed[0].guard]
     epochs, rate = (f" (it was {used:g})" for used in (adapter.epochs, adapter.learning_rate)) if adapter else ("", "")
     facts = {
-        "fell": listed([f"{row.label} by {plain(-(row.change or 0.0))} points" for row in failed]),
+        "fell": listed([f"{label(row)} by {plain(-(row.change or 0.0))} points" for row in failed]),
         "margin": plain(failed[0].margin or 0.0),
         "epochs": epochs,
         "rate": rate,

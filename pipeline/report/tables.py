@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.artifacts import Adapter, AnswerPair, Evaluation, GuardResult, Overlap, SliceResult, Verdict
 from pipeline.decide.explain import change_words, digits, margin_words
-from pipeline.decide.policy import GUARDS
+from pipeline.decide.policy import GUARDS, label
 from pipeline.report.facts import Report
 from pipeline.search_settings import settings_words
 from pipeline.words import duration, plain, signed, span
@@ -71,7 +71,7 @@ def _guard_row(guard: GuardResult) -> Row:
     bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
     beside = GUARDS[guard.guard].beside if guard.champion is not None else ""
     return (
-        guard.label,
+        label(guard),
         Cell(_plain(guard.champion, places) or "", small=beside),
         _plain(guard.candidate, places),
         Cell(change_words(guard), small=bound),

@@ -21,7 +21,7 @@ ODD = "学習データ" * 6 + "\u202e😀 é.jsonl"
 LABEL = "answers 18 of 38 general questions with a label of the training data"
 LABELS = {
     "guard": "collapse",
-    "label": "questions",
+    "about": ["questions"],
     "unit": "records",
     "records": 38,
     "candidate": 18,
@@ -29,7 +29,7 @@ LABELS = {
     "parts": {"label": 18},
     "state": "shown",
 }
-LOST = {"guard": "general", "label": "builtin", "unit": "points", "change": -6.0, "state": "failed"}
+LOST = {"guard": "general", "about": ["builtin"], "unit": "points", "change": -6.0, "state": "failed"}
 
 
 def on_terminal(folder: Path, *argv: str | Path, columns: int = 80, terminal: str = "xterm-256color") -> str:

@@ -328,7 +328,9 @@ def settled_by_control(
     box.drop("a")
     box.ticks()
     box.executor.outcome = "guard_failed"
-    lost = GuardResult(guard="slice", label="drop 1", unit="points", change=-6.0, p_value=0.02, state="failed", drop=1)
+    lost = GuardResult(
+        guard="slice", about=("drop 1",), unit="points", change=-6.0, p_value=0.02, state="failed", drop=1
+    )
 
     def decide(spec: StepSpec) -> StepResult:
         more: dict[str, Any] = {"blames_new_drops": True, "guards": (lost,), "gain": 12.3}

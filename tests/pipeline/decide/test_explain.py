@@ -46,7 +46,7 @@ def test_a_former_champion_on_watch_that_cannot_be_compared_is_named(made_report
 def test_a_second_guard_that_failed_is_counted(made_reports: Any) -> None:
     rows = made_reports.rows(5, 5, 5)
     verdict = made_reports.verdict("guard_failed", rows, gain=7.0, interval=None)
-    nll = GuardResult(guard="nll", label="likelihood", unit="nats", change=0.2, margin=0.1, state="failed")
+    nll = GuardResult(guard="nll", unit="nats", change=0.2, margin=0.1, state="failed")
     both = verdict.model_copy(update={"guards": (*verdict.guards, nll)})
     said = "guard failed (suite builtin −27.6 points, and 1 more): +7.0 points on the task"
     assert line(both) == f"{said}{SMALL}"

@@ -11,7 +11,7 @@ from pipeline.artifacts import GuardResult, Verdict
 from pipeline.config import GateConfig, GuardConfig, GuardName, MetricName
 from pipeline.decide.comparison import Comparison, Opinion, Suite, compare
 from pipeline.decide.explain import clauses, guard_words, sentence
-from pipeline.decide.policy import GUARDS, LEAST_TESTED
+from pipeline.decide.policy import GUARDS, LEAST_TESTED, label
 from pipeline.decide.slices import Known
 from pipeline.decide.statistics import Floats
 from pipeline.decide.verdict import Rules, decide_verdict
@@ -44,14 +44,14 @@ def verdict_on(found: Lines | Comparison, known: frozenset[int] | None = None, *
     return decide_verdict(comparison, Rules(guards=GuardConfig(**guards), known=Known(known)))
 
 
-def row_of(verdict: Verdict, guard: str, label: str = "") -> GuardResult:
-    (row,) = [row for row in verdict.guards if row.guard == guard and label in row.label]
+def row_of(verdict: Verdict, guard: str, words: str = "") -> GuardResult:
+    (row,) = [row for row in verdict.guards if row.guard == guard and words in label(row)]
     return row
 
 
-def expect(verdict: Verdict, guard: str, state: str, label: str = "") -> GuardResult:
+def expect(verdict: Verdict, guard: str, state: str, words: str = "") -> GuardResult:
     """Require the guard's state, and that it decides between a promotion and a failed guard; return its row."""
-    row = row_of(verdict, guard, label)
+    row = row_of(verdict, guard, words)
     assert row.state == state
     found = (verdict.outcome, verdict.reasons)
     assert found == (("guard_failed", (GUARDS[guard].reason,)) if state == "failed" else ("promoted", ()))
@@ -174,7 +174,7 @@ def test_drops_and_tags_with_too_few_records_are_named() -> None:
 def test_a_drop_that_the_champion_does_not_know_has_nothing_to_lose() -> None:
     verdict = verdict_on(with_drops(30, 120), known=frozenset({1}))
     assert verdict.outcome == "promoted"
-    assert {row.label for row in verdict.guards if row.guard == "slice"} == {
+    assert {label(row) for row in verdict.guards if row.guard == "slice"} == {
         "drop 1",
         "records of drops that the champion knows",
     }
@@ -189,7 +189,7 @@ def test_tags_are_slices_whose_tests_share_their_level() -> None:
         return verdict_on(lines)
 
     alone = expect(tagged(), "slice", "failed")
-    assert (alone.label, alone.records, alone.p_value) == ("tag category:maths", 60, 1 / 32)
+    assert (label(alone), alone.records, alone.p_value) == ("tag category:maths", 60, 1 / 32)
     row = expect(tagged("short"), "slice", "passed", "maths")
     assert row.p_value == 2 / 32
 
@@ -204,7 +204,7 @@ def test_records_of_a_tag_that_are_new_to_the_champion_have_nothing_to_lose() ->
             line["tags"] = ["kind"] if line["drop"] == 2 else line["tags"]
         return verdict_on(lines, known=frozenset({1}))
 
-    assert not [row for row in tagged(0).guards if row.label == "tag kind"], "only new records have it"
+    assert not [row for row in tagged(0).guards if label(row) == "tag kind"], "only new records have it"
     row = expect(tagged(40), "slice", "passed", "tag kind")
     assert (row.records, row.change) == (40, 100)
     assert {one.label: one.records for one in tagged(40).slices}["tag kind"] == 100
@@ -262,18 +262,18 @@ def test_an_old_drop_may_fall_little_below_what_a_former_champion_made_of_it(
 ) -> None:
     verdict = verdict_on(anchored(behind, gained=gained, size=size))
     row = expect(verdict, "anchor", state)
-    assert (row.label, row.records) == ("drop 1 against the champion of generation 1", size)
+    assert (label(row), row.records) == ("drop 1 against the champion of generation 1", size)
     assert row.change == pytest.approx(-100 * (behind - gained) / size)
     if state == "failed":
         said = story_text(verdict)
-        assert f"What was lost since a former champion, by all since then: {row.label} −" in said
+        assert f"What was lost since a former champion, by all since then: {label(row)} −" in said
         assert "guards.anchor is the margin" in said
         assert verdict_on(anchored(behind, gained=gained, size=size), anchor=100).outcome == "promoted"
 
 
 def test_the_former_champion_that_was_best_on_a_drop_is_its_anchor() -> None:
     row = expect(verdict_on(anchored(3, 9, 6)), "anchor", "failed")
-    assert row.label == "drop 1 against the champion of generation 2"
+    assert label(row) == "drop 1 against the champion of generation 2"
     assert expect(verdict_on(anchored(3, 2)), "anchor", "passed").change == -3
 
 
@@ -291,7 +291,7 @@ def test_the_anchors_of_several_drops_share_their_level(answered: int, p_value: 
 
 def test_a_candidate_that_is_no_further_below_the_anchor_than_the_champion_passes() -> None:
     row = expect(verdict_on(anchored(30, lost=0)), "anchor", "passed")
-    assert row.label == "drop 1 against the champion of generation 1, no further below it than the champion"
+    assert label(row) == "drop 1 against the champion of generation 1, no further below it than the champion"
     expect(verdict_on(anchored(30, lost=1)), "anchor", "failed")
 
 
@@ -394,7 +394,7 @@ def test_general_abilities_fail_beyond_the_margin_where_that_is_shown(
 ) -> None:
     verdict = verdict_on(of_good(suites=(Suite("builtin", lost_of(items, lost, gained)),)))
     row = expect(verdict, "general", state)
-    assert (row.label, row.records, row.margin) == ("builtin", items, 5.0)
+    assert (label(row), row.records, row.margin) == ("builtin", items, 5.0)
     if state == "failed":
         assert f"What it loses: builtin −{100 * (lost - gained) / items:.1f} points" in story_text(verdict)
 
@@ -420,7 +420,7 @@ def against_base(lost: int, items: int = 120, champion_lost: int | None = None) 
 def test_a_suite_may_lose_little_against_the_base_model(lost: int, items: int, state: str) -> None:
     verdict = verdict_on(against_base(lost, items))
     row = expect(verdict, "general_base", state)
-    assert (row.label, row.records) == ("builtin against the base model", items)
+    assert (label(row), row.records) == ("builtin against the base model", items)
     assert (row.champion, row.margin) == (100, 10)
     assert (row.candidate, row.change) == pytest.approx((100 * (1 - lost / items), -100 * lost / items))
     assert row_of(verdict, "general").change == pytest.approx(-100 / items)
@@ -442,7 +442,7 @@ def test_a_champion_that_is_the_base_model_is_not_compared_with_it_twice() -> No
 def test_a_champion_that_is_far_below_the_base_model_gives_way_to_who_loses_no_more(lost: int, state: str) -> None:
     row = expect(verdict_on(against_base(lost, champion_lost=30)), "general_base", state)
     assert row.change == pytest.approx(-100 * lost / 120)
-    assert ("no further below it than the champion" in row.label) == (state == "passed")
+    assert ("no further below it than the champion" in label(row)) == (state == "passed")
 
 
 def with_questions(labels: int, short: int = 0, champion: int = 0, base: int | None = 0, items: int = 38) -> Comparison:
@@ -516,7 +516,7 @@ def test_a_floor_is_held_against_the_records_that_its_metric_says_something_abou
     assert row.records == size
     assert row.candidate == pytest.approx(100 * (size - invalid) / size)
     few = ", on too few records to decide" if state == "shown" else ""
-    assert row.label == f"valid JSON, at least 95{few}"
+    assert label(row) == f"valid JSON, at least 95{few}"
     told = f"What is not reached: valid JSON, at least 95: {row.candidate:.1f} points."
     assert (told in story_text(verdict)) == (state == "failed")
 

@@ -502,7 +502,7 @@ def test_a_setup_has_what_a_user_decides_and_neither_models_nor_machines(
 
 def verdict_of(outcome: str, *failed: str) -> Verdict:
     """Return a trial's verdict by these failed guards, which lost on drop 1."""
-    guards = [GuardResult(guard=name, label="", unit="nats", state="failed") for name in failed]
+    guards = [GuardResult(guard=name, unit="nats", state="failed") for name in failed]
     numbers = {"reasons": (), "metric": "exact_match", "records": 120, "groups": 120}
     return Verdict.model_validate({"outcome": outcome, "guards": guards, "lost_drops": (1,), **numbers})
 

@@ -92,7 +92,7 @@ def test_only_a_trial_that_its_control_can_settle_is_said_to_wait_for_it(
     made_reports: Any, tmp_path: Path, guards: tuple[str, ...], *, blames: bool, may: bool
 ) -> None:
     attempt, verdict = made_reports.case(tmp_path, "guard_failed")
-    failed = tuple(GuardResult(guard=guard, label="x", unit="points", state="failed") for guard in guards)
+    failed = tuple(GuardResult(guard=guard, about=("x", 1), unit="points", state="failed") for guard in guards)
     verdict = verdict.model_copy(update={"guards": failed, "reasons": (), "blames_new_drops": blames, "pooled": True})
     spec = attempt.spec.model_copy(update={"suspect": 3})
     story = tell(verdict, made_reports.dataset(), None, spec, made_reports.adapter())
@@ -105,7 +105,7 @@ def test_a_loss_of_a_model_that_went_on_from_the_champion_names_its_settings_fir
     made_reports: Any, tmp_path: Path, outcome: str, guard: str
 ) -> None:
     attempt, verdict = made_reports.case(tmp_path, outcome)
-    lost = GuardResult(guard=guard or "slice", label="drop 1", unit="points", change=-9.0, state="failed")
+    lost = GuardResult(guard=guard or "slice", about=("drop 1", 1), unit="points", change=-9.0, state="failed")
     verdict = verdict.model_copy(update={"guards": (lost,)} if guard else {})
     config = attempt.config.model_copy(update={"train": TrainConfig(start="champion", replay=0.3)})
     spec = attempt.spec.model_copy(update={"config": config})

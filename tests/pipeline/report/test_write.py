@@ -17,7 +17,7 @@ from pipeline import durable
 from pipeline.artifacts import AnswerPair, Dataset, FormerScores, GuardResult, Remark, Replacement, Trial
 from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
-from pipeline.decide.policy import GUARDS
+from pipeline.decide.policy import GUARDS, label
 from pipeline.report.facts import NextStep, Report, Story
 from pipeline.report.page import MOST_CHARACTERS, render_page
 from pipeline.report.plots import loss_caption
@@ -203,7 +203,7 @@ def test_a_guard_is_told_as_what_it_found_and_what_helps_and_only_some_send_for_
     story, to_do = told(made_reports, tmp_path, made_reports.guard(name, "builtin", -13.3, "failed", **numbers))
     meant = GUARDS[name]
     assert story.headline == "A guard blocks the new model. The champion stays."
-    assert story.why[-1].startswith(f"{meant.heading}: builtin")
+    assert story.why[-1].startswith(f"{meant.heading}: {meant.tests.format('builtin', 1)}")
     assert all(part in to_do for part in re.split(r"\{\w+\}|\n", meant.remedy))
     assert meant.command.format(track="maths") in to_do
     assert ("tried in turn" in to_do) == ("drops withdraw" in to_do) == (name == "slice")
@@ -315,7 +315,7 @@ def test_every_part_of_the_evidence_is_on_the_page(made_reports: Any, tmp_path: 
         *(drop["name"] for drop in card["drops"]),
         *card["evaluation"]["prediction_keys"].values(),
         "torch 2.10.0",
-        *(guard["label"] for guard in verdict["guards"]),
+        *(label(GuardResult.model_validate(guard)) for guard in verdict["guards"]),
         *(one["label"] for one in verdict["slices"]),
         f"{verdict['wins']} better",
         f"{verdict['losses']} worse",
@@ -414,7 +414,7 @@ def test_any_text_is_shown_as_text_wherever_it_stands(made_reports: Any, words: 
     words = f"<{words}>"
     dataset, verdict = made_reports.early()
     warning = Remark(code="heldout_questions", numbers={"name": words, "rows": 1, "total": 2, "drop": 3})
-    guard = GuardResult(guard="slice", label=words, unit="points", change=0.0, margin=2.0, state="passed")
+    guard = GuardResult(guard="slice", about=(words,), unit="points", change=0.0, margin=2.0, state="passed")
     source = render_page(
         Report(
             run=1,

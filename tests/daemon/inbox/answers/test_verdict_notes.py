@@ -322,7 +322,7 @@ def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monk
 
 
 def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
-    lost = GuardResult(guard="slice", label="tag a\n\x1b[2J\u202eb", unit="points", p_value=0.001, state="failed")
+    lost = GuardResult(guard="slice", about=("tag a\n\x1b[2J\u202eb",), unit="points", p_value=0.001, state="failed")
     house.run(1, outcome="guard_failed", verdict={"gain": 1.0, "guards": (lost,)})
     said = "not promoted: guard failed (tag a\\n\\x1b[2J\\u202eb): +1.0 points on the task."
     assert house.said()[2].endswith(said)
