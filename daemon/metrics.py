@@ -62,7 +62,7 @@ class _House(Collector):
         yield _one("up", "Whether the daemon runs.", daemon.alive)
         troubles = self._overview.troubles() if daemon.alive else {}
         yield _one("troubles", "Troubles that `dropforge status` shows: tracks, hooks, addresses.", len(troubles))
-        yield _one("disk_free_bytes", "Free bytes on the state folder's disk.", disk.free_bytes())
+        yield _one("disk_free_bytes", "Free bytes on the fuller of the state and work disks.", disk.least_free_bytes())
         yield _one(
             "disk_low_water_bytes", "Free bytes below which no run begins (disk.low_water_bytes).", disk.low_water_bytes
         )

@@ -252,8 +252,8 @@ class Intake:
         if need + self._disk.low_water_bytes <= free:
             return ""
         return (
-            f"it needs {size_words(need)}, and the disk of {self._settings.state} has {size_words(free)} free, of "
-            f"which {size_words(self._disk.low_water_bytes)} stay so (disk.low_water_bytes); it waits for room"
+            f"it needs {size_words(need)}, and the disk of {self._settings.work_folder} has {size_words(free)} free, "
+            f"of which {size_words(self._disk.low_water_bytes)} stay so (disk.low_water_bytes); it waits for room"
         )
 
 

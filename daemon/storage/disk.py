@@ -29,6 +29,10 @@ class Disk:
         """Return the free bytes of the work folder's file system that an ordinary user may use."""
         return _free_bytes(self._root)
 
+    def least_free_bytes(self) -> int:
+        """Return the free bytes of the fuller file system of the two, as `shortage` compares them."""
+        return min(_free_bytes(self._root), _free_bytes(self._state))
+
     def shortage(self) -> str:
         """Return a message if either file system has less space free than the low-water mark; empty otherwise."""
         for folder in dict.fromkeys((self._root, self._state)):

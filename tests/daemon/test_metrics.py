@@ -1,9 +1,11 @@
 """What Prometheus is told, held against the workspace that it is told of, and what dashboard and alerts stand on."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from daemon.metrics import CONTENT_TYPE, metrics_text
-from daemon.settings.model import Settings
+from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database import transaction
 from daemon.state.tables import Message
 from daemon.system.processes import FileLock
@@ -91,6 +93,18 @@ def test_the_machine_is_told_by_the_daemons_lock_and_the_state_folders_disk(
     assert free is not None
     assert 0 < free <= shutil.disk_usage(lived_in.settings.state_folder).total
     assert value(found, "disk_low_water_bytes") == lived_in.settings.disk.low_water_bytes
+
+
+@pytest.mark.parametrize("full", ["state", "shared"])
+def test_of_two_disks_the_fuller_is_measured_as_either_stops_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    for name in ("state", "shared"):
+        (tmp_path / name).mkdir()
+    sizes = {tmp_path / "state": 5, tmp_path / "shared": 5, tmp_path / full: 2}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=sizes[path], f_frsize=10**9))
+    settings = Settings(state=str(tmp_path / "state"), executor=ExecutorSettings(shared=str(tmp_path / "shared")))
+    assert value(read(metrics_text(settings)), "disk_free_bytes") == 2 * 10**9
 
 
 def test_before_a_daemon_ever_ran_there_is_the_machine_alone(tmp_path: Path) -> None:
