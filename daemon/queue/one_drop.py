@@ -24,7 +24,7 @@ def queue_run(  # noqa: PLR0913 - the last two go by name
     session: Session, purpose: Purpose, track: str, drop: int, now: int, *, tested: Iterable[int] = (), **about: Any
 ) -> Run:
     """
-    Queue and return a run about `drop`, on the champion's drops without it, those in `tested`, and all held-out drops.
+    Insert and return a waiting run about `drop`; its drops are those of `snapshot_of`.
 
     It begins when nothing else is due. `about` are further columns of `Run`.
     """
@@ -38,7 +38,7 @@ def queue_run(  # noqa: PLR0913 - the last two go by name
 
 
 def snapshot_of(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
-    """Return the drops of a run: the champion's without the one it is about, `tested`, and all held-out drops."""
+    """Return a run's accepted drops: the champion's but the one it is about, `tested`, all held-out; ids ascending."""
     drops = select(Drop.id).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED)
     trained = accepted(session, champion_drops(session, run.track)) - {run.about_drop} | {*tested}
     wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
@@ -66,7 +66,7 @@ def of_training(session: Session, drops: Iterable[int]) -> set[int]:
 
 
 def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
-    """Return how many trials and controls of a track began in seven days; with `left_out` also of `leave_one_out`."""
+    """Return how many trials and controls of a track began in the last week; `left_out`: runs of that purpose, too."""
     begun = select(func.count()).select_from(Run).where(Run.track == track, col(Run.about_drop).is_not(None))
     if not left_out:
         begun = begun.where(Run.purpose != Purpose.LEFT_OUT)
@@ -75,7 +75,7 @@ def trials(session: Session, track: str, now: int, *, left_out: bool = False) ->
 
 
 def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
-    """Mark the drops that the champion was not trained on as unused, and queue a run for them as for a new drop."""
+    """Mark the accepted training drops that the champion lacks as unused; if there are any, queue a run for them."""
     all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
     ids = accepted(session, {drop for drop in all_drops if drop} - champion_drops(session, track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))

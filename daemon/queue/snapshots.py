@@ -40,7 +40,7 @@ def give_back(session: Session, run_id: int) -> None:
 
 
 def free_drops(session: Session, run_id: int | None, which: ColumnElement[bool]) -> Sequence[Drop]:
-    """Return the accepted drops that match `which`, oldest first; of those on trial only that of `run_id`."""
+    """Return the accepted drops that match `which`, oldest first; a drop on trial only if run `run_id` tests it."""
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
     free = accepted.where(col(Drop.id).not_in(on_trial_beside(run_id)))
     return session.exec(free.order_by(col(Drop.id))).all()
@@ -89,7 +89,7 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:
-    """Return how many other runs of the track, earlier or later, judged a candidate: in total, by held-out version."""
+    """Return how many other runs of the track, also later ones, judged a candidate: in total, per held-out version."""
     count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
     numbers = list(session.exec(others).all())
