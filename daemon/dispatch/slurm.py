@@ -191,7 +191,7 @@ class SlurmExecutor:
             self._troubles.note(whose, problems.get(whose), message=True)
 
     def _problem_of(self, known: _Known, jobs: Sequence[Job]) -> Exception | None:
-        """Advance an attempt's job; return the error that blocks it, or `None`. Raises `CannotAsk` after a wait of 5 s."""
+        """Advance an attempt's job; return the error that blocks it, or `None`. Raises `CannotAsk` after 5 s."""
         of_attempt = {job.number: job for job in jobs if (job.key, job.fence) == (known.spec.key, known.spec.fence)}
         began = time.monotonic()
         try:

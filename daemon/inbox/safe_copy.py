@@ -52,7 +52,7 @@ def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
 
 
 def too_large(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
-    """Return rule, reason and remedy of a file of more than `most` bytes; `None` if it is smaller."""
+    """Return rule, reason and remedy for a file of more than `most` bytes, else `None`."""
     if info.st_size <= most:
         return None
     reason = f"the file has {info.st_size:,} bytes, {most:,} are allowed"

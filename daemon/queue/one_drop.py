@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
 from daemon.state.events import record_event
-from daemon.state.queries import on_trial_beside
+from daemon.state.queries import on_trial_except
 from daemon.state.states import DropState, Purpose, RunState
 from daemon.state.tables import Drop, Promotion, Run, Track
 
@@ -56,7 +56,7 @@ def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]
     """Return the ids among `drops` of accepted training drops that are not on trial and meet all of `which`."""
     free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
     free = free.where(*which)
-    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
+    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_except(None)))) if number}
 
 
 def of_training(session: Session, drops: Iterable[int]) -> set[int]:

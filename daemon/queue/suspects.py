@@ -157,7 +157,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 
 
 def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) -> bool:
-    """Return whether a suspect's trial or control is open; queue the control, or end the suspicion or drop the trial."""
+    """Return whether a suspect's trial or control is open or new; else end the suspicion or repeat the trial."""
     trial = run = session.get_one(Run, suspect.trial_run)
     if trial.state == RunState.SUCCEEDED:
         # It blames its drop: else that would have been cleared with its verdict.

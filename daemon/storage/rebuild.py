@@ -99,7 +99,11 @@ def _copy_rows(connection: sqlite3.Connection, source: Path) -> None:
 
 
 def copy_aside(source: Path, target: Path, sha256: str) -> Path:
-    """Copy a file durably beside `target`, return that path. Raises `DropforgeError` if its hash is not `sha256`."""
+    """
+    Copy a file durably to a temporary path in `target`'s folder, and return that.
+
+    Raises `DropforgeError` if its hash is not `sha256`; no copy is left then.
+    """
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:
         with durable.open_regular(source) as old, aside.open("wb") as new:
