@@ -41,7 +41,7 @@ def identity(info: os.stat_result) -> str:
 
 
 def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
-    """Return rule, reason and remedy if a file is rejected unopened: not regular, hard-linked, over `most` bytes."""
+    """Return rule, reason and remedy for a file rejected unopened (not regular, hard-linked, too large), or `None`."""
     if not stat.S_ISREG(info.st_mode):
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "no regular file")
         return "file", f"the file is {kind}", "copy the data itself into the inbox"
