@@ -186,7 +186,7 @@ class Service:
         self._hooks.tick(now)
 
     def _tell(self, _now: int) -> None:
-        """Report status and troubles to the service manager and to `dropforge status` when they have changed."""
+        """Note a missing worker; tell systemd a changed status, and write changed troubles for `dropforge status`."""
         monotonic = time.monotonic()
         if not self.stop.is_set() and monotonic - self._described_at >= _STATUS_SECONDS:
             self._described_at = monotonic

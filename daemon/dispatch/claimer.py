@@ -83,8 +83,9 @@ class Claimer:
         """
         Claim the first due run that can begin or continue and return its claim; `None` if there is none.
 
-        The due runs before it are postponed, each with its error. `needs` are the bytes that claimed runs still need,
-        by "run NUMBER"; missing ones are added. Raises `ShareGone`, and errors that concern all runs.
+        The due runs before it are postponed, each with its error, or cancelled if they have no training drop. `needs`
+        are the bytes that claimed runs still need, by "run NUMBER"; missing ones are added. Raises `ShareGone`, and
+        errors that concern all runs.
         """
         root = self._settings.work_folder
         with transaction(self._engine) as session:

@@ -271,7 +271,11 @@ class Dispatcher:
         self._forget(claim)
 
     def _fail(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
-        """Stop the run's step, and fail the run; interrupt it if the shared folder was away meanwhile."""
+        """
+        Stop the run's step, and fail the run; interrupt it if the shared folder was away since the step's start.
+
+        Raises `ShareGone`, with nothing changed, if it is away now.
+        """
         require_share(self._settings)
         self._stop_step(claim)
         gone = self._reader.share_gone(states.claimed_run(self._engine, claim))

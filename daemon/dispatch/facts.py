@@ -37,7 +37,12 @@ class FactReader:
         self._executors, self._publisher, self._disk = executors, publisher, disk
 
     def facts(self, claim: states.Claim, *, draining: bool) -> Facts:
-        """Return the facts of a claimed run. Raises `LostClaim`; `OSError` or `DropforgeError` for unusable files."""
+        """
+        Return the facts of a claimed run.
+
+        Raises `LostClaim` if the claim is not valid any more; `OSError`, `DropforgeError` or, for a malformed spec.json
+        or result.json, `ValueError` if its files cannot be used.
+        """
         run = states.claimed_run(self._engine, claim)
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is None:

@@ -24,8 +24,8 @@ class Facts:
     #: The open attempt and the spec that it was submitted with. Without a spec, `step` is set if nobody has begun it.
     attempt: Attempt | None = None
     spec: StepSpec | None = None
-    #: Whether the attempt has ended; its result, `None` if that is another attempt's or unreadable; whether that is
-    #: being published; the artifact, or why it cannot be published, once that has ended.
+    #: Whether the attempt has ended; its result, `None` if that is another attempt's; whether its publication began,
+    #: and the artifact, or why it cannot be published, once that has ended.
     ended: bool = False
     result: StepResult | None = None
     publishing: bool = False

@@ -1,8 +1,8 @@
 """
-Fork a run's steps from a process that has imported their libraries, `pipeline.preload`; each run has one of its own.
+Fork a run's steps from a process that has imported their libraries, `pipeline.preload`; there is one per run.
 
 It is started with `prepare` and imports meanwhile. A step that cannot be forked, as that process was killed or has
-another environment, is started as a program of its own.
+another environment, is started as a program.
 """
 
 import json
@@ -46,7 +46,7 @@ class Preloaded:
     """Per run, a process that has imported the steps' libraries, from which the run's steps are forked."""
 
     def __init__(self) -> None:
-        """Start none yet."""
+        """Start no process yet."""
         self._of_run: dict[int, _Preload] = {}
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class Preloaded:
         Fork a step, which inherits the file descriptor `lifeline`, from the run's process, once that has its libraries.
 
         Raises `CannotFork` if the run has no living process with the step's environment, if the step forked last still
-        runs, and for `prepare`, with which the run's process is started.
+        runs, and for the run's first `prepare`, with which that process is started.
         """
         with self._lock:
             for run in [run for run, preload in self._of_run.items() if preload.has_ended()]:

@@ -62,7 +62,7 @@ class Previews:
             shutil.rmtree(folder, ignore_errors=True)  # a process that is at work there sees that and stops
 
     def tick(self, now: int, *, may_run: bool) -> None:
-        """Submit a preview if none runs and it `may_run`; cancel a running one if not; store the result of an ended."""
+        """Submit a preview if none runs and it `may_run`; cancel a running one if not; store an ended one's result."""
         spec = self._spec
         if spec is None:
             if may_run and (self._changes.changed() or self._again):

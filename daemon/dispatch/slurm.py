@@ -45,7 +45,7 @@ from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, DropforgeError
 #: controller may be starting, and a file system shows a new name late.
 GIVE_UP_SECONDS = 120.0
 _AGAIN_SECONDS = 30.0
-#: A command that fails after so many seconds has waited for the controller in vain.
+#: A command that fails after so many seconds has waited for a controller that does not answer.
 _NO_ANSWER_SECONDS = 5.0
 #: The exit codes for the states of a job that count as failures of its step.
 _EXIT_CODES = {"FAILED": EXIT_FAILED, "OUT_OF_MEMORY": 137}
@@ -191,7 +191,7 @@ class SlurmExecutor:
             self._troubles.note(whose, problems.get(whose), message=True)
 
     def _problem_of(self, known: _Known, jobs: Sequence[Job]) -> Exception | None:
-        """Advance an attempt's job; return the error that blocks it, or `None`. Raises `CannotAsk` after 5 s."""
+        """Advance an attempt's job; return the error that blocks it, or `None`. Raises a `CannotAsk` that took 5 s."""
         of_attempt = {job.number: job for job in jobs if (job.key, job.fence) == (known.spec.key, known.spec.fence)}
         began = time.monotonic()
         try:
@@ -248,7 +248,7 @@ class SlurmExecutor:
 
     def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
         """
-        Revoke a released attempt whose job ended without a result, or is gone, `GIVE_UP_SECONDS` ago.
+        Revoke a released attempt if its job is ended or gone and it makes no progress, for `GIVE_UP_SECONDS`.
 
         Also writes the job's state for people, and releases a held job again. Return why a waiting job will never
         begin, else `None`.

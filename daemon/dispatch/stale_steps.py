@@ -122,7 +122,8 @@ class _Past:
         """
         Return whether a published step's inputs have changed; `valid` are the published steps not known to be stale.
 
-        Another champion makes an evaluation stale unless "decide" is valid, and data unless "train" is.
+        Another champion makes an evaluation stale unless "decide" is valid, data if it `_leaves_out` what a champion
+        was trained on, and every step if the training starts from the former one.
         """
         against = self._report if name == "evaluate" and "decide" not in valid else None
         if self.left or (against is not None and not against.is_against(self._serving)):

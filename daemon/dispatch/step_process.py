@@ -1,7 +1,7 @@
 """
 The process of a step: its environment, its start, its end, and the result of a step that left none.
 
-A step gets a session and a process group of its own, and one end of a pipe: it does nothing before a byte comes, and
+A step gets a new session and process group, and one end of a pipe: it does nothing before a byte comes, and
 stops when the other end closes, in whatever way the process that started it ends.
 """
 
@@ -51,7 +51,7 @@ def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
 
 
 class StepProcess:
-    """A step in a process of its own."""
+    """A step's process: it waits until `go` lets it begin, or `kill` ends it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class StepProcess:
         Start `argv` in the attempt's `folder`, its output appended to the log; it does nothing before `go`.
 
         `variables` are given in addition to those that a step may see. The process comes from `fork` or, if that raises
-        `CannotFork`, is a program of its own. Raises `OSError` if it cannot be started.
+        `CannotFork`, is started as a program. Raises `OSError` if it cannot be started.
         """
         self._spec = spec
         self._process: subprocess.Popen[bytes] | Fork

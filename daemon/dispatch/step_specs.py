@@ -147,7 +147,7 @@ def _of_search(session: Session, settings: Settings, run: Run) -> dict[str, dict
 
 
 def _fixed_shares(track: Track) -> dict[str, float]:
-    """Return the split shares that the track has fixed, so that no prompt moves to another part."""
+    """Return the split shares that the track has fixed, "heldout" and "dev", by name; empty before a verdict."""
     return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
 
 

@@ -1,5 +1,5 @@
 """
-The worker: works on the attempts that the spool orders, each step in a process of its own, `parallel` at once.
+The worker: works on the attempts that the spool orders, each step in a new process, `parallel` at once.
 
 The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). When it dies in
 any way, its steps notice and stop (`step_process`); a new worker starts nothing before they have ended.
@@ -62,8 +62,8 @@ class Worker:
         """
         Run the spool's steps until `stop` is set; first wait until no other worker, and none of its steps, is running.
 
-        A dead worker's step that does not stop in time is killed. `stop` stops the running steps, too. An `OSError` of
-        the spool or of a step that does not concern only this step is raised, after the other steps were stopped.
+        A dead worker's step that does not stop in time is killed. `stop` stops the running steps, too. Raises what
+        `look` and `_run` raise, after the other steps were stopped.
         """
         waited = False
         while not self._lock.acquire():
@@ -117,7 +117,11 @@ class Worker:
             step.result()
 
     def _run(self, spec: StepSpec) -> None:
-        """Work on an attempt, failed if its files cannot be used; delete its entry once it has a result."""
+        """
+        Work on an attempt, and delete its entry once it has a result.
+
+        An attempt whose files are missing, closed or of another kind gets the result "failed". Raises other `OSError`.
+        """
         folder = self._spool.root / spec.folder
         try:
             if CLAIM_NAME in listed(folder):  # whoever cancelled it died before it had a result

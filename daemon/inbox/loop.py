@@ -74,7 +74,7 @@ class IntakeLoop:
             self._poke()
 
     def _turn(self) -> float:
-        """Take settled files, then write texts; return the seconds until the next scan."""
+        """Take settled files, then write texts; return the seconds until the next scan. Errors are logged."""
         try:
             require_share(self._settings)
             if self._scan() and time.monotonic() < self._texts_due:

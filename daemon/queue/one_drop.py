@@ -66,7 +66,7 @@ def of_training(session: Session, drops: Iterable[int]) -> set[int]:
 
 
 def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
-    """Return how many trials and controls of a track began in the last week; `left_out`: runs of that purpose, too."""
+    """Return how many trials and controls of a track began in the last week; with `left_out` also `LEFT_OUT` runs."""
     begun = select(func.count()).select_from(Run).where(Run.track == track, col(Run.about_drop).is_not(None))
     if not left_out:
         begun = begun.where(Run.purpose != Purpose.LEFT_OUT)
@@ -75,7 +75,7 @@ def trials(session: Session, track: str, now: int, *, left_out: bool = False) ->
 
 
 def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
-    """Mark the accepted training drops that the champion lacks as unused; if there are any, queue a run for them."""
+    """Mark the accepted training drops that the champion lacks as unused; for any, queue a run as for a new drop."""
     all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
     ids = accepted(session, {drop for drop in all_drops if drop} - champion_drops(session, track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))

@@ -89,7 +89,7 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:
-    """Return how many other runs of the track, also later ones, judged a candidate: in total, per held-out version."""
+    """Return how many other runs of the track, also later, judged a candidate: in total, and per held-out version."""
     count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
     numbers = list(session.exec(others).all())

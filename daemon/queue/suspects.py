@@ -263,7 +263,11 @@ def _tried(session: Session, track: str) -> Suspect | None:
 
 
 def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
-    """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
+    """
+    Return whether a verdict puts new drops on trial, or leaves one there: it blames them, and trials are allowed.
+
+    `False` also if the champion is a base model, or if the run, unless it is a trial, lacks a drop of the champion's.
+    """
     known, used = champion_drops(session, run.track), of_training(session, run.snapshot or ())
     comparable = run.about_drop is not None or known <= used
     return verdict.blames_new_drops and bool(known) and comparable and _budget(settings, run.track) > 0
