@@ -51,7 +51,7 @@ def watch_fields(
 
 def note_watch(session: Session, run: Run, compared: Evaluation, now: int) -> None:
     """
-    Store the points of an ending run's fresh drops in their rows; begin a new watch if it had another former champion.
+    Store the points of an ending run's fresh drops in their rows; begin a watch if its former champion is a new one.
 
     An event is recorded once per watch and limit that is reached. Nothing is stored if a later run's points are stored
     already, as with a retried run: nights are in the order of their runs.

@@ -120,7 +120,7 @@ class Executor(Protocol):
 
 
 def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
-    """Raise `DropforgeError` if an attempt ordered here has its step among `on_nodes` now, or a cluster's has not."""
+    """Raise `DropforgeError` if a step in `on_nodes` has an open attempt here, or another step one on the cluster."""
     moved: list[Path] = [path for path in spool.queue.glob("*-*-*.json") if path.name.split("-")[1] in on_nodes]
     moved += [path for path in run_files.open_jobs(spool.root) if path.parent.name.split("-")[0] not in on_nodes]
     if moved:
