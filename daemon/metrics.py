@@ -37,11 +37,11 @@ Value = tuple[tuple[str, ...], float]
 
 def metrics_text(settings: Settings) -> bytes:
     """Return all metrics of a workspace, computed now, in Prometheus' text format, UTF-8; the daemon need not run."""
-    return generate_latest(_House(settings))
+    return generate_latest(_Workspace(settings))
 
 
-class _House(Collector):
-    """A collector that reads one workspace at each `collect`."""
+class _Workspace(Collector):
+    """Collects the metrics of one workspace, read anew at each `collect`."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the state folder of `settings`, which need not exist."""

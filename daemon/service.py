@@ -53,7 +53,11 @@ class Service:
     """The daemon: intake, schedule, dispatcher, hooks, messenger, and worker and web server as child processes."""
 
     def __init__(self, settings: Settings, config: Path | None = None) -> None:
-        """Take the state folder's lock and open the database. Raises `DropforgeError` if either cannot be used."""
+        """
+        Make the folders, take the lock, create or verify the database, and build the parts; only Slurm's thread starts.
+
+        Raises `DropforgeError` if folder, lock or database cannot be used, or as `refuse_moved`.
+        """
         self._settings = settings
         root, work = settings.state_folder, settings.work_folder
         self._folder, self._lock = _open_folders(settings)
@@ -153,7 +157,7 @@ class Service:
             self.stop.wait(TROUBLE_SECONDS)
 
     def _look_for_worker(self) -> None:
-        """Note as trouble that a run waits and no worker runs; a worker that is a child is restarted instead."""
+        """Note a trouble if a run is claimed and no worker runs, unless the worker is a child, which is restarted."""
         root = self._settings.state_folder
         if self._settings.worker == "child" or self._dispatcher.idle or lock_holder(root / WORKER_LOCK) is not None:
             self._troubles.clear("the worker")
@@ -182,7 +186,7 @@ class Service:
         self._hooks.tick(now)
 
     def _tell(self, _now: int) -> None:
-        """Report status and troubles to the service manager and to `dropforge status` when they have changed."""
+        """Note a missing worker; tell systemd a changed status, and write changed troubles for `dropforge status`."""
         monotonic = time.monotonic()
         if not self.stop.is_set() and monotonic - self._described_at >= _STATUS_SECONDS:
             self._described_at = monotonic
@@ -218,7 +222,12 @@ class Service:
         self._wake.set()
 
     def _end(self) -> None:
-        """Shut down: stop intake and worker (which leaves a checkpoint), let the run wait, release the lock."""
+        """
+        Shut down: stop the page, hooks, intake and messages, and release the lock.
+
+        A child worker stops after its steps left checkpoints, and the claimed runs are set to waiting; the steps of a
+        worker unit, or of Slurm, go on.
+        """
         notify("STOPPING=1", "STATUS=stopping: running steps leave checkpoints")
         self._web.stop()
         self._dispatcher.draining = True
@@ -257,7 +266,7 @@ class Service:
         self._kill_worker()
 
     def _kill_worker(self) -> None:
-        """Kill the child worker and its step; do nothing if the worker is a unit of its own."""
+        """Kill the child worker and its steps, whose results become "interrupted"; do nothing for a worker unit."""
         if self._settings.worker == "child":
             self._worker.kill()
             end_steps(self._spool, now=True)

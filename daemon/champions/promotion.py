@@ -108,7 +108,7 @@ def add_promotion(session: Session, work_folder: WorkFolder, run_id: int, verdic
 
 
 def change_to(model: ModelRef, kind: PromotionKind, track: str, run_id: int | None, word: Word) -> Promotion:
-    """Return the row, to be completed, of a change of the track's champion to `model`."""
+    """Return a new row, in no session yet, of a change of the track's champion to `model`."""
     return Promotion(
         track=track,
         run_id=run_id,
@@ -127,7 +127,8 @@ def change_by_hand(engine: Engine, work_folder: WorkFolder, change: Promotion, w
     Make a manual change after hashing the model's files and calling `try_out` with its folder; return the row.
 
     `what` names the model in messages. The checks may take minutes, which are added to `change.created_at`. Raises
-    `DropforgeError` if the files are missing or changed, `ChampionMoved` if another change came first.
+    `DropforgeError` if the files are missing or changed, what `try_out` raises, `ChampionMoved` if another change came
+    first.
     """
     begun = monotonic()
     check_files(work_folder, change.model_path, change.model_id, what, change.track)

@@ -108,7 +108,7 @@ def try_gpu() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _started(device: str, stdin: int, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start one of our modules in a process group of its own; kill it if it still runs at the end of the block."""
+    """Start one of our modules in a new process group; kill the group if it still runs at the end of the block."""
     with subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-P", "-m", *argv],
         env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),

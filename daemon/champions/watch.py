@@ -31,10 +31,11 @@ def watch_fields(
     session: Session, run: Run, past: Sequence[Promotion], former: Sequence[ModelRef]
 ) -> dict[str, object]:
     """
-    Return the fields of a spec for a watch: the former champion, the same one until that is over, and the fresh drops.
+    Return a spec's fields `watched`, a former champion, and `fresh_drops`, the ids of the drops to compare it on.
 
-    Empty if there is no champion to watch. `former` are those of the champions `past` that may serve again, the latest
-    first. Not watched are base models, and what served before the latest one.
+    It is the same one until its watch is over, else the latest. Fresh are the run's drops that are newer than all drops
+    of both champions and were never compared. Empty without a former champion to watch: `former` are those of `past`
+    that may serve again, the latest first, without base models and what served before the latest base model.
     """
     base = max((row.generation for row in past if row.kind == PromotionKind.BASE), default=0)
     able = [model for model in former if model.generation > base and model.drops is not None]
@@ -50,9 +51,10 @@ def watch_fields(
 
 def note_watch(session: Session, run: Run, compared: Evaluation, now: int) -> None:
     """
-    Store the points of an ending run's fresh drops, and a new watch; one event per watch and limit that is reached.
+    Store the points of an ending run's fresh drops in their rows; begin a watch if its former champion is a new one.
 
-    Nothing is stored if a later run's are stored already, as by a retry: nights are in the order of their runs.
+    An event is recorded once per watch and limit that is reached. Nothing is stored if a later run's points are stored
+    already, as with a retried run: nights are in the order of their runs.
     """
     later = select(Drop.id).where(Drop.track == run.track, col(Drop.watch_run) > (run.id or 0))
     if session.exec(later).first() is not None:

@@ -39,11 +39,11 @@ log = structlog.get_logger()
 
 def fix_measures(engine: Engine, work_folder: WorkFolder, claim: states.Claim, run: Run, now: int) -> None:
     """
-    Store on the run's track metric, answer length, split, its unit and batch size of its evaluation, where it has none.
+    Store a run's metric, answer length, split, unit and evaluation batch size on its track, where the track has none.
 
-    Later runs use them (`step_specs.compose`). A batch size below the run's setting replaces that of the track. Does
-    nothing if data set or evaluation are not published. Raises `LostClaim`, or `ArtifactDamaged` if they cannot be
-    parsed.
+    Later runs use them (`step_specs.compose`). A batch size below the run's setting replaces that of the track. Records
+    an event if anything was stored. Does nothing if data set or evaluation are not published. Raises `LostClaim` if the
+    claim is not valid any more, `ArtifactDamaged` if an artifact cannot be parsed.
     """
     dataset = run_files.load_dataset(work_folder, claim.run_id)
     report = run_files.load_evaluation(work_folder, claim.run_id)
@@ -74,10 +74,12 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
     Apply the run's published verdict and end the run; return `False` if the run has to go on instead.
 
     A win is promoted, or gets the outcome `awaiting_approval` if approval is manual or its model was rolled back from.
-    Drops may be put on trial, cleared or suspended; the run's checkpoints are deleted. The run goes on if a person
-    cancelled it or withdrew one of its drops, or if the candidate, winner or loser, was compared with a champion that
-    no longer serves: its evaluation is unpublished. Raises `LostClaim` if the claim is not valid any more,
-    `DropforgeError` if it cannot be promoted.
+    Drops may be put on trial, cleared or suspended; of a control, its trial may be promoted. The run's checkpoints are
+    deleted. If the champion still serves, a return to a former one may follow (`_go_back`).
+
+    The run goes on, with nothing applied, if a person cancelled it or withdrew one of its drops, or if the candidate,
+    winner or loser, was compared with a champion that no longer serves: then its evaluation is unpublished. Raises
+    `LostClaim` if the claim is not valid any more, `DropforgeError` if the model of a win is missing or damaged.
     """
     try:
         outcome, words, stays = _apply(engine, settings, claim, run, now)
@@ -94,7 +96,11 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
 
 
 def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, now: int) -> tuple[str, str, bool]:
-    """Apply the verdict and end the run; return its outcome, the sentence for the user, whether the champion stays."""
+    """
+    Apply the verdict and end the run; return outcome, sentence for the user, whether the compared champion serves.
+
+    Raises `Cancelled` or `ChampionMoved`, with no row changed, if the run has to go on; else as `conclude`.
+    """
     root = settings.work_folder
     folder = run_files.run_folder(root, claim.run_id)
     verdict = run_files.load_verdict(root, claim.run_id)
@@ -132,7 +138,11 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
 
 
 def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None:
-    """Return the verdict of the trial of `control`, as a win, if that settles it and its model is there and whole."""
+    """
+    Return the verdict of the trial of `control`, changed to "promoted", if `verdict`, of the control, lets it win.
+
+    `None` also if the run is no control, or if the trial's model is missing or damaged, which is logged.
+    """
     settlement = verdict.settlement
     if control.control_of is None or settlement is None or not settlement.passed or verdict.outcome == "promoted":
         return None
@@ -148,7 +158,7 @@ def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None
 
 
 def _promote(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> bool:
-    """Make the model of a run that has won the champion; return `False` if it waits for a person."""
+    """Make the model of a run that has won the champion; return `False` if that needs approval or it is blocked."""
     if _is_manual(settings, run):
         return False
     try:
@@ -166,7 +176,7 @@ def _is_manual(settings: Settings, run: Run) -> bool:
 
 
 def _go_back(engine: Engine, settings: Settings, track: str, now: int) -> None:
-    """Make a proposed return if `gate.return` is "auto"; after a crash, or an error, the end of the next run does."""
+    """Roll back to a former champion if the watch proposes that and `gate.return` is "auto"; an error is logged."""
     if track not in settings.track_names or settings.track(track).gate.going_back != "auto":
         return
     with transaction(engine) as session:

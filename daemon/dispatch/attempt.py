@@ -53,7 +53,7 @@ log = structlog.get_logger()
 
 
 class _Claim(BaseModel):
-    """What is read of a claim: the step's process, once it was started."""
+    """The part of claim.json that is read: the step's process, `None` before it was started."""
 
     process: Identity | None = None
 
@@ -87,7 +87,7 @@ def write_spec(spec: StepSpec) -> bool:
 
 
 def read_spec(root: Path, key: str, fence: str) -> StepSpec:
-    """Return the spec of the attempt `key`. Raises `OSError` or `ValueError` if it cannot be read or is another's."""
+    """Return the spec of attempt `key`. Raises `OSError` or `ValueError` if unreadable, or of another fence or root."""
     path = root / folder_of(key) / SPEC_NAME
     spec = StepSpec.model_validate_json(durable.read_regular(path))
     if (spec.key, spec.fence) != (key, fence) or not Path(spec.root).samefile(root):
@@ -97,9 +97,9 @@ def read_spec(root: Path, key: str, fence: str) -> StepSpec:
 
 def end_revoked(spec: StepSpec) -> None:
     """
-    Write the result of an attempt that nobody works on, as the caller knows; an earlier one stays.
+    Write the result of a stopped attempt, unless it has one: that in revoked.json, if there is one, else "interrupted".
 
-    It is the result in the revocation, if that has one, else "interrupted".
+    The caller has made sure that no process works on the attempt.
     """
     folder = Path(spec.root) / spec.folder
     result = durable.read_object(folder / REVOKED_NAME) or result_of_dead(spec, 0, stopped=True).model_dump()
@@ -114,13 +114,12 @@ def work_on(
     on_node: Mapping[str, str] | None = None,
 ) -> None:
     """
-    Run an attempt once and leave a result, unless it is claimed, revoked or has one.
+    Claim an attempt, run its step to the end and write its result; do nothing if it is claimed, revoked or has one.
 
-    `stop` and a revocation stop its step. While there is no room to begin it, or to write its result, it is tried again
-    until `stop` is set, but on a node, whose variables for the step are `on_node`, for half a minute. An attempt that
-    could not begin is not claimed then.
-
-    Raises `OSError` if the attempt's files cannot be used.
+    `stop` and a revocation stop its step. While disk, memory or descriptors do not suffice to begin the step or to
+    write its result, that is tried again each second: here until `stop` is set, on a node 30 times. If the step could
+    not begin, the attempt is not claimed and has no result. `on_node` are the variables for the step on a node of a
+    cluster, `None` on this machine. Raises `OSError` if the attempt's files cannot be used.
     """
     folder = Path(spec.root) / spec.folder
     tries: Iterable[int] = itertools.count() if on_node is None else range(_TRIES)
@@ -137,7 +136,12 @@ def work_on(
 def _with_room(
     act: Callable[[], _T], stop: threading.Event, tries: Iterable[int], *, any_error: bool = False
 ) -> _T | None:
-    """Return what `act` does, tried again at a full disk or `any_error`; `None` after `tries`, or if `stop` is set."""
+    """
+    Return what `act` returns; `None` after `tries` failed ones, a second apart, or once `stop` is set.
+
+    It is tried again after a full disk, a lack of memory, processes or descriptors, or with `any_error` any `OSError`;
+    another `OSError` is raised.
+    """
     for _ in tries:
         try:
             return act()
@@ -153,7 +157,7 @@ def _with_room(
 def _begin(
     spec: StepSpec, folder: Path, command: StepCommand, variables: Mapping[str, str], fork: ForkStep
 ) -> StepProcess | None:
-    """Claim an attempt, start its process and write that down; return `None` if it was claimed or has ended."""
+    """Claim an attempt, start its process, note that in the claim; `None` if claimed or ended. An error undoes it."""
     if _ENDED & listed(folder) or not claim(folder, variables):
         return None
     process = None
@@ -171,7 +175,7 @@ def _begin(
 
 
 def _revocation(folder: Path, stop: threading.Event) -> Callable[[], bool]:
-    """Return a function that says whether the step is to stop; it lists the folder once in `_LOOK_SECONDS`."""
+    """Return a function that tells whether to stop: at `stop`, or if revoked or without spec, looked up each second."""
     looked = -_LOOK_SECONDS
 
     def is_to_stop() -> bool:
@@ -190,7 +194,8 @@ def serve_one(root: Path, key: str, fence: str, command: StepCommand = step_comm
     """
     Work on the attempt `key` in `root`, in a job of a cluster; SIGTERM, SIGINT and SIGUSR1 stop its step.
 
-    Raises `DropforgeError` if the folder is not this user's own or the attempt cannot be read.
+    Returns also if the attempt could not begin, or the disk is full. Raises `DropforgeError` if `root` is missing or is
+    not this user's own, or if the attempt's spec is not valid; `OSError` if its files cannot be used.
     """
     if not root.is_dir():
         raise DropforgeError(f"{root} is not there", f"mount it on {socket.gethostname()}")
@@ -222,9 +227,10 @@ def listed(folder: Path) -> set[str]:
 
 def claim(folder: Path, on_node: Mapping[str, str] = MappingProxyType({})) -> bool:
     """
-    Create the claim of the attempt in `folder`; return `False` if somebody had claimed it.
+    Create the claim of the attempt in `folder`; return `False` if it is claimed already.
 
-    `on_node` are the variables of Slurm that say the job's number, node and time limit; none for this machine.
+    `on_node` are Slurm's variables with the job's number, node and end time; none for this machine. Raises `OSError`,
+    with no claim left, if it cannot be written.
     """
     # Not by a second name, which a killed worker would leave in the folder.
     try:

@@ -37,7 +37,7 @@ class Claimer:
         upkeep: Upkeep,
         gpu: TrainingHooks,
     ) -> None:
-        """Note errors of tracks in `troubles`; `upkeep` knows disk and base models, `gpu` whether a server waits."""
+        """Note errors of tracks in `troubles`; `upkeep` checks disk and base models, `gpu` whether a server waits."""
         self._engine = engine
         self._settings = settings
         self._troubles = troubles
@@ -51,7 +51,12 @@ class Claimer:
         self._asked_at = 0
 
     def claim_due(self, now: int, claims: dict[int, states.Claim], *, low: bool) -> None:
-        """Queue due trials and, unless the disk is `low`, claim due runs into `claims`, up to `executor.parallel`."""
+        """
+        Queue due trials and, unless the disk is `low`, claim due runs into `claims`, up to `executor.parallel`.
+
+        Does nothing if the database has not changed since the last call and no run came due. While a run is claimed and
+        a server waits for the GPU, no further run is claimed.
+        """
         # Called twice a second: query the database only if the answer can differ from the last one.
         later = now >= self._asked_at and (self._due is None or now < self._due)
         if later and not self._changes.changed():
@@ -76,9 +81,11 @@ class Claimer:
 
     def _claim_next(self, now: int, claims: dict[int, states.Claim], needs: dict[str, int]) -> states.Claim | None:
         """
-        Claim and return the first due run that can continue, or `None`; store in the others before it why not.
+        Claim the first due run that can begin or continue and return its claim; `None` if there is none.
 
-        `needs` are the bytes that claimed runs still need, by the run; missing ones are added.
+        The due runs before it are postponed, each with its error, or cancelled if they have no training drop. `needs`
+        are the bytes that claimed runs still need, by "run NUMBER"; missing ones are added. Raises `ShareGone`, and
+        errors that concern all runs.
         """
         root = self._settings.work_folder
         with transaction(self._engine) as session:
@@ -105,7 +112,7 @@ class Claimer:
 
     def _config_of(self, session: Session, run: Run, now: int) -> RunConfig:
         """
-        Return the configuration of a run that begins now; a control has that of its trial.
+        Return the configuration of a run that begins now; a control has that of its trial. Adds a missing track's row.
 
         Raises `DropforgeError` if the track is not in the settings or its base model cannot be used.
         """
@@ -127,7 +134,7 @@ class Claimer:
 
 
 def unusable(settings: Settings, run_id: int, error: Exception) -> DropforgeError:
-    """Return the error of a run that cannot use its own files: only this run waits, other runs go on."""
+    """Return the error, with a hint, of a run whose own files cannot be used because of `error`."""
     message = f"the files of run {run_id} cannot be used: {in_words(error)}"
     folder = run_files.run_folder(settings.work_folder, run_id)
     hint = (

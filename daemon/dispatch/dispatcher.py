@@ -115,11 +115,11 @@ class Dispatcher:
 
     def tick(self, now: int) -> None:
         """
-        Do maintenance, claim the due runs that may run, and advance each as far as is possible without waiting.
+        Do maintenance, claim due runs, advance each claimed run as far as is possible without waiting; then previews.
 
         No run is claimed if `draining` is set or the disk is low. An error in a claimed run ends or postpones that run;
-        a full disk and database errors are raised. Files are read first, then it is seen whether the shared folder is
-        there, then the database is changed: else `ShareGone` is raised.
+        a full disk and database errors are raised. Raises `ShareGone` if the shared folder is away, which is checked
+        between reading a run's files and changing the database.
         """
         require_share(self._settings)
         low = self.upkeep.is_disk_low(now)
@@ -176,7 +176,7 @@ class Dispatcher:
             self._troubles.clear(f"files of run {claim.run_id}")
 
     def describe(self) -> str:
-        """Return one line for people: the claimed runs, the lack of disk space, the preview that is made, or "idle"."""
+        """Return one line for people: claimed runs and progress, else a lack of disk space, a preview, or "idle"."""
         words = {run_id: f"run {run_id}" for run_id in self._claims}
         for run_id, spec in self._at_work.items():
             progress = run_files.load_progress(self._root, run_id, spec.step, spec.attempt)
@@ -221,7 +221,7 @@ class Dispatcher:
                 self._leave(claim, Leave(then, action.error), now)
 
     def _submit(self, claim: states.Claim, facts: Facts, step: Step, now: int) -> None:
-        """Begin an attempt, unless one is open or the GPU is not free yet, and give it to the executor."""
+        """Submit the open attempt, or begin one at `step` once the GPU is free; an error in that postpones the run."""
         attempt = facts.attempt
         if attempt is None:
             try:
@@ -237,7 +237,12 @@ class Dispatcher:
         log.info("step_submitted", run=claim.run_id, step=step.name, attempt=attempt.number)
 
     def _end(self, claim: states.Claim, facts: Facts, end: End, error: DropforgeError | None, now: int) -> None:
-        """End the open attempt, store what its artifact says of track and drops, and do what follows for the run."""
+        """
+        End the open attempt as `end` says, and release the run unless it goes on; do nothing without an open attempt.
+
+        A lost attempt is revoked. A published verdict fixes the track's measures (`fix_measures`), published data the
+        number of new answers in its drops. The files of an attempt that was not published are cleared.
+        """
         attempt, made = facts.attempt, facts.published
         if attempt is None:
             return
@@ -266,14 +271,23 @@ class Dispatcher:
         self._forget(claim)
 
     def _fail(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
-        """Stop the run's step, and fail the run; interrupt it if the shared folder was away meanwhile."""
+        """
+        Stop the run's step, and fail the run; interrupt it if the shared folder was away since the step's start.
+
+        Raises `ShareGone`, with nothing changed, if it is away now.
+        """
         require_share(self._settings)
         self._stop_step(claim)
         gone = self._reader.share_gone(states.claimed_run(self._engine, claim))
         self._leave(claim, Leave(Then.INTERRUPT, without_share(error)) if gone else Leave(Then.FAIL, error), now)
 
     def _postpone(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
-        """Postpone a run whose files cause `error`; raise `error` if it concerns every run: database or full disk."""
+        """
+        Stop the step of a run whose files cause `error`, and postpone the run.
+
+        Raises `error` if it concerns every run: database or full disk. A run with a job on a cluster stays claimed, and
+        a trouble is noted, unless it is to be cancelled.
+        """
         if isinstance(error, DBAPIError):
             raise error
         require_share(self._settings)
@@ -291,7 +305,7 @@ class Dispatcher:
         self._leave(claim, Leave(Then.POSTPONE, problem), now)
 
     def _stop_step(self, claim: states.Claim) -> None:
-        """Have the run's open attempt stopped, if there is one: nobody polls it any more."""
+        """Have the executor cancel the run's open attempt, if there is one, without waiting; an error is logged."""
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is not None:
             try:

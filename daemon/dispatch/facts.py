@@ -37,7 +37,12 @@ class FactReader:
         self._executors, self._publisher, self._disk = executors, publisher, disk
 
     def facts(self, claim: states.Claim, *, draining: bool) -> Facts:
-        """Return the facts of a claimed run. Raises `LostClaim`; `OSError` or `DropforgeError` for unusable files."""
+        """
+        Return the facts of a claimed run.
+
+        Raises `LostClaim` if the claim is not valid any more; `OSError`, `DropforgeError` or, for a malformed spec.json
+        or result.json, `ValueError` if its files cannot be used.
+        """
         run = states.claimed_run(self._engine, claim)
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is None:
@@ -51,19 +56,19 @@ class FactReader:
         return self._between_steps(run, attempt)
 
     def needs_gpu(self, runs: Iterable[int], spool: Spool) -> bool:
-        """Return whether one of `runs` has a GPU step that is not published, or any step's process is alive."""
+        """Return whether one of `runs` has a GPU step that is not published, or any step's process lives here."""
         steps = {step.name for step in STEPS if step.needs_gpu}
         is_before = any(not steps <= set(run_files.published(self._root, run)) for run in runs)
         return is_before or spool.has_living()
 
     def share_gone(self, run: Run) -> bool:
-        """Return whether the shared folder was gone since the last attempt at the run's step began."""
+        """Return whether the shared folder was gone since the last attempt at the run's step began, if any did."""
         last = states.last_attempts(self._engine, run.id or 0, run.step or "", 1)
         _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
         return bool(last) and gone // 1_000_000 >= last[0].started_at
 
     def _between_steps(self, run: Run, attempt: Attempt | None = None, *, draining: bool = False) -> Facts:
-        """Return the facts of a run without a running step: what is stale, or which step is next."""
+        """Return the facts of a run without a running step: the first stale step, else the next, and a lack of disk."""
         if stale := first_stale(self._engine, self._root, run):
             return Facts(run, attempt=attempt, stale=stale)
         run_id = run.id or 0
@@ -78,7 +83,7 @@ class FactReader:
         return Facts(run, draining=draining, attempt=attempt, done=done, step=step, shortage=shortage)
 
     def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec) -> Facts:
-        """Return the facts of a submitted attempt: whether it has ended, and if so how."""
+        """Return the facts of a submitted attempt: whether it has ended, and if so how; else whether it is useless."""
         if self._executors[spec.step].poll(spec) is not JobState.ENDED:
             useless = not run.cancel_requested and is_useless(self._engine, run, spec)
             return Facts(run, attempt=attempt, spec=spec, useless=useless)
@@ -104,7 +109,11 @@ class FactReader:
         return None if words is None else DropforgeError(words, self._why_not_again(attempt, spec))
 
     def _why_not_again(self, attempt: Attempt, spec: StepSpec) -> str:
-        """Return the hint if the end of an attempt by Slurm counts as a failure, else an empty string."""
+        """
+        Return a hint if the end of an attempt by Slurm counts as a failure, else an empty string.
+
+        It does if the attempt made no progress and ran out of time, or is the last of `MOST_INTERRUPTED` such in a row.
+        """
         if self._made_progress(attempt):
             return ""
         if run_files.was_out_of_time(spec):

@@ -24,7 +24,8 @@ class Facts:
     #: The open attempt and the spec that it was submitted with. Without a spec, `step` is set if nobody has begun it.
     attempt: Attempt | None = None
     spec: StepSpec | None = None
-    #: Whether the attempt has a result, its own result, and what came of its publication, if that has begun.
+    #: Whether the attempt has ended; its result, `None` if that is another attempt's; whether its publication began,
+    #: and the artifact, or why it cannot be published, once that has ended.
     ended: bool = False
     result: StepResult | None = None
     publishing: bool = False
@@ -33,7 +34,7 @@ class Facts:
     useless: bool = False
     #: How Slurm ended the attempt's job; its hint says why that counts as a failure, or is empty.
     stopped: DropforgeError | None = None
-    #: Whether a checkpoint was written since the attempt began, and whether the shared folder was away.
+    #: Whether the attempt made progress (`FactReader._made_progress`), and whether the shared folder was away.
     progress: bool = False
     share_gone: bool = False
     #: The artifacts by step, the first stale step (`first_stale`), the next step, and what keeps it from beginning.
@@ -61,14 +62,14 @@ class Do(Enum):
 
 
 class Action(NamedTuple):
-    """What is to be done with the step of the facts, its attempt or the run, and the error that a result names."""
+    """An action on a run: do something, end its attempt, or release it; and the error to store with that."""
 
     what: Do | End | Then
     error: DropforgeError | None = None
 
 
 def next_action(facts: Facts) -> Action:
-    """Return the one thing that is to be done next with a claimed run."""
+    """Return the next action on a claimed run; changes nothing."""
     if facts.attempt is None:
         return _between_steps(facts)
     if facts.spec is None:
@@ -85,7 +86,7 @@ def next_action(facts: Facts) -> Action:
 
 
 def without_share(error: DropforgeError) -> DropforgeError:
-    """Return the error of a run that is interrupted, as the shared folder was away while it failed."""
+    """Return `error` with its message extended: the shared folder was not mounted. Hint and exit code are dropped."""
     return DropforgeError(f"the shared folder was not mounted: {error.message}")
 
 

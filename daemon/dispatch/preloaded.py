@@ -1,8 +1,8 @@
 """
-Fork a run's steps from a process that has imported their libraries, `pipeline.preload`; each run has one of its own.
+Fork a run's steps from a process that has imported their libraries, `pipeline.preload`; there is one per run.
 
 It is started with `prepare` and imports meanwhile. A step that cannot be forked, as that process was killed or has
-another environment, is started as a program of its own.
+another environment, is started as a program.
 """
 
 import json
@@ -34,28 +34,28 @@ class Program(NamedTuple):
 
 
 class CannotFork(OSError):
-    """The step is to be started as a program of its own."""
+    """A step cannot be forked, and is to be started as a program."""
 
 
 def fork_nothing(_spec: StepSpec, _program: Program, _lifeline: int) -> "Fork":
-    """Raise `CannotFork`."""
+    """Raise `CannotFork`: each step is started as a program."""
     raise CannotFork
 
 
 class Preloaded:
-    """The processes of the runs that this worker has prepared."""
+    """Per run, a process that has imported the steps' libraries, from which the run's steps are forked."""
 
     def __init__(self) -> None:
-        """Start none yet."""
+        """Start no process yet."""
         self._of_run: dict[int, _Preload] = {}
         self._lock = threading.Lock()
 
     def fork(self, spec: StepSpec, program: Program, lifeline: int) -> "Fork":
         """
-        Fork a step, which inherits the file descriptor `lifeline`, once the libraries are imported.
+        Fork a step, which inherits the file descriptor `lifeline`, from the run's process, once that has its libraries.
 
-        Raises `CannotFork`: for `prepare`, which the process for the later steps is started with, and without a living
-        process that has the step's environment.
+        Raises `CannotFork` if the run has no living process with the step's environment, if the step forked last still
+        runs, and for the run's first `prepare`, with which that process is started.
         """
         with self._lock:
             for run in [run for run, preload in self._of_run.items() if preload.has_ended()]:
@@ -69,7 +69,7 @@ class Preloaded:
         return preload.fork(program, lifeline)
 
     def close(self) -> None:
-        """End the processes; no step that was forked runs any more."""
+        """Kill the processes; the caller has ended the steps that were forked."""
         for preload in self._of_run.values():
             preload.end()
 

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 class Previews:
-    """Has one preview at a time made."""
+    """Submits previews, one at a time, and stores what they gave."""
 
     def __init__(self, engine: Engine, settings: Settings, executor: Executor) -> None:
         """Submit attempts to `executor`."""
@@ -50,7 +50,7 @@ class Previews:
 
     @property
     def words(self) -> str:
-        """The preview that is going, for people; empty if there is none."""
+        """The running preview, as words for people; empty if there is none."""
         return "" if self._spec is None else f"the champion answers records of drop {self._spec.attempt}"
 
     def recover(self, queue: Path) -> None:
@@ -62,7 +62,7 @@ class Previews:
             shutil.rmtree(folder, ignore_errors=True)  # a process that is at work there sees that and stops
 
     def tick(self, now: int, *, may_run: bool) -> None:
-        """Begin the next attempt if one `may_run`, else cancel the one that is going; store what came of it."""
+        """Submit a preview if none runs and it `may_run`; cancel a running one if not; store an ended one's result."""
         spec = self._spec
         if spec is None:
             if may_run and (self._changes.changed() or self._again):
@@ -76,7 +76,7 @@ class Previews:
             self._executor.cancel(spec.key)
 
     def _begin(self, now: int) -> None:
-        """Submit the attempt at the oldest drop that was not tried."""
+        """Submit a preview of the oldest drop that has none, by today's settings; do nothing without such a drop."""
         with transaction(self._engine) as session:
             rows = session.connection().execute(text(_UNTRIED)).all()
             row = next((row for row in rows if row.track in self._settings.track_names), None)
@@ -95,7 +95,7 @@ class Previews:
         log.info("preview_submitted", drop=spec.attempt)
 
     def _end(self, spec: StepSpec, now: int) -> None:
-        """Store what came of an attempt, unless it was interrupted, and remove its folder."""
+        """Store an ended preview, an empty one if it failed, and remove its folder; an interrupted one begins again."""
         made, why = None, "its result cannot be read"
         with suppress(ValueError):
             result = run_files.read_result(spec)

@@ -23,7 +23,7 @@ class Publisher:
         self._going: dict[int, Future[Artifact]] = {}
 
     def __contains__(self, run: int) -> bool:
-        """Return whether a result of the run is being published, or was and its outcome was not taken."""
+        """Return whether `begin` was called for the run and its outcome was neither taken nor forgotten."""
         return run in self._going
 
     def begin(self, spec: StepSpec, result: StepResult) -> None:
@@ -33,7 +33,7 @@ class Publisher:
         wait([self._going[spec.run]], _AT_ONCE_SECONDS)
 
     def take(self, run: int) -> Artifact | StepFailed | None:
-        """Return the artifact that was published, or why it cannot be; `None` while that goes on. Raises `OSError`."""
+        """Return, once, the published artifact or why it cannot be; `None` while that goes on. Raises other errors."""
         if not self._going[run].done():
             return None
         future = self._going.pop(run)
@@ -41,5 +41,5 @@ class Publisher:
         return error if isinstance(error, StepFailed) else future.result()
 
     def forget(self, run: int) -> None:
-        """Ask no more for the result of a run; a thread that publishes it goes on."""
+        """Discard the outcome of a run's publication, if any has begun; its thread goes on to the end."""
         self._going.pop(run, None)

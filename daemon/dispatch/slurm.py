@@ -45,7 +45,7 @@ from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, DropforgeError
 #: controller may be starting, and a file system shows a new name late.
 GIVE_UP_SECONDS = 120.0
 _AGAIN_SECONDS = 30.0
-#: A command that fails after so many seconds has waited for the controller in vain.
+#: A command that fails after so many seconds has waited for a controller that does not answer.
 _NO_ANSWER_SECONDS = 5.0
 #: The exit codes for the states of a job that count as failures of its step.
 _EXIT_CODES = {"FAILED": EXIT_FAILED, "OUT_OF_MEMORY": 137}
@@ -54,7 +54,7 @@ log = structlog.get_logger()
 
 @dataclass
 class _Known:
-    """What is known of an attempt beside its files; times are on the monotonic clock, in seconds."""
+    """What the thread remembers of an attempt in addition to its files; times are monotonic, in seconds."""
 
     spec: StepSpec
     #: Since when the thread has known that it is revoked.
@@ -105,7 +105,7 @@ class SlurmExecutor:
 
     def poll(self, spec: StepSpec) -> JobState:
         """
-        Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed; never `LOST`.
+        Return an attempt's state: `ENDED` once its result can be opened, `RUNNING` if it is claimed, else `QUEUED`.
 
         Raises `OSError` while the shared file system does not answer.
         """
@@ -165,7 +165,7 @@ class SlurmExecutor:
                     self._troubles.note("Slurm", error)
 
     def _turn(self) -> None:
-        """Look at all jobs once, advance each open attempt's job, and note what is wrong as troubles."""
+        """List the jobs, advance each open attempt's, note troubles; without an answer, only end revoked attempts."""
         problems: dict[str, Exception] = {}
         try:
             jobs = self._jobs.listed()
@@ -191,7 +191,7 @@ class SlurmExecutor:
             self._troubles.note(whose, problems.get(whose), message=True)
 
     def _problem_of(self, known: _Known, jobs: Sequence[Job]) -> Exception | None:
-        """Advance an attempt's job and return what keeps it. Raises `CannotAsk` if Slurm does not answer any more."""
+        """Advance an attempt's job; return the error that blocks it, or `None`. Raises a `CannotAsk` that took 5 s."""
         of_attempt = {job.number: job for job in jobs if (job.key, job.fence) == (known.spec.key, known.spec.fence)}
         began = time.monotonic()
         try:
@@ -213,7 +213,7 @@ class SlurmExecutor:
                         self._jobs.cancel(job)
 
     def _advance(self, known: _Known, jobs: Mapping[int, Job]) -> DropforgeError | None:
-        """Submit, release, cancel or give up an attempt's job as is due; return why it will never begin, if so."""
+        """Submit, release, cancel or give up an attempt's job as is due; return why it does not begin, if so."""
         spec = known.spec
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
@@ -247,7 +247,12 @@ class SlurmExecutor:
             raise
 
     def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
-        """Revoke a released attempt whose job has ended without a result, or is gone; return why it never begins."""
+        """
+        Revoke a released attempt if its job is ended or gone and it makes no progress, for `GIVE_UP_SECONDS`.
+
+        Also writes the job's state for people, and releases a held job again. Return why a waiting job will never
+        begin, else `None`.
+        """
         spec, state = known.spec, job.state
         note_state(spec, job)
         if state in WAITING and CLAIM_NAME in names:
@@ -282,9 +287,9 @@ class SlurmExecutor:
 
     def _end_revoked(self, known: _Known, names: set[str], jobs: Mapping[int, Job]) -> bool:
         """
-        Write a revoked attempt's result: at once if nobody has claimed it, else after the time for a checkpoint.
+        Cancel a revoked attempt's jobs and write its result: at once if it is not claimed, else after its grace time.
 
-        Return whether it is revoked and had none.
+        Return `True`, perhaps before that time, if it is revoked and had no result; else `False`, with nothing done.
         """
         if REVOKED_NAME not in names or RESULT_NAME in names:
             return False

@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
     number: int
     key: str
-    """Of its attempt."""
+    """Its attempt's key; `fence` is its attempt's, too."""
     fence: str
     state: str
     reason: str
@@ -50,7 +50,7 @@ class SlurmJobs:
         self._name, self._settings, self._program = f"dropforge-{instance}.", settings, program
 
     def listed(self) -> list[Job]:
-        """Return this installation's jobs, those included that ended lately. Raises `CannotAsk`."""
+        """Return this installation's jobs, with those that Slurm still lists as ended. Raises `CannotAsk`."""
         # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
         lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
         parts = [line.split("|") for line in lines]
@@ -77,7 +77,7 @@ class SlurmJobs:
         return number
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job that has not ended. Raises `CannotAsk`."""
+        """Cancel a job; do nothing if its state says that it has ended. Raises `CannotAsk`."""
         if job.state in WAITING | RUNNING:
             ask("scancel", "--me", f"--name={self._name}{job.key}", str(job.number))
 
@@ -88,7 +88,7 @@ def release(number: int) -> None:
 
 
 def note_state(spec: StepSpec, job: Job) -> None:
-    """Write the job's state, since when, reason and nodes to a hint for `dropforge status`, if they changed."""
+    """Write a job's state, since when, reason and nodes to a hint file in the attempt's folder, if they changed."""
     path = Path(spec.root) / spec.folder / JOB_STATE_NAME
     fields = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
     known = durable.read_object(path)

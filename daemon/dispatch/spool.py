@@ -58,7 +58,7 @@ class Spool:
         return self.queue / f"{key}.json"
 
     def orders(self, busy: Collection[int] = ()) -> Iterator[StepSpec]:
-        """Yield the specs of the valid orders of runs not in `busy`, oldest first; delete and log what is no order."""
+        """Yield the specs of the valid orders of runs not in `busy`, oldest first; delete and log invalid entries."""
         for entry in self._entries():
             key = entry.name.removesuffix(".json")
             try:
@@ -84,7 +84,7 @@ class Spool:
         return [path for _, path in sorted(dated)]
 
     def has_living(self) -> bool:
-        """Return whether the process of any step is alive, one that was told to stop included."""
+        """Return whether the process of any ordered step is alive, also if it was told to stop."""
         for entry in self._entries():
             with contextlib.suppress(ValueError):  # no order; the worker deletes it
                 process = process_of(self.root / folder_of(entry.stem))
@@ -93,7 +93,11 @@ class Spool:
         return False
 
     def end_dead(self, spec: StepSpec, *, stopped: bool = False) -> None:
-        """Write the result of a claimed attempt whose process is dead, unless it has one, and delete its entry."""
+        """
+        Write the result of a claimed attempt whose process is dead, unless it has one, and delete its entry.
+
+        If it was `stopped` or is revoked, the result is that of `end_revoked`, else "failed".
+        """
         folder = self.root / spec.folder
         if stopped or REVOKED_NAME in listed(folder):
             end_revoked(spec)
@@ -116,7 +120,7 @@ class Executor(Protocol):
 
 
 def refuse_moved(spool: Spool, on_nodes: Collection[str]) -> None:
-    """Raise `DropforgeError` if an attempt was begun here whose step is among `on_nodes` now, or the reverse."""
+    """Raise `DropforgeError` if a step in `on_nodes` has an open attempt here, or another step one on the cluster."""
     moved: list[Path] = [path for path in spool.queue.glob("*-*-*.json") if path.name.split("-")[1] in on_nodes]
     moved += [path for path in run_files.open_jobs(spool.root) if path.parent.name.split("-")[0] not in on_nodes]
     if moved:
@@ -140,7 +144,7 @@ class LocalExecutor:
             self._order(spec)
 
     def poll(self, spec: StepSpec) -> JobState:
-        """Return an attempt's state; order it if no entry is there, and end it if worker and process are dead."""
+        """Return an attempt's state; order an unclaimed one again, and end a claimed one if worker and process died."""
         folder = self._spool.root / spec.folder
         names = listed(folder)
         if RESULT_NAME in names:
@@ -155,7 +159,7 @@ class LocalExecutor:
 
     def cancel(self, key: str) -> None:
         """
-        Revoke an attempt, without waiting for its step to stop; end it at once if it has not begun, or is dead.
+        Revoke an attempt, without waiting for its step to stop; write its result at once if no process works on it.
 
         Raises `OSError` or `ValueError` if its files cannot be read or written.
         """

@@ -39,23 +39,24 @@ log = structlog.get_logger()
 
 def first_stale(engine: Engine, work_folder: WorkFolder, run: Run) -> tuple[str, str] | None:
     """
-    Return the first published step of a run whose settings, drops or champion have changed; `None` if there is none.
+    Return the first published step of a run whose settings, drops or champion have changed, and a reason; or `None`.
 
-    With it comes why the training has to begin again, if its champion was replaced, else "". Raises `ArtifactDamaged`.
+    The reason is a sentence if the champion that the training starts from was replaced, else "". Raises
+    `ArtifactDamaged` if an artifact cannot be parsed.
     """
     done = list(run_files.published(work_folder, run.id or 0))
     if run.config is None or not done:
         return None
-    past, stands = _Past(engine, work_folder, run), done
+    past, valid = _Past(engine, work_folder, run), done
     # The last one first: an evaluation is valid as long as the verdict on it is.
     for number, name in reversed(list(enumerate(done))):
-        if past.is_stale(name, stands):
-            stands = done[:number]
-    return None if stands == done else (done[len(stands)], past.left)
+        if past.is_stale(name, valid):
+            valid = done[:number]
+    return None if valid == done else (done[len(valid)], past.left)
 
 
 def is_useless(engine: Engine, run: Run, spec: StepSpec) -> bool:
-    """Return whether the running step of `spec` is useless: the champion that its training starts from was replaced."""
+    """Return whether the open step of `spec` is useless: the champion that its training starts from was replaced."""
     with transaction(engine) as session:
         serving = champion(session, run.track)
     return serving.model_id != spec.champion.model_id and bool(_Past(engine, WorkFolder(Path(spec.root)), run).left)
@@ -117,14 +118,14 @@ class _Past:
         if start is not None and start.model_id != self._serving.model_id:
             self.left = f"generation {start.generation}, from which it was trained, is not the champion any more"
 
-    def is_stale(self, name: str, stands: Collection[str]) -> bool:
+    def is_stale(self, name: str, valid: Collection[str]) -> bool:
         """
-        Return whether a published step's inputs have changed.
+        Return whether a published step's inputs have changed; `valid` are the published steps not known to be stale.
 
-        Another champion makes no evaluation stale whose verdict is in `stands`, and no data on which a training in it
-        was done.
+        Another champion makes an evaluation stale unless "decide" is valid, data if it `_leaves_out` what a champion
+        was trained on, and every step if the training starts from the former one.
         """
-        against = self._report if name == "evaluate" and "decide" not in stands else None
+        against = self._report if name == "evaluate" and "decide" not in valid else None
         if self.left or (against is not None and not against.is_against(self._serving)):
             return True
         spec = self._folder / run_files.attempt_folder(self._run, name, self._made.get(name, 0)) / SPEC_NAME
@@ -136,19 +137,19 @@ class _Past:
             return True  # it is damaged, so nobody knows what the step was made from
         then = _key(name, made.config, [drop.id for drop in made.drops], self._dataset)
         today = _key(name, self._config, self._drops, self._dataset)
-        if name == "prepare" and self._leaves_out(stands):
+        if name == "prepare" and self._leaves_out(valid):
             # The same model knows the same, whatever served in between.
             then, today = (*then, made.champion.model_id), (*today, self._serving.model_id)
         return then != today or (name == "evaluate" and self._has_other_batches(made.config))
 
-    def _leaves_out(self, stands: Collection[str]) -> bool:
+    def _leaves_out(self, valid: Collection[str]) -> bool:
         """
-        Return whether the data depends on what a champion was trained on, and nothing was trained on it yet.
+        Return whether the data depends on what a champion was trained on, and no training on it has begun.
 
-        Data that is too small may suffice for another champion. A training that has begun goes on with its own data.
+        A training has begun with its first checkpoint; of data that is too small, only a published one counts.
         """
         data = self._dataset
-        if data is None or "train" in stands or not (data.seen_by_champion or self._config.gate.on == "seen"):
+        if data is None or "train" in valid or not (data.seen_by_champion or self._config.gate.on == "seen"):
             return False
         return data.shortfall is not None or not run_files.made_checkpoint(self._folder, self._run, 0)
 
@@ -162,7 +163,7 @@ def _key(step: str, config: RunConfig, drops: list[int], data: Dataset | None) -
     """
     Return the key of a step: the settings that it reads and earlier steps do not, and the drops for `prepare`.
 
-    What a setting leaves to the data is taken from the prepared `data`.
+    For metric, answer length and unit that the settings leave open, the key has those of the prepared `data`.
     """
     evaluate, gate, train = config.evaluate, config.gate, config.train
     judge = (config.judge.url, config.judge.model, config.judge.records)

@@ -1,7 +1,7 @@
 """
 The process of a step: its environment, its start, its end, and the result of a step that left none.
 
-A step gets a session and a process group of its own, and one end of a pipe: it does nothing before a byte comes, and
+A step gets a new session and process group, and one end of a pipe: it does nothing before a byte comes, and
 stops when the other end closes, in whatever way the process that started it ends.
 """
 
@@ -51,7 +51,7 @@ def step_command(spec: StepSpec, path: Path) -> Sequence[str]:
 
 
 class StepProcess:
-    """A step in a process of its own."""
+    """A step's process: it waits until `go` lets it begin, or `kill` ends it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class StepProcess:
         Start `argv` in the attempt's `folder`, its output appended to the log; it does nothing before `go`.
 
         `variables` are given in addition to those that a step may see. The process comes from `fork` or, if that raises
-        `CannotFork`, is a program of its own. Raises `OSError` if it cannot be started.
+        `CannotFork`, is started as a program. Raises `OSError` if it cannot be started.
         """
         self._spec = spec
         self._process: subprocess.Popen[bytes] | Fork
@@ -82,16 +82,17 @@ class StepProcess:
         return identify(self._process.pid)
 
     def kill(self) -> None:
-        """Kill the process and all that it started. Before `go` it has done nothing."""
+        """Kill the process and its process group, and wait for its end; to be called instead of `go`."""
         os.close(self._keep)
         kill_group(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def go(self, is_to_stop: Callable[[], bool]) -> StepResult:
         """
-        Let the step begin and wait for its end; stop it once `is_to_stop()`. Return the result of one that left none.
+        Let the step begin, wait for its end, and return the result for the case that it wrote none (`result_of_dead`).
 
-        It is stopped by SIGTERM, and killed `grace_seconds` later. Whatever it started is killed with it.
+        Once `is_to_stop()` is true it gets SIGTERM, and SIGKILL `grace_seconds` later. At its end its process group is
+        killed.
         """
         try:
             with contextlib.suppress(BrokenPipeError):  # it has ended already
@@ -120,7 +121,7 @@ class StepProcess:
 
 
 def _with_lifeline(start: Callable[[int], _T]) -> tuple[_T, int]:
-    """Return what `start` returns for one end of a new pipe, which is closed here, and the other end."""
+    """Call `start` with the reading end of a new pipe, then close that; return its result and the writing end."""
     lifeline, keep = os.pipe()
     try:
         return start(lifeline), keep
@@ -146,10 +147,10 @@ def _begin(program: Program, lifeline: int) -> subprocess.Popen[bytes]:
 
 def _environment(spec: StepSpec) -> dict[str, str]:
     """
-    Return the environment of a step: the allowed variables of the worker's own and of the spec's.
+    Return the environment of a step: the allowed variables of this process's environment and of the spec's.
 
-    Unless the worker's own configure it, torch's GPU allocator uses expandable segments. A step with network access
-    also gets proxies and the API key, whose name is in the spec.
+    Unless a variable configures it, torch's GPU allocator uses expandable segments. A step with network access also
+    gets proxies, certificates and the API key, whose variable is named in the spec.
     """
     names = [*ALLOWED_ENVIRONMENT]
     if spec.network:
@@ -163,10 +164,10 @@ def _environment(spec: StepSpec) -> dict[str, str]:
 
 def result_of_dead(spec: StepSpec, returncode: int | None, *, stopped: bool = False) -> StepResult:
     """
-    Return the result of a step that ended without writing one, with message and hint for its exit code.
+    Return the result of a step that ended without writing one, with message and hint for its `returncode`.
 
-    It is "interrupted" if the step was `stopped`, by code or flag, else "failed". The code is `None` if nobody saw the
-    end, as the worker, or the machine, was killed.
+    It is "interrupted" if the step was `stopped`, or its code says so (SIGTERM included), else "failed". The code of a
+    signal is negative, as in `subprocess`; `None` if the end was not seen, as the worker was killed: exit code 137.
     """
     # A cluster signals the whole job to stop, the step before it listens, too.
     if stopped or returncode in {EXIT_INTERRUPTED, -signal.SIGTERM}:

@@ -77,7 +77,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
     """
     Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name.
 
-    The number of a preview's attempt is its drop's.
+    Of a preview, the attempt's number is the drop's id.
 
     Raises `DropforgeError` if the step needs a drop that the database lacks.
     """
@@ -137,13 +137,17 @@ def _of_track(session: Session, settings: Settings, run: Run) -> dict[str, objec
 
 
 def _of_search(session: Session, settings: Settings, run: Run) -> dict[str, dict[str, str]]:
-    """Return the fields of a spec with the artifacts of a control's trial, and of the run before a trial."""
+    """
+    Return a spec's fields `trial` and `blamed`: the artifact paths, by step, of two other runs, empty without them.
+
+    `trial` is the trial of a control, `blamed` the run of `suspects.blamed_run`.
+    """
     runs = {"trial": run.control_of, "blamed": suspects.blamed_run(session, run)}
     return {name: run_files.published(settings.work_folder, number) if number else {} for name, number in runs.items()}
 
 
 def _fixed_shares(track: Track) -> dict[str, float]:
-    """Return the split shares that the track has fixed, so that no prompt moves to another part."""
+    """Return the split shares that the track has fixed, "heldout" and "dev", by name; empty before a verdict."""
     return {name: share for name, share in (track.split or {}).items() if name in {"heldout", "dev"}}
 
 

@@ -39,7 +39,7 @@ class Upkeep:
         self._cleared: set[tuple[int, int]] = set()
 
     def is_disk_low(self, now: int) -> bool:
-        """Return whether free disk space is below the low-water mark; record an event when that changes."""
+        """Return whether free disk space is below the low-water mark; record and log a change, and tell systemd."""
         words = self.disk.shortage()
         if bool(words) != self._was_low:
             with transaction(self._engine) as session:
@@ -51,7 +51,7 @@ class Upkeep:
         return self._was_low
 
     def maintain(self, now: int) -> None:
-        """Every 30 seconds: repair champion links and check base models."""
+        """Repair champion links and check base models, at most every 30 seconds; problems become troubles."""
         # The clock may be set back: then the last look lies ahead.
         if abs(now - self._maintained_at) < _MAINTENANCE_MS:
             return
@@ -70,11 +70,11 @@ class Upkeep:
             self._collection = self._collector.submit(self._collect, now)
 
     def finish(self) -> None:
-        """Wait for the end of a collection."""
+        """Wait for the end of a running collection."""
         wait([self._collection])
 
     def _collect(self, now: int) -> None:
-        """Remove models, run files and rejected files that nothing needs."""
+        """Remove models, run files and rejected files that nothing needs; an error becomes a trouble."""
         error: Exception | None = None
         for collect in (partial(gc.collect, cleared=self._cleared), rejected.collect):
             try:

@@ -1,5 +1,5 @@
 """
-The worker: works on the attempts that the spool orders, each step in a process of its own, `parallel` at once.
+The worker: works on the attempts that the spool orders, each step in a new process, `parallel` at once.
 
 The worker touches no database, and takes neither a path nor a program from a spool entry (`spool`). When it dies in
 any way, its steps notice and stop (`step_process`); a new worker starts nothing before they have ended.
@@ -42,9 +42,9 @@ class Worker:
         parallel: int = 1,
     ) -> None:
         """
-        Serve `spool`: `command` runs a step, at most `parallel` at once, and of each run one.
+        Serve `spool`: `command` gives a step's argument list; at most `parallel` steps run at once, of each run one.
 
-        `look` is called before each look at the queue and may raise.
+        `look` is called before each look at the queue; what it raises ends `serve`.
         """
         self._parallel = parallel
         self._spool = spool
@@ -62,8 +62,8 @@ class Worker:
         """
         Run the spool's steps until `stop` is set; first wait until no other worker, and none of its steps, is running.
 
-        A dead worker's step that does not stop in time is killed. `stop` stops the running steps, too. Raises what the
-        files of a step raise, after the other steps were stopped.
+        A dead worker's step that does not stop in time is killed. `stop` stops the running steps, too. Raises what
+        `look` and `_run` raise, after the other steps were stopped.
         """
         waited = False
         while not self._lock.acquire():
@@ -117,7 +117,11 @@ class Worker:
             step.result()
 
     def _run(self, spec: StepSpec) -> None:
-        """Work on an attempt; one whose files cannot be used has failed, and the steps of other runs go on."""
+        """
+        Work on an attempt, and delete its entry once it has a result.
+
+        An attempt whose files are missing, closed or of another kind gets the result "failed". Raises other `OSError`.
+        """
         folder = self._spool.root / spec.folder
         try:
             if CLAIM_NAME in listed(folder):  # whoever cancelled it died before it had a result
@@ -138,8 +142,9 @@ def end_steps(spool: Spool, *, now: bool = False) -> None:
     """
     Wait until the steps that a dead worker has left have stopped, kill those that do not, and end their attempts.
 
-    With `now` they are killed at once, with all their processes, and the result of each without one is "interrupted",
-    so that no failure is counted; the caller is the worker or has ended it.
+    A step is killed 5 s after its grace time, and waited for without a limit. With `now` all are killed at once, and
+    the result of each without one is "interrupted", so that no failure is counted; the caller is the worker or has
+    ended it.
     """
     for spec in spool.orders():
         folder = spool.root / spec.folder

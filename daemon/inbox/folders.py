@@ -140,7 +140,11 @@ class InboxFolders:
         return private
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
-        """Open the folder that `answers` made for `user`; `None` if missing or unsafe. Raises as that, or `OSError`."""
+        """
+        Open the folder that `answers` made for `user`, by default the daemon's own; `None` if missing or unsafe.
+
+        Raises `InboxUnusable` or `OSError`.
+        """
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
             return folder
@@ -168,7 +172,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to a megabyte of a file; `None` if missing, not regular or another user's. Raises `OSError`."""
+    """Return up to a megabyte of a file; `None` if missing, not regular or not the daemon's. Raises `OSError`."""
     fd = _open_own(name, _READ_OWN, folder)
     if fd is None:
         return None
@@ -210,7 +214,7 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
 
 @contextlib.contextmanager
 def writing(event: str, **about: object) -> Iterator[None]:
-    """Log an `InboxUnusable` or `OSError` of the block as `event`, with `about`, and go on; raise a full disk's."""
+    """Log an `InboxUnusable` or `OSError` of the block as `event`, with `about`; only that of a full disk is raised."""
     try:
         yield
     except (InboxUnusable, OSError) as error:
@@ -220,7 +224,11 @@ def writing(event: str, **about: object) -> Iterator[None]:
 
 
 def _entered(parent: Folder, name: str, rights: int, shown: Path) -> tuple[Folder, bool]:
-    """Open a folder that the daemon or root owns, creating it if missing; return it and whether it is new."""
+    """
+    Open a folder that the daemon or root owns, or create it with `rights`; return it and whether it is new.
+
+    Raises `InboxUnusable`, which names it `shown`, if it is a link, a file or another user's.
+    """
     is_new = True
     try:
         try:

@@ -57,7 +57,7 @@ class Outcome:
 
 
 class _Recorded(NamedTuple):
-    """The drop that a file was recorded as before the daemon died, its event, and the drop that it repeats, if any."""
+    """The drop as which a file was recorded before a crash, its event, and the drop that it repeats, if any."""
 
     drop: Drop
     event: Event
@@ -143,7 +143,11 @@ class Intake:
             path.unlink(missing_ok=True)
 
     def _judge(self, source: _Source, path: Path, sha256: str) -> Outcome:
-        """Validate a copied file and record it as duplicate, rejected, proposed or accepted."""
+        """
+        Validate the copy of a file at `path`, record it as a drop, store its good rows, and move the file.
+
+        A file that was recorded before a crash is not recorded again.
+        """
         options = validation_options(self._settings, source.settled.track, os.fsdecode(source.settled.name))
         if source.earlier is not None and source.earlier.drop.quarantined:
             drop = source.earlier.drop
@@ -168,7 +172,11 @@ class Intake:
         return self._accept(source, validation, content, sha256)
 
     def _duplicate(self, source: _Source, path: Path, sha256: str, content: str) -> Outcome | None:
-        """Record and answer a duplicate if a known drop has the hash `content` of the good rows; else `None`."""
+        """
+        Record and move a duplicate if a known drop of track and role has the hash `content`; else return `None`.
+
+        If that drop's stored file is lost or damaged, the file at `path` replaces it.
+        """
         with transaction(self._engine) as session:
             settled = source.settled
             same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == content)
@@ -213,7 +221,7 @@ class Intake:
         return self._answer(source, drop, receipt, errors)
 
     def _lacks(self, session: Session, drop: Drop) -> str | None:
-        """Return why the drop's track has too few rows for a verdict, or `None`."""
+        """Return why the track has too few rows for a verdict; `None` if it has not, or the drop does not count."""
         track = self._settings.track(drop.track)
         if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
             return None
@@ -291,7 +299,7 @@ def _record(session: Session, drop: Drop, source: _Source, kinds: Sequence[Findi
 
 
 def _earlier(session: Session, source: _Source) -> _Recorded | None:
-    """Return what this file was recorded as before a crash; `None` if it was not."""
+    """Return the record of this very file from before a crash, by its name and identity; `None` without any."""
     settled = source.settled
     same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.name_bytes == settled.name)
     drop = session.exec(same.order_by(col(Drop.id).desc())).first()

@@ -74,7 +74,7 @@ class IntakeLoop:
             self._poke()
 
     def _turn(self) -> float:
-        """Take settled files, then write texts; return the seconds until the next scan."""
+        """Take settled files, then write texts; return the seconds until the next scan. Errors are logged."""
         try:
             require_share(self._settings)
             if self._scan() and time.monotonic() < self._texts_due:
@@ -97,7 +97,7 @@ class IntakeLoop:
         return TROUBLE_SECONDS
 
     def _is_ending(self) -> bool:
-        """Return whether the state folder is gone: then the main loop ends the daemon, and says so."""
+        """Return whether the state folder is gone: the main loop then logs that and ends the daemon."""
         try:
             self._folder.require_there()
         except StateFolderGone:
@@ -105,7 +105,7 @@ class IntakeLoop:
         return False
 
     def _scan(self) -> bool:
-        """Take settled files; return whether any was taken."""
+        """Take settled files, or postpone them while disk space is short; return whether any was taken."""
         taken, shortage = False, ""
         # Files that need no approval first: anybody may drop any number of files that need it.
         for settled in sorted(self._watcher.scan(time.monotonic()), key=self._intake.limit.needs_approval):
@@ -123,7 +123,11 @@ class IntakeLoop:
         return taken
 
     def _take(self, settled: Settled) -> bool:
-        """Take one file and return whether it left the inbox; a file that cannot be taken is retried after a pause."""
+        """
+        Take one file and return whether it was recorded and moved; otherwise it is postponed or found again.
+
+        Raises only at a full disk, or if the state folder is gone.
+        """
         try:
             outcome = self._intake.take(settled, now_ms())
         except Exception as error:
@@ -155,7 +159,7 @@ class IntakeLoop:
         return more
 
     def _write_note(self) -> None:
-        """Write the list of files not taken for `dropforge status`, and notes beside them, if it changed."""
+        """Write the files that were not taken to the hint for `dropforge status` and to notes, if they changed."""
         note = {
             "waiting": self._watcher.waiting(),
             "unknown_folders": self._watcher.unknown_folders(),

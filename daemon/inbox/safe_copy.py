@@ -41,7 +41,7 @@ def identity(info: os.stat_result) -> str:
 
 
 def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
-    """Return rule, reason and remedy if a file is rejected unopened: not regular, hard-linked, over `most` bytes."""
+    """Return rule, reason and remedy for a file rejected unopened (not regular, hard-linked, too large), or `None`."""
     if not stat.S_ISREG(info.st_mode):
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "no regular file")
         return "file", f"the file is {kind}", "copy the data itself into the inbox"
@@ -52,7 +52,7 @@ def refusal(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
 
 
 def too_large(info: os.stat_result, most: int) -> tuple[str, str, str] | None:
-    """Return rule, reason and remedy of a file of more than `most` bytes; `None` if it is smaller."""
+    """Return rule, reason and remedy for a file of more than `most` bytes, else `None`."""
     if info.st_size <= most:
         return None
     reason = f"the file has {info.st_size:,} bytes, {most:,} are allowed"

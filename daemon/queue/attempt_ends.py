@@ -62,12 +62,12 @@ class End(Enum):
     SPEC_LOST = "spec lost", AttemptState.LOST, Then.GO_ON
 
     def __init__(self, _name: str, state: AttemptState, then: Then) -> None:
-        """Keep the row."""
+        """Set `state` and `then`; the name tells rows apart that have the same two."""
         self.state, self.then = state, then
 
 
 class Leave(NamedTuple):
-    """What follows for a run, why, and whether its last attempt made progress (`run_files.made_progress`)."""
+    """What follows for a run, the error, and whether its last attempt made progress (`Facts.progress`)."""
 
     then: Then
     error: DropforgeError | None = None
@@ -77,9 +77,9 @@ class Leave(NamedTuple):
         """
         Return the change of a claimed run: its new state, error and counters, and until when it waits.
 
-        After a failure it waits for `retry.backoff_seconds`, doubled each time, or fails at `retry.limit`. Deaths are
-        counted in a row, up to `retry.limit`; with progress the count restarts at 1: three reboots in a week must not
-        end a training that takes longer than a week.
+        `RETRY` waits for `retry.backoff_seconds`, doubled per failure up to an hour, or fails at `retry.limit`; `FAIL`
+        fails at once. `DIE` crashes at `retry.limit` deaths in a row; with progress the count restarts at 1: three
+        reboots in a week must not end a training that takes longer than a week. `POSTPONE` waits 30 s to 10 min.
         """
         to, error = RunState.WAITING, self.error
         values: dict[str, Any] = {} if error is None else {"error": error.message, "hint": error.hint or None}

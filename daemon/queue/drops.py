@@ -63,7 +63,7 @@ def accept(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Drop
 
 
 def note_new_answers(engine: Engine, run: Run, proposals: Iterable[Replacement], now: int) -> None:
-    """Store how many rows of each drop of a run bring new answers, with an event for each number that changes."""
+    """Store in each drop of a run its number of rows with new answers, 0 without proposals; an event per change."""
     rows: Counter[int] = Counter()
     for proposal in proposals:
         rows[proposal.new] += proposal.rows
@@ -119,8 +119,8 @@ def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Wi
     Returns what was cancelled and queued: open runs and pending wins that were made from the drop are cancelled (a
     running run stops later), and one run is queued for the other drops that were new in them, unless the track runs at
     night only. If no drop is new now, the run that was queued for new drops is cancelled, too. Trials of later drops
-    are repeated. A model that was promoted already keeps serving: a person rolls it back. `word` is the
-    decision: reason, time and author. Raises `DropforgeError` if the drop is unknown or in another state.
+    are repeated. A model that was promoted already keeps serving: a person rolls it back. `word` is the decision:
+    reason, time and author. Raises `DropforgeError` if the drop is unknown or in another state.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -206,7 +206,7 @@ def _refuse_twin(session: Session, drop: Drop) -> None:
 
 
 def _decide(session: Session, drop: Drop, state: DropState, kind: str, word: Word) -> None:
-    """Set a drop's state with an event of `kind`; only a drop that is taken out keeps the reason."""
+    """Set a drop's state, with an event of `kind`; clear its suspension, and its reason unless it is withdrawn."""
     drop.state, drop.suspension = state, None
     drop.reason = word.reason if state == DropState.WITHDRAWN else None
     session.add(drop)

@@ -28,10 +28,10 @@ _HOUR_MS = 3_600_000
 
 def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> None:
     """
-    Record what the drop that a run left out is worth, in points: the champion's score minus the candidate's.
+    Store in the drop that a run left out its worth, in points: the champion's score minus the candidate's.
 
-    Called in the transaction that ends the run. Nothing is recorded if there was no valid comparison, or if another
-    champion came after the run was queued.
+    Called in the transaction that ends the run, any run. Nothing is stored for a run of another purpose, without a
+    valid comparison, or if another champion came after the run was queued.
     """
     left_out = run.purpose == Purpose.LEFT_OUT and run.about_champion == verdict.champion_model_id
     if not left_out or verdict.worth is None:
@@ -53,9 +53,12 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
     Queue a run without one of the champion's drops for each of `tracks` that has nothing else to do.
 
     Each drop is left out once per champion, the oldest first, as long as `gate.trials_per_week` has a run left. A run
-    that has not begun is cancelled if another champion came. Called before a run is claimed. Returns the newest event's
-    id and the time of the last look at all tracks, for the next call's `looked`: for an hour from then on only tracks
-    with an event since are looked at. What a track's damaged rows or files raise goes to `troubles`.
+    that has not begun is cancelled if another champion came. If a run that left a drop out made the champion, an
+    ordinary run is queued for that drop.
+
+    Called before a run is claimed. Returns the newest event's id and the time of the last look at all tracks, for the
+    next call's `looked`: for an hour from then on only tracks with an event since are looked at. What a track's damaged
+    rows or files raise goes to `troubles`.
     """
     if not tracks:
         return looked
@@ -93,7 +96,7 @@ def _call_off(session: Session, track: Track, now: int) -> None:
 
 
 def _was_left_out(session: Session, track: Track) -> bool:
-    """Return whether the champion was trained without an accepted drop that no run since has used."""
+    """Return whether a run that left out a drop made the champion, and the drop is accepted and unused since."""
     left = select(Drop.id).join(Run, col(Run.about_drop) == Drop.id).where(Run.purpose == Purpose.LEFT_OUT)
     left = left.join(Promotion, col(Promotion.run_id) == Run.id).where(Drop.state == DropState.ACCEPTED)
     left = left.where(Promotion.track == track.name, Promotion.model_id == track.champion_model_id)
@@ -102,9 +105,10 @@ def _was_left_out(session: Session, track: Track) -> bool:
 
 def _queue(session: Session, track: Track, now: int) -> None:
     """
-    Queue the run that leaves out the oldest drop not left out yet; none if the champion has one drop or not all count.
+    Queue the run that leaves out the champion's oldest drop that no run on this champion was about.
 
-    A drop is not left out if a person restored it.
+    None is queued if the champion has one drop, or if one of its drops is not accepted or is on trial. A drop that a
+    person restored is not left out.
     """
     tried = select(Run.about_drop).where(Run.track == track.name, Run.about_champion == track.champion_model_id)
     drops = one_drop.champion_drops(session, track.name)

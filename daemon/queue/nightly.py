@@ -92,7 +92,7 @@ class Schedule:
     Takes due slots: at the first `tick`, at the fire times of each track's schedule, and every five minutes.
 
     `tick` is called several times a second by the main loop. A clock that is set, or a machine that wakes up, is
-    noticed within five minutes.
+    noticed within five minutes. Without a nightly track only the first `tick` does anything.
     """
 
     def __init__(

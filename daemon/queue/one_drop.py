@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 from daemon.queue import run_queue
 from daemon.settings.model import Settings
 from daemon.state.events import record_event
-from daemon.state.queries import on_trial_beside
+from daemon.state.queries import on_trial_except
 from daemon.state.states import DropState, Purpose, RunState
 from daemon.state.tables import Drop, Promotion, Run, Track
 
@@ -24,7 +24,7 @@ def queue_run(  # noqa: PLR0913 - the last two go by name
     session: Session, purpose: Purpose, track: str, drop: int, now: int, *, tested: Iterable[int] = (), **about: Any
 ) -> Run:
     """
-    Queue and return a run about `drop`, on the champion's drops without it, those in `tested`, and all held-out drops.
+    Insert and return a waiting run about `drop`; its drops are those of `snapshot_of`.
 
     It begins when nothing else is due. `about` are further columns of `Run`.
     """
@@ -38,7 +38,7 @@ def queue_run(  # noqa: PLR0913 - the last two go by name
 
 
 def snapshot_of(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
-    """Return the drops of a run: the champion's without the one it is about, `tested`, and all held-out drops."""
+    """Return a run's accepted drops: the champion's but the one it is about, `tested`, all held-out; ids ascending."""
     drops = select(Drop.id).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED)
     trained = accepted(session, champion_drops(session, run.track)) - {run.about_drop} | {*tested}
     wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
@@ -56,7 +56,7 @@ def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]
     """Return the ids among `drops` of accepted training drops that are not on trial and meet all of `which`."""
     free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
     free = free.where(*which)
-    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_beside(None)))) if number}
+    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_except(None)))) if number}
 
 
 def of_training(session: Session, drops: Iterable[int]) -> set[int]:
@@ -66,7 +66,7 @@ def of_training(session: Session, drops: Iterable[int]) -> set[int]:
 
 
 def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
-    """Return how many trials and controls of a track began in seven days; with `left_out` also of `leave_one_out`."""
+    """Return how many trials and controls of a track began in the last week; with `left_out` also `LEFT_OUT` runs."""
     begun = select(func.count()).select_from(Run).where(Run.track == track, col(Run.about_drop).is_not(None))
     if not left_out:
         begun = begun.where(Run.purpose != Purpose.LEFT_OUT)
@@ -75,7 +75,7 @@ def trials(session: Session, track: str, now: int, *, left_out: bool = False) ->
 
 
 def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
-    """Mark the drops that the champion was not trained on as unused, and queue a run for them as for a new drop."""
+    """Mark the accepted training drops that the champion lacks as unused; for any, queue a run as for a new drop."""
     all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
     ids = accepted(session, {drop for drop in all_drops if drop} - champion_drops(session, track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))

@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.settings.model import Settings
-from daemon.state.queries import on_trial_beside
+from daemon.state.queries import on_trial_except
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 
@@ -40,9 +40,9 @@ def give_back(session: Session, run_id: int) -> None:
 
 
 def free_drops(session: Session, run_id: int | None, which: ColumnElement[bool]) -> Sequence[Drop]:
-    """Return the accepted drops that match `which`, oldest first; of those on trial only that of `run_id`."""
+    """Return the accepted drops that match `which`, oldest first; a drop on trial only if run `run_id` tests it."""
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
-    free = accepted.where(col(Drop.id).not_in(on_trial_beside(run_id)))
+    free = accepted.where(col(Drop.id).not_in(on_trial_except(run_id)))
     return session.exec(free.order_by(col(Drop.id))).all()
 
 
@@ -53,7 +53,7 @@ _WAITING = _COUNT.where(
     Drop.state == DropState.ACCEPTED,
     Drop.role == "train",
     col(Drop.first_run).is_(None),
-    col(Drop.id).not_in(on_trial_beside(None)),
+    col(Drop.id).not_in(on_trial_except(None)),
 )
 
 
@@ -89,7 +89,7 @@ def records_came(session: Session, settings: Settings, track: str) -> bool:
 
 
 def judged_before(session: Session, track: str, run_id: int) -> tuple[int, dict[str, int]]:
-    """Return how many other runs of the track, earlier or later, judged a candidate: in total, by held-out version."""
+    """Return how many other runs of the track, also later, judged a candidate: in total, and per held-out version."""
     count = select(Run.heldout_version, func.count()).group_by(col(Run.heldout_version))
     others = count.where(Run.track == track, Run.id != run_id, col(Run.outcome).in_(JUDGED))
     numbers = list(session.exec(others).all())

@@ -190,8 +190,8 @@ def end_attempt(engine: Engine, claim: Claim, attempt_id: int, ending: Ending, n
     """
     End the open attempt `attempt_id` of the claimed run.
 
-    A published result also clears the run's error and its count of vanished processes. Raises `LostClaim` if the claim
-    is not valid any more or the attempt has ended.
+    A published result also sets the run's count of vanished processes to 0 and clears its error, unless it is to be
+    cancelled. Raises `LostClaim` if the claim is not valid any more or the attempt has ended.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)

@@ -89,9 +89,10 @@ def is_on_trial(session: Session, drop: Drop) -> bool:
 
 def blamed_run(session: Session, run: Run) -> int | None:
     """
-    Return the run that put the drop of a trial or control on trial, if the trial had its drops and its settings.
+    Return the id of the run whose verdict put the drop of a trial or control on trial, or `None`.
 
-    Of a control only if the champion was trained so, too: else a loss of its own says nothing of the champion's luck.
+    `None` too unless the trial has the training drops and, but for the seed, the training settings of that run. For a
+    control the champion must have these settings, too: else its loss says nothing of the champion's luck.
     """
     suspect = _tried(session, run.track)
     if suspect is None or suspect.trial_run != (run.control_of or run.id):
@@ -108,11 +109,11 @@ def blamed_run(session: Session, run: Run) -> int | None:
 
 def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
     """
-    End the suspicion of a drop that a person restored or withdrew, with its trial and control.
+    End the suspicion of a drop that a person restored or withdrew, and cancel its trial and control.
 
-    If the drop was the last of its search, a run may be queued. The trial of a later drop is repeated if this one
-    counts now, or no more, or its new answers do: whether the trial used it or not (`ELDERS`), the control would be
-    trained and judged by other answers to its questions.
+    Call it after the drop's state, or `answers_accepted`, was set. If the drop was the last of its search, a run may be
+    queued. The trial of a later drop is repeated if this one counts now, or no more, or its new answers do: whether the
+    trial used it or not (`ELDERS`), the control would be trained and judged by other answers to its questions.
     """
     counted = drop.state == DropState.ACCEPTED and is_on_trial(session, drop)
     for suspect in session.exec(_open().where(Suspect.track == drop.track)).all():
@@ -129,10 +130,9 @@ def leave(session: Session, settings: Settings, drop: Drop, now: int) -> None:
 
 def _open_search(session: Session, run: Run, now: int) -> None:
     """
-    Put the new drops of a run on trial, in the order in which they are to be tested.
+    Put the accepted training drops of a run that the champion lacks on trial, in the order in which they are tested.
 
-    First those that were never tested, of these first the newest. A drop that a person restored is not put on trial
-    again.
+    First those that were never tested, in each group the newest first. A drop that a person restored is left out.
     """
     cleared = select(Suspect.drop_id).where(Suspect.track == run.track, col(Suspect.trial_run).is_not(None))
     tried = set(session.exec(cleared).all())
@@ -157,7 +157,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 
 
 def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) -> bool:
-    """Return whether the trial of a suspect, or its control, goes on; queue the control, or end or repeat the trial."""
+    """Return whether a suspect's trial or control is open or new; else end the suspicion or repeat the trial."""
     trial = run = session.get_one(Run, suspect.trial_run)
     if trial.state == RunState.SUCCEEDED:
         # It blames its drop: else that would have been cleared with its verdict.
@@ -186,7 +186,7 @@ def _is_valid(session: Session, suspect: Suspect) -> bool:
 
 
 def _take_back(session: Session, suspect: Suspect, now: int) -> None:
-    """Let the trial of a suspect count no more; cancel it and its control."""
+    """Detach the trial from its suspect, so that a new one is queued; cancel it and its control if they are open."""
     trial = suspect.trial_run or 0
     made = select(Run).where((col(Run.id) == trial) | (col(Run.control_of) == trial), col(Run.state).in_(OPEN_STATES))
     for run in session.exec(made.where(~col(Run.cancel_requested))).all():
@@ -198,10 +198,11 @@ def _judge(  # noqa: PLR0913 - the last goes by name
     session: Session, settings: Settings, suspect: Suspect, control: Run, now: int, *, serve: Serve
 ) -> None:
     """
-    Suspend the drop if its trial was worse than the control, too, else `serve` it; clear the other suspects.
+    Suspend the drop if its trial was worse than the control, too, else clear it; clear the search's other suspects.
 
-    If it was not worse, the champion may have been lucky on these records, and every further trial would be held
-    against it. If the two cannot be compared, there is a new trial.
+    A trial that was not worse goes to `serve`, if both were compared on any group of records. The others are cleared as
+    the champion may have been lucky on these records, on which every further trial would be compared with it. If the
+    control's evaluation has no scores of the trial, a new trial follows, and no suspicion ends.
     """
     evaluation = run_files.load_evaluation(settings.work_folder, control.id or 0)
     scores, trial, end = None if evaluation is None else evaluation.trial, suspect.trial_run, SuspectEnd.CLEARED
@@ -257,12 +258,16 @@ def _open() -> SelectOfScalar[Suspect]:
 
 
 def _tried(session: Session, track: str) -> Suspect | None:
-    """Return the suspect of a track whose trial was queued and that is still on trial."""
+    """Return the suspect of a track that is on trial and has a trial's run; `None` if there is none."""
     return session.exec(_open().where(Suspect.track == track, col(Suspect.trial_run).is_not(None))).first()
 
 
 def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) -> bool:
-    """Return whether a verdict puts new drops on trial, or leaves one there; `follow_verdict` has the exceptions."""
+    """
+    Return whether a verdict puts new drops on trial, or leaves one there: it blames them, and trials are allowed.
+
+    `False` also if the champion is a base model, or if the run, unless it is a trial, lacks a drop of the champion's.
+    """
     known, used = champion_drops(session, run.track), of_training(session, run.snapshot or ())
     comparable = run.about_drop is not None or known <= used
     return verdict.blames_new_drops and bool(known) and comparable and _budget(settings, run.track) > 0

@@ -59,7 +59,11 @@ def drop_clauses(drop: Any) -> list[str]:
 
 
 def preview_clauses(drop: Any) -> list[str]:
-    """Return how well the champion's answers agree with a drop, and a warning if that is far below its usual score."""
+    """
+    Return how well the champion's answers agree with a drop, and a warning if that is far below its usual score.
+
+    Empty without a preview, or if that failed or is damaged. `drop` is its row.
+    """
     preview = None if drop.preview is None else _read(Preview, drop.preview)
     if preview is None or preview.points is None:
         return []
@@ -100,7 +104,7 @@ def verdict_clauses(run: Any, against: str | None = None) -> list[str]:
 
 
 def change_clauses(change: Any) -> list[str]:
-    """Return why a champion came and by whom, a clause each, by its promotion's row."""
+    """Return why, and by whom, the champion changed, a clause each; `change` is the promotion's row."""
     by = f" by {change.approved_by}" if change.approved_by else ""
     if change.kind == PromotionKind.BASE:
         return ["another base model in the settings" if change.generation else "base model"]

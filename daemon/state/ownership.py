@@ -127,7 +127,7 @@ def require_share(settings: Settings, *, renew: bool = False) -> None:
 
 
 def _require_own(place: Path) -> None:
-    """Raise `DropforgeError` if `place` exists and is not a folder of this user's own, or is an unsafe link."""
+    """Raise `DropforgeError` if `place` exists and is not a folder that this user owns, or is an unsafe link."""
     try:
         info = place.lstat()
         linked = stat.S_ISLNK(info.st_mode)

@@ -25,13 +25,13 @@ def waits() -> TextClause:
     return text(AWAITS_APPROVAL)
 
 
-def on_trial_beside(run_id: int | None) -> "SelectOfScalar[int]":
-    """Return a query for the ids of all drops under suspicion, except the drop that the trial run `run_id` tries."""
+def on_trial_except(run_id: int | None) -> "SelectOfScalar[int]":
+    """Return a query for the ids of all drops on trial, except the drop that the run `run_id`, if given, tests."""
     other_run = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
     return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), other_run)
 
 
 def promotion_of(session: Session, run_id: int) -> Promotion | None:
-    """Return the promotion that a run's candidate won; `None` if it was not promoted, or only forced."""
+    """Return the promotion of a run's candidate for its win; `None` if it was not promoted, or only by force."""
     won = select(Promotion).where(Promotion.run_id == run_id, Promotion.kind == PromotionKind.PROMOTION)
     return session.exec(won).first()

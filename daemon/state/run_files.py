@@ -166,7 +166,7 @@ def made_checkpoint(work_folder: WorkFolder, run_id: int, since: int) -> bool:
 
 
 def made_predictions(work_folder: WorkFolder, run_id: int, number: int) -> bool:
-    """Return whether attempt `number` at `evaluate` computed predictions; it copies those of the attempt before."""
+    """Return whether attempt `number` at `evaluate` computed predictions, more than it copied from earlier attempts."""
 
     def files_of(attempt: int) -> dict[str, Path]:
         folder = work_folder / attempt_folder(run_id, "evaluate", attempt)
@@ -187,7 +187,7 @@ def remove_leftovers(work_folder: WorkFolder, run_id: int) -> None:
 
 
 def read_result(spec: StepSpec) -> StepResult | None:
-    """Return the attempt's result; `None` if missing or with another fence. Raises `ValueError` if it is malformed."""
+    """Return the attempt's result; `None` if missing or of another key or fence. Raises `ValueError` if malformed."""
     value = durable.read_json(Path(spec.root) / spec.folder / RESULT_NAME)
     if value is None:
         return None
@@ -263,7 +263,7 @@ def _publish_model(root: WorkFolder, model: Model) -> Model:
 
 
 def _keep_predictions(root: WorkFolder, spec: StepSpec, report: Evaluation) -> None:
-    """Link new predictions into the cache, one file per attempt, so that a champion is not evaluated again."""
+    """Hard-link an evaluation's predictions into the cache, a file per key and attempt, unless they are there."""
     for key in sorted(set(report.prediction_keys.values())):
         source = root / spec.folder / "predictions" / f"{key}.jsonl"
         folder = root / spec.predictions / key

@@ -46,11 +46,12 @@ class Purpose(StrEnum):
 class SuspectEnd(StrEnum):
     """How a drop's trial ended."""
 
-    #: Its trial was not worse than champion and control, another drop was found, or the search was given up.
+    #: Its trial was not worse than champion and control, another drop was found, the search was given up, or a person
+    #: restored the drop.
     CLEARED = "cleared"
     #: Its trial was worse than champion and control: the drop is suspended.
     SUSPENDED = "suspended"
-    #: A person took the drop out or put it back meanwhile.
+    #: A person withdrew the drop meanwhile.
     ENDED = "ended"
 
 
@@ -59,7 +60,7 @@ class RunState(StrEnum):
 
     #: Open: it collects drops and has no snapshot yet; claimed by the dispatcher when its track has been quiet.
     QUEUED = "queued"
-    #: A daemon holds its claim token and works on it; moved on by `finish`, `fail`, `interrupt`, `cancel`, `rescue`.
+    #: A daemon holds its claim token and works on it; ended by `finish` or `leave`, adopted after a crash by `rescue`.
     RUNNING = "running"
     #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
     WAITING = "waiting"
@@ -104,9 +105,9 @@ class AttemptState(StrEnum):
     PUBLISHED = "published"
     #: It ended with an error; final.
     FAILED = "failed"
-    #: It was asked to stop and left a checkpoint; final.
+    #: It was stopped, or saved its state for a fresh process: the next attempt resumes; final.
     INTERRUPTED = "interrupted"
-    #: Its process vanished without a result; final.
+    #: Its spec is lost, its result is another attempt's, or its run stopped before it; final.
     LOST = "lost"
 
 

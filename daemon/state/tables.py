@@ -170,11 +170,11 @@ class Run(SQLModel, table=True):
     token: str | None = None
     started_at: int | None = None
     ended_at: int | None = None
-    #: JSON of RunConfig, fixed at the first claim.
+    #: JSON of RunConfig, set when it begins; a retried run gets today's.
     config: dict[str, object] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     #: Ids of the drops that it uses, in order, as JSON; `None` before the first claim. Their rows keep hash and role.
     snapshot: list[int] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
-    #: Failures of its own, counted against the limit; interruptions and lost workers are counted apart.
+    #: Failures, and deaths in a row (its process vanished), each counted against `retry.limit`; no interruptions.
     failures: int = 0
     deaths: int = 0
     cancel_requested: bool = False

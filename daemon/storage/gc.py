@@ -151,7 +151,7 @@ def _delete(path: Path) -> None:
 
 
 def _throw_away(root: Path, item: Item) -> None:
-    """Rename the artifacts that refer to an item to `.removed.json`, then move the item into the trash."""
+    """Rename the artifacts that refer to an item to `.removed.json`, then move it into the trash, if not there yet."""
     place = root / item.path
     trash = root / TRASH_NAME
     if place.parent == trash:

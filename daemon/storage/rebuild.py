@@ -50,10 +50,10 @@ _BEGIN_AGAIN = (
 
 def rebuild(folder: Path, target: Path, files: Mapping[str, tuple[int, str]]) -> None:
     """
-    Copy the rows of the database in the backup `folder` into a new one at `target`, durably.
+    Copy the rows of the database in the backup `folder` into a new one at `target`, durably; open runs begin again.
 
     `files` are the backup's, with size and sha256. Raises `DropforgeError` if the database has changed, or has a row,
-    view or trigger that the schema does not allow, or if one of `files` is none that its rows name.
+    view or trigger that the schema does not allow, or if `files` has a file that no row names.
     """
     target.unlink(missing_ok=True)
     copy = copy_aside(folder / DATABASE_NAME, target, files[DATABASE_NAME][1])
@@ -99,7 +99,11 @@ def _copy_rows(connection: sqlite3.Connection, source: Path) -> None:
 
 
 def copy_aside(source: Path, target: Path, sha256: str) -> Path:
-    """Copy a file durably beside `target`, return that path. Raises `DropforgeError` if its hash is not `sha256`."""
+    """
+    Copy a file durably to a temporary path in `target`'s folder, and return that.
+
+    Raises `DropforgeError` if its hash is not `sha256`; no copy is left then.
+    """
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:
         with durable.open_regular(source) as old, aside.open("wb") as new:

@@ -133,7 +133,7 @@ def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tu
 
 
 def what_is_in_use(session: Session, settings: Settings) -> Kept:
-    """Return what is kept for bases, champions, `gc.keep_champions` former ones, open runs, pending wins and trials."""
+    """Return what is kept whatever `gc.keep_models`: bases, champions, open runs, pending wins, trials."""
     root = settings.work_folder
     kept = Kept()
     kept.keep({_real(root / "drops")})
@@ -242,7 +242,7 @@ def tree_bytes(path: Path) -> int:
 
 
 def _places(root: Path, *paths: object) -> set[Path]:
-    """Return the resolved paths below `root`, without what is none: a damaged file may have any value."""
+    """Return `paths`, relative to `root` or absolute, resolved; values that are no path are left out."""
     return {_real(root / path) for path in paths if isinstance(path, str) and path and "\0" not in path}
 
 

@@ -65,7 +65,7 @@ class ChildProcess:
                 self._process.stdin.close()
 
     def kill(self) -> None:
-        """Kill the process with its process group and wait for it; its children in groups of their own live on."""
+        """Kill the process with its process group and wait for it; its children in other groups live on."""
         if self._process is not None:
             kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -11,11 +11,11 @@ _DEFAULTS = ("SBATCH_", "SQUEUE_", "SCANCEL_")
 
 
 class CannotAsk(DropforgeError):
-    """Slurm gave no answer, or refused: nothing is known, least of all that a job is gone."""
+    """A Slurm command failed or gave no answer: nothing is known, so no job counts as gone."""
 
 
 def ask(*command: str, stdin: str = "") -> str:
-    """Return what a Slurm command prints, without a user's defaults. Raises `CannotAsk` if it fails or after 30 s."""
+    """Return the output of a Slurm command, run without SQUEUE_* and the like. Raises `CannotAsk`, also after 30 s."""
     # A person's own defaults, as SQUEUE_PARTITION, would hide jobs.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
     try:

@@ -102,7 +102,7 @@ def _compared(champion: Path, file: Path) -> str:
 
 
 def _run(argv: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return it with its output, which is captured and shown only if it failed."""
+    """Run a command to its end, whatever its exit code, and return it with its captured output."""
     return subprocess.run(  # noqa: S603 - the user's own argument list, or our own module
         argv, env=environment, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
     )

@@ -89,7 +89,7 @@ def adapter_of(work_folder: WorkFolder, run_id: int, model_id: str) -> str | Non
 
 
 def _of_run(work_folder: WorkFolder, run_id: int, model_id: str) -> SmokePrompts | None:
-    """Return the smoke prompts of a run's model from its evaluation; `None` if that is not there or is damaged."""
+    """Return a run's smoke prompts; `None` if its evaluation is missing, damaged, of another model or in NF4."""
     try:
         evaluation = run_files.load_evaluation(work_folder, run_id)
         dataset = run_files.load_dataset(work_folder, run_id)

@@ -99,7 +99,7 @@ class Hooks:
             thread.join()
 
     def _went_on(self, row: Promotion, now: int) -> bool:
-        """Start the next command of a change; return `False` if trouble with its track prevents that, for now."""
+        """Start the next command of a change, if none of its track runs; return `False` if trouble prevents that."""
         whose = whose_hooks(row.track)
         if not self._troubles.is_pausing(whose):
             with self._troubles.alone(whose):

@@ -1,5 +1,5 @@
 """
-Run a user's command in the background: no shell, a process group of its own, a time limit.
+Run a user's command in the background: no shell, a new process group, a time limit.
 
 The last 4 kB of its output are kept.
 """
@@ -45,7 +45,7 @@ class Ended:
 
 class Command:
     """
-    A command that was started, watched by a thread of its own.
+    A started command and the thread that watches it.
 
     Its background processes go on after its end, unless it ran out of time or was killed. Their later output is read
     and discarded until this process ends.

@@ -66,7 +66,11 @@ def _old_drops(session: Session, before: int) -> list[Drop]:
 
 
 def _remove(inbox: InboxFolders, drop: Drop, *, dry_run: bool) -> tuple[str, int]:
-    """Delete a drop's file, then its error list; return the file's path, from the inbox on, and the bytes of both."""
+    """
+    Delete a drop's file, then its error list; return the file's path, from the inbox on, and the bytes of both.
+
+    Without an error list of this drop nothing is deleted, and the bytes are 0.
+    """
     home, size = home_of(drop), 0
     folder = inbox.answers_there(*home, user=drop.owner)
     name = folder and name_with(ERRORS, folder, drop)

@@ -80,7 +80,7 @@ def _head(path: Path) -> bytes:
 
 
 def _error(name: str, message: str, hint: str, line: int | None = None) -> DropforgeError:
-    """Return an error of the file `name`; in its hint, FILE stands for it, and NEW for a table beside it."""
+    """Return an error about the file `name`; FILE in `hint` becomes its name, NEW that of a new file in its folder."""
     hint = name_file(hint.replace("NEW", shell_path(Path(name).parent / f"new-{Path(name).name}")), name)
     return DropforgeError(f"{name}{'' if line is None else f':{line}'}: {message}", hint, EXIT_BAD_DATA)
 
@@ -201,7 +201,11 @@ def _saved_files(folder: Path, name: str) -> list[Path]:
 
 
 def _arrow(kind: str, files: Sequence[Path], name: str, target: Path, most: int) -> Table:
-    """Open Parquet or Arrow files as JSON Lines, written by a process of its own: no training stack is loaded here."""
+    """
+    Open Parquet or Arrow files, which a child process, as it loads the training stack, converts to JSON Lines.
+
+    These are written to `target`, up to `most` bytes. Raises `DropforgeError` if that fails.
+    """
     argv = [sys.executable, "-P", "-m", "pipeline.records.arrow_rows", str(target), str(most), *map(str, files)]
     environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
     done = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)  # noqa: S603 - our own
