@@ -86,10 +86,5 @@ def test_a_watch_is_over_once_the_champion_is_as_good_or_after_ninety_nights_wit
     assert seen(nights).is_over is over
 
 
-def test_a_watch_is_a_value_of_json() -> None:
-    watch = seen([LOST] * 3)
-    assert Watch.model_validate(watch.model_dump(mode="json")) == watch
-
-
 def test_without_a_night_there_is_no_watch() -> None:
     assert watch_of([]) is None
