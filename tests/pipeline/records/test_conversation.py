@@ -75,10 +75,15 @@ def test_each_form_gives_a_record_per_answer_after_the_turns_before_it(tmp_path:
     ]
 
 
-def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [{}, {"weight": 1}, {"weight": None}], ids=["none", "1", "null, as Parquet has it"])
+def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_record(
+    tmp_path: Path, others: dict[str, Any]
+) -> None:
     row = messages(TALK)
-    row["messages"][2]["weight"] = 0
-    row["messages"][4]["weight"] = 1
+    for turn in row["messages"]:
+        turn.update(others)
+    row["messages"][2]["weight"] = 0.0
+    assert check(tmp_path, row).ok
     (record,) = records(tmp_path, row)
     assert (record.output, record.turns) == ("2", tuple(TALK[:3]))
 
@@ -88,16 +93,6 @@ def test_an_opening_has_one_exchange_after_a_question_that_is_no_greeting(tmp_pa
     assert {record.opening for record in records(tmp_path, messages([TALK[0], long, *TALK[2:]]))} == {
         ("Be brief.", long[1], "1")
     }
-
-
-def test_a_weight_of_null_says_nothing_as_where_only_other_rows_have_one(tmp_path: Path) -> None:
-    """Parquet has each key in each turn."""
-    row = messages(TALK)
-    for turn in row["messages"]:
-        turn["weight"] = None
-    row["messages"][2]["weight"] = 0.0
-    assert check(tmp_path, row).ok
-    assert [record.output for record in records(tmp_path, row)] == ["2"]
 
 
 def test_several_unsupported_keys_are_told_in_their_order(tmp_path: Path) -> None:
