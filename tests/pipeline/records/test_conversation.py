@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from pipeline.records.conversation import FORMS
 from pipeline.records.records import Record, Row, read_records, records_of
 from pipeline.records.row_findings import schema_findings
-from pipeline.records.validate import Options, Validation, account_words, validate
+from pipeline.records.validate import Options, Validation, validate
 
 Said = list[tuple[str, str]]
 TALK: Said = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
@@ -114,19 +114,6 @@ def test_a_system_message_alone_makes_no_conversation_of_an_alpaca_row(tmp_path:
     assert (record.turns, record.opening) == ((("system", "Be brief."),), ())
 
 
-def test_the_account_is_one_line_with_what_there_is(tmp_path: Path) -> None:
-    def account(*rows: Any) -> str:
-        return account_words(**check(tmp_path, *rows, options=Options(most_bad_rows=5)).counts)
-
-    row = messages(TALK)
-    row["messages"][2]["weight"] = 0
-    assert account(messages(TALK)) == "1 row and 1 further answer = 2 records"
-    assert account({"instruction": "a", "output": "b"}) == "1 row = 1 record"
-    assert account(row, messages(TALK), {}, messages(TALK[:1]), messages(TALK)) == (
-        "5 rows and 3 further answers = 2 records + 2 bad rows + 1 answer of the weight 0 + 3 duplicates"
-    )
-
-
 def test_a_file_with_rows_of_two_forms_is_refused_and_both_are_named(tmp_path: Path) -> None:
     plain = {"instruction": "a", "input": "", "output": "b"}
     found = check(tmp_path, plain, plain, messages(TALK), options=Options(most_bad_rows=9))
@@ -178,12 +165,13 @@ def test_a_system_message_beside_the_turns_and_among_them_is_one_too_many(tmp_pa
 
 
 def test_unused_keys_are_listed_once_those_of_turns_too(tmp_path: Path) -> None:
-    rows = [messages([("user", f"q{n}"), ("assistant", "a")], score=n, source="web") for n in range(3)]
+    rows = [messages([("user", f"q{n}"), ("assistant", "a")], **{"score": n, "note\n": 1}) for n in range(3)]
     for row in rows:
         row["messages"][0]["name"] = "Ann"
     found = check(tmp_path, *rows)
     (notice,) = found.warnings
-    assert (notice.message, notice.rows) == ("ignored: score, source, messages.name", 3)
+    assert (notice.kind, notice.rows, notice.line) == ("ignored_keys", 3, 1)
+    assert notice.message == "ignored: score, note\\n, messages.name"
 
 
 def test_a_conversation_of_any_length_takes_bounded_memory(tmp_path: Path) -> None:
