@@ -73,11 +73,11 @@ def row(place: int, new: float, old: float, text: str = "") -> dict[str, Any]:
     }
 
 
-def rows(wins: int, losses: int, ties: int, texts: Sequence[str] = ()) -> list[dict[str, Any]]:
+def rows(wins: int, losses: int, ties: int) -> list[dict[str, Any]]:
     """Return records of which the candidate has so many better, worse and equal."""
     pairs = [(1.0, 0.0)] * wins + [(0.0, 1.0)] * losses + [(1.0, 1.0)] * ties
     random.Random(1).shuffle(pairs)
-    return [row(place, *pair, texts[place % len(texts)] if texts else "") for place, pair in enumerate(pairs)]
+    return [row(place, *pair) for place, pair in enumerate(pairs)]
 
 
 def hostile(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

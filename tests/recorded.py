@@ -37,13 +37,10 @@ def record(
         )
         for place in range(len(candidate))
     ]
-    lines = [score_answers(asked, predicted(texts), "exact_match") for texts in (candidate, champion)]
+    answers = [[Answer(text, 3, ended=True) for text in texts] for texts in (candidate, champion)]
+    results = [Result(said, [Likelihood(1.0, 1)] * len(said), 0, 0.0, []) for said in answers]
+    lines = [score_answers(asked, result, "exact_match") for result in results]
     folder = daemon.root / evaluation["folder"]
     folder.mkdir()
     write_records(folder / "records.jsonl", asked, *lines)
     return made, evaluation["champion"]["model_id"]
-
-
-def predicted(texts: list[str]) -> Result:
-    answers = [Answer(text, 3, ended=True) for text in texts]
-    return Result(answers, [Likelihood(1.0, 1)] * len(texts), 0, 0.0, [])

@@ -58,28 +58,27 @@ def yes_or_no(wins: int, losses: int, ties: int) -> list[dict[str, Any]]:
     return lines_of([1] * wins + [0] * losses + [1] * ties, [0] * wins + [1] * losses + [1] * ties)
 
 
-def world(metric: str, seed: int, *, size: int = 500, group: int = 1, gain: float = 0.0) -> Comparison:
-    """
-    Return a comparison as two nights would give it: by chance alike models on five drops, in groups of `group` records.
+def in_drops(*parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of the drops 1, 2 and so on, none of them in a group with another."""
+    lines = [{**line, "drop": drop} for drop, part in enumerate(parts, 1) for line in part]
+    for place, line in enumerate(lines):
+        line["id"] = line["group"] = f"{place:06x}"
+    return lines
 
-    With `gain`, a part of the candidate's answers is made right, so that it truly gains as much (a fraction).
-    """
+
+def world(metric: str, seed: int, *, size: int = 500) -> Comparison:
+    """Return a comparison as two nights would give it: by chance alike models on five drops."""
     random = np.random.default_rng(seed)
-    count = size // group
-    groups = np.arange(size) % count
     noise = 0.0 if metric in {"exact_match", "json_valid"} else 0.134
-    ability = random.beta(2, 3, count) if noise else random.beta(0.43, 0.286, count)
+    ability = random.beta(2, 3, size) if noise else random.beta(0.43, 0.286, size)
 
     def answers() -> Floats:
-        # Paraphrases are answered alike, but for one of five.
-        luck = np.where(random.random(size) < 0.8, random.random(count)[groups], random.random(size))
+        luck = random.random(size)
         if noise:
-            return np.clip(ability[groups] + noise * special.ndtri(luck), 0, 1)
-        return (luck < ability[groups]).astype(float)
+            return np.clip(ability + noise * special.ndtri(luck), 0, 1)
+        return (luck < ability).astype(float)
 
     champion, candidate = answers(), answers()
-    if gain:
-        candidate[(random.random(count) < gain / float(np.mean(1 - candidate)))[groups]] = 1.0
     items = random.beta(0.2, 0.2, 300)
     losses = random.gamma(4, 0.3, size)
     return Comparison(
@@ -88,7 +87,7 @@ def world(metric: str, seed: int, *, size: int = 500, group: int = 1, gain: floa
         scores={metric: np.column_stack((candidate, champion))},
         drops=np.arange(size) % 5 + 1,
         pinned=np.zeros(size, dtype=np.bool_),
-        groups=groups,
+        groups=np.arange(size),
         nll=(10 * (losses[:, None] + random.normal(0, 0.2, (size, 2))), np.full((size, 2), 10.0)),
         degenerate={kind: (random.random((size, 2)) < 0.01).astype(float) for kind in DEGENERATE},
         suites=(Suite("builtin", (random.random((300, 2)) < items[:, None]).astype(float)),),

@@ -109,9 +109,7 @@ def clean_files() -> dict[str, bytes]:
         "empty input": b'{"instruction":"a","input":"","output":"b"}',
         "blank input": b'{"instruction":"a","input":" ","output":"b"}',
         "other keys": json.dumps({**RECORD, "id": 1, "meta": {"a": [1, None, 2.5e3]}, "label": "spam"}).encode(),
-        "every escape": rb'{"instruction": "\"\\\/\b\f\n\r\t".replace, "output": "b"}'.replace(b"\\b\\f", b"").replace(
-            b".replace", b""
-        ),
+        "every escape": rb'{"instruction": "\"\\\/\n\r\t", "output": "b"}',
         "a pair of escapes": rb'{"instruction": "\ud83d\ude00", "output": "b"}',
         "a group": b'{"instruction":"a","output":"b" , "group": "page 7" }',
         "a group before": b'{"group":"","instruction":"a","output":"b"}',

@@ -10,13 +10,6 @@ from tests.chaos.corpus import OPTIONS, PLAINER, Case, bad_files, clean_files
 BAD, CLEAN = bad_files(), clean_files()
 
 
-def test_each_kind_has_a_name_of_its_own() -> None:
-    kinds = [case.kind for case in BAD]
-    assert len(set(kinds)) == len(kinds) >= 100
-    assert len({case.rule for case in BAD}) >= 15
-    assert len(CLEAN) >= 40
-
-
 @pytest.mark.parametrize("case", BAD, ids=[case.kind for case in BAD])
 def test_a_bad_file_gives_exactly_the_finding_that_is_meant_for_it(tmp_path: Path, case: Case) -> None:
     path = tmp_path / "drop.jsonl"
@@ -31,7 +24,7 @@ def test_a_bad_file_gives_exactly_the_finding_that_is_meant_for_it(tmp_path: Pat
     assert finding.remedy
     assert len(finding.message) + len(finding.remedy) < 600
     assert found.good_rows == len(list(good_rows(path, case.options)))
-    if case.options == OPTIONS and "sentence" not in case.kind:
+    if case.options == OPTIONS and "sentence" not in case.kind:  # a token beyond ASCII
         assert validate(path, PLAINER) == found
 
 

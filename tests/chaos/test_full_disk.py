@@ -230,17 +230,6 @@ def test_a_run_ends_well_though_the_disk_was_full_at(
     assert "_trouble" not in said, "it knew what was wrong all the time"
 
 
-def test_under_the_mark_a_file_stays_in_the_inbox_though_there_would_be_room_for_it(house: House) -> None:
-    house.disk.fill(leave=1_500_000)
-    drop_file(house.inbox)
-    house.take_in()
-    assert (house.inbox / "good.jsonl").exists()
-    assert house.rows(Drop) == []
-    house.disk.free()
-    house.take_in()
-    assert [drop.state for drop in house.rows(Drop)] == ["accepted"]
-
-
 def scripted(spec: StepSpec, _path: Path) -> tuple[str, ...]:
     return (sys.executable, "-c", spec.env["SCRIPT"])
 

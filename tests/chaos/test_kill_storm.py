@@ -8,10 +8,8 @@ import contextlib
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,7 +30,7 @@ from daemon.system.clock import now_ms
 from pipeline.contract import LOG_NAME
 from tests.chaos.house import build
 from tests.chaos.storm_daemon import ENOUGH
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, new_cluster
 
 ROOT = Path(__file__).parents[2]
 SEED = 28
@@ -152,8 +150,6 @@ class Storm:
 
 @pytest.fixture
 def storm(tmp_path: Path) -> Iterator[Storm]:
-    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    root.chmod(0o755)
     build(tmp_path)
     settings = tmp_path / "dropforge.toml"
     settings.write_text(settings.read_text() + _SETTINGS.format(folder=tmp_path))
@@ -162,17 +158,14 @@ def storm(tmp_path: Path) -> Iterator[Storm]:
         (tmp_path / name).mkdir(mode=0o700)
     run("mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", tmp_path / "server")
     run("mount", "--bind", tmp_path / "server", tmp_path / "share")
-    cluster = Cluster(root, MinJobAge=5)
     try:
-        cluster.start()
-        made = Storm(cluster, tmp_path)
-        try:
-            yield made
-        finally:
-            made.end()
+        with new_cluster(MinJobAge=5) as cluster:
+            made = Storm(cluster, tmp_path)
+            try:
+                yield made
+            finally:
+                made.end()
     finally:
-        cluster.end()
-        shutil.rmtree(root)
         for name in ("share", "server"):
             run("umount", "--lazy", tmp_path / name)
 

@@ -45,7 +45,7 @@ class Workspace:
 
     def drop(self, name: str, rows: list[dict[str, str]]) -> None:
         """Put a file into the inbox by renaming it in, as a careful sender does."""
-        aside = self.inbox / f".{name}.part"
+        aside = self.inbox / ".aside.part"
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         aside.rename(self.inbox / name)
 
@@ -64,6 +64,11 @@ class Workspace:
         assert self.daemon is not None
         self.daemon.send_signal(signal.SIGTERM)
         return self.daemon.wait()
+
+    def end(self) -> None:
+        """End the daemon if it still runs."""
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.stop()
 
     def kill(self) -> None:
         """End the daemon as the kernel does when memory runs out."""
@@ -148,5 +153,4 @@ def workspace(tmp_path: Path, tiny: Any, tiny_llama: Path) -> Iterator[Workspace
     )
     made = Workspace(tmp_path, text)
     yield made
-    if made.daemon is not None and made.daemon.poll() is None:
-        made.stop()
+    made.end()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.demo_data import write_rows
 from tests.e2e.conftest import Workspace
 from tests.slurm.cluster import NEEDS_SLURM, Cluster, new_cluster
 
@@ -79,24 +80,6 @@ def install(reader: Reader, shared: Path, lines: list[str]) -> None:
         reader.does(line)
 
 
-def lines_of(rows: list[dict[str, str]]) -> str:
-    """Return the lines of a drop."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def drop(workspace: Workspace, name: str, rows: list[dict[str, str]]) -> None:
-    """Put a file into the inbox by renaming it in."""
-    aside = workspace.inbox / ".aside"
-    aside.write_text(lines_of(rows))
-    aside.rename(workspace.inbox / name)
-
-
-def end_daemon(workspace: Workspace) -> None:
-    """End the daemon if it still runs."""
-    if workspace.daemon is not None and workspace.daemon.poll() is None:
-        workspace.stop()
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_who_follows_the_chapter_sees_three_tracks_promoted_though_daemon_and_controller_are_killed(
@@ -123,9 +106,9 @@ def test_who_follows_the_chapter_sees_three_tracks_promoted_though_daemon_and_co
         for line in check:
             reader.does(line)
         assert run.startswith("dropforge run ")
-        started.callback(end_daemon, workspace)
+        started.callback(workspace.end)
         workspace.start()
-        (workspace.folder / "answers.jsonl").write_text(lines_of(tiny.rows(400, seed=1)))
+        write_rows(workspace.folder / "answers.jsonl", tiny.rows(400, seed=1))
         for line in follow:
             if line.startswith("dropforge wait "):
                 stop_in_training(workspace, cluster, work, tmp_path / "go")
@@ -133,7 +116,7 @@ def test_who_follows_the_chapter_sees_three_tracks_promoted_though_daemon_and_co
             told = reader.does(line)
             if line.startswith("cp "):
                 for seed, track in enumerate(TRACKS[1:], start=2):
-                    drop(workspace, f"{track}/more.jsonl", tiny.rows(400, seed=seed))
+                    workspace.drop(f"{track}/more.jsonl", tiny.rows(400, seed=seed))
                 workspace.wait(lambda: len(running(cluster)) == len(TRACKS))
             elif line.startswith("squeue "):
                 assert re.search(r"^\d+ dropforge-\w{8}\.1-train-1 RUNNING None n\d$", told, re.MULTILINE), told

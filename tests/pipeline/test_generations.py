@@ -21,6 +21,7 @@ from pipeline.prepare.step import prepare
 from pipeline.train.step import train
 from tests.made_artifacts import heldout_row
 from tests.snapshot import Snapshot
+from tests.training_runs import StoppedAfter
 
 STEPS = {"prepare": prepare, "train": train, "merge": merge}
 
@@ -31,17 +32,6 @@ def ranks(folder: Path, below: Path) -> int:
     one, other = (load_file(each / "model.safetensors")[name] for each in (folder, below))
     values = torch.linalg.svdvals((one - other).double())
     return int((values > 1e-3 * values[0]).sum())
-
-
-class StoppedAt(Attempt):
-    """An attempt that is asked to stop once it has done some optimizer steps."""
-
-    step = 2
-
-    def progress(self, done: int, total: int, **fields: Any) -> None:
-        super().progress(done, total, **fields)
-        if done >= self.step:
-            self.stop.set()
 
 
 class Line:
@@ -158,7 +148,7 @@ def test_a_training_over_the_champion_resumes_to_the_same_weights_and_never_from
     def cut(given: Dataset) -> None:
         line.made = {"prepare": given}
         with pytest.raises(Interrupted):
-            train(StoppedAt(line.attempt("train").spec))
+            train(StoppedAfter(line.attempt("train").spec))
 
     line.forget()
     cut(dataset)

@@ -18,7 +18,6 @@ def train(**search: Any) -> TrainConfig:
 @pytest.mark.parametrize(
     ("search", "words"),
     [
-        ({"space": {"learningrate": [1e-4, 2e-4]}}, "there is no setting train.learningrate; what can be tried: alpha"),
         ({"space": {"zebra": [1, 2]}}, "there is no setting train.zebra; what can be tried: alpha, batch_size, "),
         ({"space": {"rank": [8, 0]}}, "search.space.rank has 0: Input should be greater than or equal to 1"),
         ({"space": {"epochs": [1, 0]}}, "search.space.epochs has 0: Input should be greater than or equal to 0.001"),

@@ -83,7 +83,6 @@ def test_a_metric_of_some_records_is_compared_on_them_and_a_part_takes_it_along(
     found = compare("exact_match", lines)
     assert list(found.scores) == ["exact_match", "json_valid"]
     assert found.pairs(metric="json_valid").tolist() == [[0, 1], [0, 1]]
-    assert found.pairs(metric="json_valid").tolist() == [[0, 1], [0, 1]]
     assert found.part(np.array([True, False, True, True])).pairs(metric="json_valid").tolist() == [[0, 1]]
     assert found.part(np.array([True, False, True, False])).pairs(metric="json_valid").shape == (0, 2)
     assert found.pairs(metric="rougeL").shape == (0, 2)

@@ -10,7 +10,7 @@ from pipeline.decide.comparison import Comparison, compare
 from pipeline.decide.policy import LEAST_EXACT, MOST_SMALL
 from pipeline.decide.slices import Known, count_unlisted, find_slices, measure_slices
 from pipeline.decide.verdict import Rules, decide_verdict
-from tests.records_made import lines_of, yes_or_no
+from tests.records_made import in_drops, lines_of, yes_or_no
 
 
 def of_drops(*drops: int, **more: Any) -> Comparison:
@@ -63,10 +63,7 @@ def test_small_drops_are_listed_up_to_a_number_the_newest_of_them_and_larger_one
 def test_small_drops_that_are_not_listed_change_no_verdict(
     outcome: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [*yes_or_no(40, 10, 100), *yes_or_no(*outcome, 110)]
-    for place, line in enumerate(lines):
-        line["id"], line["drop"] = f"{place:06x}", 1 if place < 150 else place
-    found = compare("exact_match", lines)
+    found = compare("exact_match", in_drops(yes_or_no(40, 10, 100), *([line] for line in yes_or_no(*outcome, 110))))
     capped = decide_verdict(found, Rules())
     monkeypatch.setattr(slices_module, "MOST_SMALL", 10**6)
     whole = decide_verdict(found, Rules())
@@ -80,10 +77,7 @@ def test_small_drops_that_are_not_listed_change_no_verdict(
 
 
 def test_a_slice_is_measured_like_the_whole() -> None:
-    lines = [*yes_or_no(30, 10, 60), *yes_or_no(0, 5, 45)]
-    for place, line in enumerate(lines):
-        line["id"], line["drop"] = f"{place:06x}", 1 if place < 100 else 2
-    found = compare("exact_match", lines)
+    found = compare("exact_match", in_drops(yes_or_no(30, 10, 60), yes_or_no(0, 5, 45)))
     first, second = measure_slices(found, find_slices(found, Known()), seed=1)
     assert (first.label, first.records, first.candidate, first.champion) == ("drop 1", 100, 90.0, 70.0)
     assert first.gain == pytest.approx(20)

@@ -20,12 +20,6 @@ def column(*parts: tuple[float, int]) -> Floats:
     return np.concatenate([np.full(count, value) for value, count in parts])
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (13, 3), (3, 13), (60, 40)])
-def test_mcnemar_is_the_one_sided_binomial_test_on_discordant_records(wins: int, losses: int) -> None:
-    expected = stats.binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue if wins + losses else 1.0
-    assert statistics.mcnemar_exact(wins, losses) == pytest.approx(expected, rel=1e-12)
-
-
 #: Too few differences for a spread, or none that differ.
 THIN = [np.array(values) for values in ([], [0.5], [0.1, 0.2], [0.1] * 50, [0.0] * 50, [-0.1] * 50)]
 

@@ -261,6 +261,9 @@ def test_a_trial_is_guarded_together_with_the_run_before_it(
 ) -> None:
     verdict = decide(of_search(make(of_two_drops(9)), before, control=False))
     assert (verdict.outcome, verdict.settlement) == (outcome, None)
+    failed = outcome == "guard_failed"
+    assert (verdict.lost_drops, verdict.blames_new_drops) == ((1,) if failed else (), failed)
+    assert verdict.gain == pytest.approx(40.5), "of the trial alone"
     assert "the mean of this model and of the run before" in story_of(tmp_path, verdict)
 
 
@@ -327,12 +330,3 @@ def test_a_control_settles_no_trial_against_another_champion(make: Callable[...,
     verdict = decide(attempt)
     assert verdict.settlement is None
     assert "old drops" not in story_of(tmp_path, verdict)
-
-
-def test_a_trial_that_only_a_guard_of_old_drops_stopped_says_that_it_may_serve(
-    make: Callable[..., Attempt], tmp_path: Path
-) -> None:
-    verdict = decide(of_search(make(of_two_drops(16)), 16, control=False))
-    report = durable.read_json(tmp_path / str(verdict.report) / "report.json")
-    assert report["story"]["headline"] == "A guard blocks the new model until a control has run."
-    assert "If by two models each old drops lost nothing, this model serves." in story_of(tmp_path, verdict)

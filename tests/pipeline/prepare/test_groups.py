@@ -20,13 +20,14 @@ def sizes(made: Prepared) -> Counter[int]:
     return Counter(Counter(row["group"] for row in made.heldout).values())
 
 
-def paraphrases(case: int, count: int = 5) -> list[dict[str, str]]:
-    """Return one question in other words: two words of 30 differ from the others', 40 % of all shingles are shared."""
+def paraphrases(count: int) -> list[dict[str, str]]:
+    """Return `count` questions in five ways: two words of 30 differ from the others', 40 % of shingles are shared."""
     found = []
-    for number in range(count):
-        words = [f"w{case}x{place}" for place in range(30)]
-        words[1 + 3 * number] = words[16 + 3 * number] = f"other{case}x{number}"
-        found.append({"instruction": " ".join(words), "output": "yes"})
+    for case in range(count):
+        for number in range(5):
+            words = [f"w{case}x{place}" for place in range(30)]
+            words[1 + 3 * number] = words[16 + 3 * number] = f"other{case}x{number}"
+            found.append({"instruction": " ".join(words), "output": "yes"})
     return found
 
 
@@ -47,9 +48,7 @@ def pinned(tmp_path: Path, heldout: Rows, train: Rows | None = None, **config: A
 
 
 def test_paraphrases_in_groups_of_five_are_groups_of_five(tmp_path: Path) -> None:
-    heldout = [row for case in range(120) for row in paraphrases(case)]
-    alone = rows(60, start=5000)
-    made = pinned(tmp_path, [*heldout, *alone])
+    made = pinned(tmp_path, [*paraphrases(120), *rows(60, start=5000)])
     assert sizes(made) == {5: 120, 1: 60}
     assert (made.dataset.heldout_rows, made.dataset.heldout_groups, made.dataset.heldout_duplicates) == (660, 180, 0)
     cases = {row["id"]: row["instruction"].split()[0] for row in made.heldout if row["group"] != row["id"]}
@@ -102,10 +101,8 @@ def test_a_task_of_one_form_is_no_group(tmp_path: Path) -> None:
 
 
 def test_groups_that_are_too_few_for_a_verdict_are_known_before_training(tmp_path: Path) -> None:
-    heldout = [row for case in range(120) for row in paraphrases(case)]
-
     def prepared(needed: int, **more: Any) -> Prepared:
-        return pinned(tmp_path, heldout, gate=GateConfig(min_records=needed, **more))
+        return pinned(tmp_path, paraphrases(120), gate=GateConfig(min_records=needed, **more))
 
     assert prepared(120, on="pinned").dataset.shortfall is None
     found = prepared(200, on="pinned").dataset
@@ -120,14 +117,12 @@ def test_groups_that_are_too_few_for_a_verdict_are_known_before_training(tmp_pat
 
 
 def test_only_what_is_scored_is_linked(tmp_path: Path) -> None:
-    heldout = [row for case in range(120) for row in paraphrases(case)]
-    made = pinned(tmp_path, heldout, split=SplitConfig(scored_records=50))
+    made = pinned(tmp_path, paraphrases(120), split=SplitConfig(scored_records=50))
     assert len(made.heldout) == 50
     assert {row["group"] for row in made.heldout} <= made.ids("heldout")
 
 
 def test_a_cap_whose_records_are_too_few_groups_is_refused_with_one_that_would_do(tmp_path: Path) -> None:
-    heldout = [row for case in range(60) for row in paraphrases(case)]
     split = SplitConfig(scored_records=100)
     with pytest.raises(CannotTrain, match=r"split\.scored_records = 100 records count at most, \d+ different ones"):
-        pinned(tmp_path, heldout, split=split, gate=GateConfig(on="pinned", min_records=100))
+        pinned(tmp_path, paraphrases(60), split=split, gate=GateConfig(on="pinned", min_records=100))

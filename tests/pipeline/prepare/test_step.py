@@ -30,18 +30,6 @@ def test_rows_are_split_about_as_the_fractions_say_and_counted(tmp_path: Path) -
     assert not found.heldout_pinned
     assert found.shortfall is None
     assert set(made.train[0]) == {"id", "instruction", "input", "output", "drop"}
-    assert set(made.heldout[0]) == {
-        "id",
-        "instruction",
-        "input",
-        "output",
-        "references",
-        "drop",
-        "pinned",
-        "tags",
-        "near",
-        "group",
-    }
     assert sorted(path.name for path in made.folder.iterdir()) == ["dev.jsonl", "heldout.jsonl", "train.jsonl"]
 
 
@@ -162,9 +150,13 @@ def test_too_few_dev_rows_go_to_training(tmp_path: Path) -> None:
         (["short"] * 3 + ["a b c d e f g"], "rougeL"),
         (["您好，您的退款申请我们已经收到，款项将在三到五个工作日内退回原支付账户。"], "rougeL"),
         (["カスタマーサポート", "返金", "การคืนเงิน", "账户与安全问题"], "exact_match"),
+        (['{"a": 1}'] * 8 + ["no"] * 2, "json_f1"),
+        (['{"a": 1}'] * 7 + ["no"] * 3, "exact_match"),
     ],
 )
-def test_the_metric_follows_the_length_of_the_held_out_answers(tmp_path: Path, answers: list[str], metric: str) -> None:
+def test_the_metric_follows_the_length_and_form_of_the_held_out_answers(
+    tmp_path: Path, answers: list[str], metric: str
+) -> None:
     pinned = [{"instruction": f"Pinned {number}", "output": answer} for number, answer in enumerate(answers)]
     made = (
         Snapshot(tmp_path)
@@ -174,13 +166,6 @@ def test_the_metric_follows_the_length_of_the_held_out_answers(tmp_path: Path, a
     assert made.prepare().dataset.metric == metric
     chosen = Snapshot(tmp_path, evaluate=EvaluateConfig(metric="token_f1")).drop(rows(50)).prepare()
     assert chosen.dataset.metric == "token_f1"
-
-
-@pytest.mark.parametrize(("count", "metric"), [(8, "json_f1"), (7, "exact_match")])
-def test_answers_that_are_json_are_judged_by_their_fields(tmp_path: Path, count: int, metric: str) -> None:
-    answers = ['{"a": 1}'] * count + ["no"] * (10 - count)
-    pinned = [{"instruction": f"Pinned {number}", "output": answer} for number, answer in enumerate(answers)]
-    assert Snapshot(tmp_path).drop(rows(5)).drop(pinned, "heldout").prepare().dataset.metric == metric
 
 
 def test_without_held_out_answers_those_of_training_say_whether_it_is_json(tmp_path: Path) -> None:

@@ -151,16 +151,6 @@ def test_no_held_out_question_is_trained_on_when_its_conversation_goes_on(tmp_pa
             assert not held & set(zip(texts[::2], texts[1::2], strict=True))
 
 
-def test_a_conversation_that_shares_a_long_question_with_a_held_out_one_is_not_trained_on(tmp_path: Path) -> None:
-    text = " ".join(WORDS[:40])
-    held, other = (
-        {"messages": [*talk["messages"], {"role": "user", "content": "And?"}, {"role": "bot", "content": f"no {n}"}]}
-        for n, talk in enumerate(talks(2, 1, opening=text))
-    )
-    made = Snapshot(tmp_path).drop([held], "heldout").drop([other, *rows(50)]).prepare()
-    assert {row["output"] for row in made.train} == {"yes"}
-
-
 @pytest.mark.parametrize("held", ["alone", "later"])
 def test_a_held_out_question_is_not_trained_on_after_other_turns(tmp_path: Path, held: str) -> None:
     """Its short answer, and few of the words before it, make no near-duplicate."""

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from pipeline.records.conversation import FORMS
 from pipeline.records.records import Record, Row, read_records, records_of
 from pipeline.records.row_findings import schema_findings
-from pipeline.records.validate import Options, Validation, account_words, validate
+from pipeline.records.validate import Options, Validation, validate
 
 Said = list[tuple[str, str]]
 TALK: Said = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
@@ -75,10 +75,15 @@ def test_each_form_gives_a_record_per_answer_after_the_turns_before_it(tmp_path:
     ]
 
 
-def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [{}, {"weight": 1}, {"weight": None}], ids=["none", "1", "null, as Parquet has it"])
+def test_an_answer_of_the_weight_0_stands_before_later_questions_and_is_no_record(
+    tmp_path: Path, others: dict[str, Any]
+) -> None:
     row = messages(TALK)
-    row["messages"][2]["weight"] = 0
-    row["messages"][4]["weight"] = 1
+    for turn in row["messages"]:
+        turn.update(others)
+    row["messages"][2]["weight"] = 0.0
+    assert check(tmp_path, row).ok
     (record,) = records(tmp_path, row)
     assert (record.output, record.turns) == ("2", tuple(TALK[:3]))
 
@@ -88,16 +93,6 @@ def test_an_opening_has_one_exchange_after_a_question_that_is_no_greeting(tmp_pa
     assert {record.opening for record in records(tmp_path, messages([TALK[0], long, *TALK[2:]]))} == {
         ("Be brief.", long[1], "1")
     }
-
-
-def test_a_weight_of_null_says_nothing_as_where_only_other_rows_have_one(tmp_path: Path) -> None:
-    """Parquet has each key in each turn."""
-    row = messages(TALK)
-    for turn in row["messages"]:
-        turn["weight"] = None
-    row["messages"][2]["weight"] = 0.0
-    assert check(tmp_path, row).ok
-    assert [record.output for record in records(tmp_path, row)] == ["2"]
 
 
 def test_several_unsupported_keys_are_told_in_their_order(tmp_path: Path) -> None:
@@ -117,19 +112,6 @@ def test_a_system_message_alone_makes_no_conversation_of_an_alpaca_row(tmp_path:
     """Its unit is its document or its prompt, as without."""
     (record,) = records(tmp_path, alpaca(TALK[:3]))
     assert (record.turns, record.opening) == ((("system", "Be brief."),), ())
-
-
-def test_the_account_is_one_line_with_what_there_is(tmp_path: Path) -> None:
-    def account(*rows: Any) -> str:
-        return account_words(**check(tmp_path, *rows, options=Options(most_bad_rows=5)).counts)
-
-    row = messages(TALK)
-    row["messages"][2]["weight"] = 0
-    assert account(messages(TALK)) == "1 row and 1 further answer = 2 records"
-    assert account({"instruction": "a", "output": "b"}) == "1 row = 1 record"
-    assert account(row, messages(TALK), {}, messages(TALK[:1]), messages(TALK)) == (
-        "5 rows and 3 further answers = 2 records + 2 bad rows + 1 answer of the weight 0 + 3 duplicates"
-    )
 
 
 def test_a_file_with_rows_of_two_forms_is_refused_and_both_are_named(tmp_path: Path) -> None:
@@ -183,12 +165,13 @@ def test_a_system_message_beside_the_turns_and_among_them_is_one_too_many(tmp_pa
 
 
 def test_unused_keys_are_listed_once_those_of_turns_too(tmp_path: Path) -> None:
-    rows = [messages([("user", f"q{n}"), ("assistant", "a")], score=n, source="web") for n in range(3)]
+    rows = [messages([("user", f"q{n}"), ("assistant", "a")], **{"score": n, "note\n": 1}) for n in range(3)]
     for row in rows:
         row["messages"][0]["name"] = "Ann"
     found = check(tmp_path, *rows)
     (notice,) = found.warnings
-    assert (notice.message, notice.rows) == ("ignored: score, source, messages.name", 3)
+    assert (notice.kind, notice.rows, notice.line) == ("ignored_keys", 3, 1)
+    assert notice.message == "ignored: score, note\\n, messages.name"
 
 
 def test_a_conversation_of_any_length_takes_bounded_memory(tmp_path: Path) -> None:

@@ -93,23 +93,6 @@ def test_a_bad_row_is_told_by_field_rule_and_remedy(
     assert found.reason.startswith("line 2: ")
 
 
-def test_other_keys_are_listed_once(tmp_path: Path) -> None:
-    rows = [{**GOOD, "id": 1, "note\n": 2}, {**GOOD, "id": 2}, GOOD]
-    found = check(tmp_path, *rows)
-    assert found.ok
-    assert [(notice.kind, notice.keys, notice.rows, notice.line) for notice in found.warnings] == [
-        ("ignored_keys", ("id", "note\\n"), 2, 1),
-        ("repeated", (), 2, 2),
-    ]
-    assert found.warnings[0].message == "ignored: id, note\\n"
-
-
-def test_tags_are_a_key_of_a_record(tmp_path: Path) -> None:
-    rows = [{**GOOD, "tags": ["a", "b"]}, {**OTHER, "tags": []}, {**THIRD, "tags": ["x" * 64]}]
-    found = check(tmp_path, *rows)
-    assert (found.good_rows, found.warnings, found.findings) == (3, (), ())
-
-
 def test_a_group_is_a_key_of_a_record(tmp_path: Path) -> None:
     groups = ("page 7", "", "\u2003", "</s>")
     rows = [{**GOOD, "input": str(place), "group": group} for place, group in enumerate(groups)]
@@ -144,13 +127,13 @@ def lost(rows: int, key: str = "text", prompts: int = 1) -> list[dict[str, str]]
     ]
 
 
-@pytest.mark.parametrize(("rows", "prompts"), [(60, 1), (60, 6), (3000, 2)])
+@pytest.mark.parametrize(("rows", "prompts"), [(60, 6), (3000, 2)])
 def test_a_question_under_a_key_that_is_not_read_is_a_finding(tmp_path: Path, rows: int, prompts: int) -> None:
     found = check(tmp_path, *lost(rows, prompts=prompts), options=Options(most_bad_rows=9000))
     (finding,) = found.findings
     assert (finding.line, finding.field, finding.rule, found.complete) == (1, "input", "misnamed_key", False)
-    asked = "1 prompt" if prompts == 1 else f"{prompts} prompts"
-    assert finding.message == f'{rows:,} rows have only {asked} without the key "text", which is not read'
+    said = f'{rows:,} rows have only {prompts} prompts without the key "text", which is not read'
+    assert finding.message == said
     assert finding.remedy == 'rename this key to "input"; if it is no part of the question, leave it out'
 
 
@@ -169,14 +152,11 @@ def test_a_key_that_is_no_question_is_none(tmp_path: Path, rows: list[Any]) -> N
     assert check(tmp_path, *rows).ok
 
 
-def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
+def test_findings_are_bounded_and_counted_on(tmp_path: Path) -> None:
     bad = [{"output": "b"} for _ in range(MOST_FINDINGS + 5)]
     found = check(tmp_path, *bad, options=Options(most_bad_rows=MOST_FINDINGS + 5))
     assert (len(found.findings), found.findings_total) == (MOST_FINDINGS, MOST_FINDINGS + 5)
     assert (found.complete, found.stopped) == (True, False)
-    many = check(tmp_path, *({**GOOD, "input": str(number), f"key {number}": 1} for number in range(300)))
-    (notice,) = many.warnings
-    assert (notice.rows, len(notice.keys), notice.message[-9:]) == (300, 101, "key 19, …")
 
 
 def test_a_file_that_is_refused_in_any_case_is_not_read_to_its_end(tmp_path: Path) -> None:
@@ -206,6 +186,22 @@ def test_findings_repeat_little_of_the_data_and_nothing_that_cannot_be_printed(t
     for finding in found.findings:
         assert finding.message.isprintable()
         assert len(finding.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        (b'{\n "instruction": "q"\n}', "jq -c . notes.jsonl > notes-new.jsonl"),
+        (b'{"version": 1, "rows": [{"messages": []}]}', "jq -c '.[] | arrays[]' notes.jsonl > notes-new.jsonl"),
+        (b'{"instruction": "q", "output": "\xe9"}', "iconv -f WINDOWS-1252 -t UTF-8 notes.jsonl > notes-new.jsonl"),
+    ],
+)
+def test_the_command_that_makes_rows_of_another_json_names_the_file(
+    tmp_path: Path, content: bytes, command: str
+) -> None:
+    (tmp_path / "0f3a.tmp").write_bytes(content)
+    (found,) = validate(tmp_path / "0f3a.tmp", Options(path="notes.jsonl")).findings
+    assert command in found.remedy
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
