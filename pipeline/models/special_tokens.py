@@ -77,7 +77,11 @@ def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...]
 
 
 def _added_tokens(path: Path) -> Any:
-    """Return the added tokens in tokenizer.json, `None` without any; the vocabulary after them is not parsed."""
+    """
+    Return the added tokens in tokenizer.json, `None` without any; the vocabulary after them is not parsed.
+
+    Raises `ValueError` or `RecursionError` if they are no JSON, or have more than 4 MB.
+    """
     try:
         data = read_bytes(path)
     except OSError:
