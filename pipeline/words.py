@@ -35,7 +35,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def cut_start(text: str, most: int) -> str:
-    """Return a text, of a longer one the last `most` characters."""
+    """Return a text; of one with more than `most` characters, an ellipsis and the last `most`."""
     return text if len(text) <= most else f"…{text[-most:]}"
 
 
@@ -51,7 +51,7 @@ def first_of(words: Sequence[str], most: int = 5, more: int = 0) -> str:
 
 
 def ignored_words(names: Sequence[str]) -> str:
-    """Say which keys or columns are not used, of many the first 20."""
+    """Say which keys or columns are not used, as `ignored: id, url`; of more than 20 the first 20 and an ellipsis."""
     return f"ignored: {', '.join([*names[:20], *['…' for _ in names[20:21]]])}"
 
 

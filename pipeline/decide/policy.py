@@ -232,7 +232,7 @@ def is_far_below(preview: Preview) -> bool:
 
 
 def is_doubt(verdict: Verdict) -> bool:
-    """Return whether the candidate won but for guards of old drops."""
+    """Return whether the candidate won, and only guards of old drops failed."""
     wins = {"p_above_limit", "gain_below_minimum"}.isdisjoint(verdict.reasons)
     failed = [GUARDS[row.guard] for row in verdict.guards if row.state == "failed"]
     return (
@@ -242,7 +242,7 @@ def is_doubt(verdict: Verdict) -> bool:
 
 def suspends(scores: TrialScores) -> bool:
     """
-    Return whether a drop is suspended: its trial was worse than the control, too.
+    Return whether a drop is suspended: its trial was significantly worse than the control, too.
 
     If it was not, the champion may have been lucky on these records.
     """

@@ -185,10 +185,10 @@ def _watched(
     attempt: Attempt, records: list[HeldoutRecord], decoding: Decoding, candidate: ModelRequests
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int | None]:
     """
-    Return the fresh records and the requests for them to the former champion on watch.
+    Return the fresh records, the requests for them to the former champion on watch, and `None`.
 
-    There are none without a fresh record. Nor are there any if its files are damaged (standard error says so), or if
-    its setup differs: then the last value is its generation.
+    The former two are empty without a fresh record that it was not trained on. They are also empty if its files are
+    damaged (standard error says so) or its setup differs: then the last value is its generation.
     """
     former, drops = attempt.spec.watched, attempt.spec.fresh_drops
     if former is None or not any(record.drop in drops for record in records):

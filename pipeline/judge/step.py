@@ -102,7 +102,7 @@ class _Session:
         """An example of a reply without a winner."""
 
     async def hold(self) -> None:
-        """Judge all records. Raises `Interrupted` if stopped, and `NoAnswerError` if the endpoint does not answer."""
+        """Judge all records. Raises `Interrupted` if stopped, and `NoAnswerError` if no question gets an answer."""
         waiting = iter(self._lines)
         config = self._attempt.config.judge
         async with aclosing(Endpoint(config, read_key(config.api_key_env))) as endpoint:

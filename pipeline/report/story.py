@@ -27,7 +27,7 @@ _TESTS = {
 def tell(
     verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec, adapter: Adapter | None = None
 ) -> Story:
-    """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
+    """Return the story of a verdict: headline, explanation and next steps; `spec` is that of the decide step."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
     if verdict.outcome == "promoted":
@@ -122,7 +122,7 @@ def _by_drops(verdict: Verdict) -> list[str]:
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Return a sentence with the smallest gain that this held-out set can show, or with the missing records."""
+    """Return a sentence on the smallest gain that this held-out set can show, or on the missing records; else none."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"

@@ -179,9 +179,10 @@ def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[in
 
 def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialState, train: Train) -> None:
     """
-    Train a trial and save its outcome; a trial that raises a `DropforgeError` is saved as failed.
+    Train a trial and save its outcome: failed if it raises a `DropforgeError` other than `Interrupted`.
 
-    Other errors go up: a later attempt continues the trial.
+    Raises `Interrupted`, after saving the time that it took so far, and other errors: a later attempt continues the
+    trial.
     """
     began = time.monotonic()
     note = f"trial {trial.number} of {most_trials(config.search)}: {settings_words(trial.settings)}"

@@ -26,7 +26,7 @@ _DEV_SHARE = 0.25
 
 
 class PreparedModel(NamedTuple):
-    """A model that is ready to be trained, and what was found out about it."""
+    """A model that is ready to be trained, and how it can be trained."""
 
     model: Any
     plain_head: bool
