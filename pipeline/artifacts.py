@@ -311,7 +311,7 @@ class FormerScores(Frozen):
 
 
 class TrialScores(Frozen):
-    """The candidate of a trial compared with that of its control, this run's, by what the trial was blamed for."""
+    """The comparison of a trial's candidate with that of its control, this run, by what the trial was blamed for."""
 
     groups: int
     """Groups of records that both answered; of `lost_drops` only, unless the trial's verdict is `worse`."""

@@ -72,7 +72,7 @@ def preload(modules: Iterable[str]) -> None:
 
 def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
     """
-    Become the step `argv` in `folder`, in a session of its own, and end with its exit code; never returns.
+    Become the step `argv` in `folder`, in a new session, and end with its exit code; never returns.
 
     Where a fork cannot use the GPU, a new Python runs `argv`.
     """

@@ -75,7 +75,7 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margi
     Yield a result for all seen records, and for those of each known drop and tag; a significant or large loss fails.
 
     Significant is p <= .05 over all slices of a kind together (Holm 1979). Large is a loss beyond the margin on 100
-    groups; where `MANY` slices have as many, it must also have p <= .05 by itself. New records are not tested, nor
+    groups; where `MANY` slices have as many, it must also have an unadjusted p <= .05. New records are not tested, nor
     tags that only they have: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
     seen = known.seen(comparison)

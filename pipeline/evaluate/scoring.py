@@ -139,7 +139,7 @@ def score_suites(
 
 
 def _score_item(item: Item, value: Sequence[Any]) -> float:
-    """Return the score, 0 to 1, of the mean NLLs of an item's choices, or of an answer's fields, the text first."""
+    """Return the score, 0 to 1, of a `value`: the mean NLLs of an item's choices, or an answer's fields, text first."""
     if item.choices:
         return item.score_choice(value)
     return item.score_text(value[0]) if item.words else token_f1(value[0], item.answers)

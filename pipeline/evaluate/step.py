@@ -59,7 +59,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
 
 def _infer(attempt: Attempt, plan: EvalPlan, folder: Path) -> list[Result]:
-    """Return each model's predictions. Raises `StartAgain` if memory ran out and smaller batches may help."""
+    """
+    Return the models' predictions, in the order of `plan.models`; computed ones are stored in `folder`.
+
+    Raises `StartAgain` if memory ran out and smaller batches may help, and what `Inference.run` raises.
+    """
     models = [Inference(attempt, requests) for requests in plan.models]
     try:
         return [model.run(folder, models) for model in models]

@@ -69,10 +69,10 @@ def is_cuda_lost() -> bool:
 
 def chosen_device() -> Device:
     """
-    Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is the CPU on a machine without a GPU.
+    Return the device in `$DROPFORGE_DEVICE`; for `auto`, its default, the GPU if there is one, else the CPU.
 
-    Likewise if CUDA_VISIBLE_DEVICES hides all GPUs. Raises `StepFailed` if torch cannot use the GPU, for `auto` only if
-    its driver is there; `CannotTrain` if the device is unknown.
+    `auto` is the CPU, too, if CUDA_VISIBLE_DEVICES hides all GPUs. Raises `StepFailed` if torch cannot use the GPU, for
+    `auto` only if its driver is loaded; `CannotTrain` if the device is unknown.
     """
     import torch
 

@@ -71,9 +71,9 @@ def last_logits(model: Any, rows: Sequence[Tokens], shared: int, keep: int) -> A
 
 def _read_prefix(model: Any, rows: Sequence[Tokens], shared: int) -> tuple[Any, Any, Any] | None:
     """
-    Return the rest of `rows`, the mask of all tokens and the cache of the shared ones; `None` if not read apart.
+    Return the rest of `rows`, the mask of all tokens, and the cache of the first `shared` ones, read once.
 
-    When they are read apart: see `last_logits`.
+    `None` if these are too few or cannot be read once (see `last_logits`).
     """
     import torch
 

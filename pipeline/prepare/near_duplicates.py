@@ -56,7 +56,8 @@ class RunIndex:
         """
         Add a text, which `find` returns as `number`; common runs are ignored.
 
-        It must not share another 13-word run with a text added before: the later number would replace the former.
+        It must not share a 13-word run that is not common with a text added before: its number would replace the
+        former.
         """
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.

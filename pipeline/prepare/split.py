@@ -67,7 +67,7 @@ class DropRow(NamedTuple):
 
 
 class DropRows(NamedTuple):
-    """The rows of all drops, and how many of the run's drops are in no split, by reason."""
+    """The rows of all drops, and how many rows of the run's drops are left out, by reason."""
 
     rows: list[DropRow]
     """Sorted by their hash; per prompt pinned rows are first, then those of earlier drops."""
@@ -157,9 +157,9 @@ def _units(salt: str, record: Record) -> tuple[str, str]:
     """
     Return the hashes of a record's group and of its document, empty strings where it has none.
 
-    Without a group of its own, a conversation is one by its opening: the same however it goes on, and not of all that
-    begin with "Hi". An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of
-    words for which the rows that share it are left out of training.
+    Without a `group`, a conversation is one by its opening: the same however it goes on, and not of all that begin with
+    "Hi". An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of words for
+    which the rows that share it are left out of training.
     """
     words = tokens(record.input) if len(record.input) >= LONG_RUN else []
     group = split_hash(salt, "group", record.group) if record.group.strip() else _conversation(salt, record.opening)

@@ -84,7 +84,7 @@ def prepare(attempt: Attempt) -> Dataset:
 
 
 def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selection, start: Start) -> dict[str, Any]:
-    """Return the fields of `Dataset` that say how many rows are on each side, and how many in none and why."""
+    """Return the fields of `Dataset` on the start, the rows per split, and those in no split by reason."""
     pinned = attempt.config.gate.on == "pinned" and any(drop.role == "heldout" for drop in attempt.spec.drops)
     replaced, proposed = counts_by_drops(splits.prompts)
     return {

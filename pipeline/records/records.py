@@ -140,7 +140,7 @@ def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
     """
-    Yield a drop's records, one per learned answer, and a finding for each other row, without `validate`'s details.
+    Yield a drop's records, one per learned answer, and a finding for each bad row, without `validate`'s details.
 
     Special tokens and control characters in texts are not looked for. Raises `OSError` only.
     """

@@ -41,8 +41,8 @@ def schema_findings(row: Row) -> list[Finding]:
     """
     Return a row's findings: by the schema of its form, for misnamed and unsupported keys, for the order of turns.
 
-    The order of turns is checked only if nothing else is wrong. A row with too many keys, or with a list of rows under
-    another key, has this finding only.
+    The order of turns is checked only if nothing else is wrong. If a row has too many keys, or a list of rows under
+    another key, that is the only finding.
     """
     value = row.value
     if not isinstance(value, dict):

@@ -169,7 +169,7 @@ class Validation(Frozen):
 
     @property
     def reason(self) -> str:
-        """The first finding and, if there are several, their number; the number of records if there are none."""
+        """The first finding with its line, how many there are and whether reading stopped; without any, the records."""
         if self.ok:
             return f"{count(self.records, 'record')}, nothing to object to"
         first = self.findings[0]

@@ -173,7 +173,7 @@ def _differs(model: Any, tokens: Sequence[int]) -> str:
 
 
 def _distance(states: Any, expected: Any) -> float:
-    """Return the largest relative distance of a token's hidden states."""
+    """Return the largest L2 distance of a token's hidden states from `expected`, relative to the norm of these."""
     apart = (states.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
     return float(apart.max())
 

@@ -162,7 +162,11 @@ class _TrialAttempt(Attempt):
 
 
 def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[int]) -> TrialState | None:
-    """Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted."""
+    """
+    Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted.
+
+    Standard error says so if it is `train.search.hours`.
+    """
     interrupted = [trial for trial in trials if trial.outcome == "running" and trial.number not in begun]
     if interrupted:
         return interrupted[0]

@@ -145,7 +145,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         return torch.stack([torch.zeros((), device=self.args.device), *losses]).sum()
 
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
-        """Return the loss of a micro-batch: `mean_loss`, or TRL's own where the head is not plain or has a router."""
+        """Return a micro-batch's loss: `mean_loss`, or TRL's own if the head is not plain or the model has a router."""
         if not self.plain_head or self.aux_loss_enabled:
             plain = {name: values for name, values in inputs.items() if name != "answers"}
             return super().compute_loss(model, plain, **options)
