@@ -38,7 +38,7 @@ class CannotTrain(DropforgeError):
 
 
 class Interrupted(DropforgeError):
-    """The step was stopped and left a checkpoint; the run waits, and the attempt does not count as a failed one."""
+    """The step was stopped: the run waits, the attempt is no failed one, and the next resumes from what it saved."""
 
     exit_code = EXIT_INTERRUPTED
 

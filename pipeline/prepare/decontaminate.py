@@ -151,7 +151,7 @@ class LeftOut(NamedTuple):
 
 
 class HeldOut:
-    """The held-out prompts, and their near-duplicates."""
+    """The held-out prompts, those of them that are selected, and the near-duplicates of these."""
 
     def __init__(self, prompts: Sequence[Prompt], similarity: float, watch: Watch = lambda prompts, _: prompts) -> None:
         """
