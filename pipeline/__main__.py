@@ -72,7 +72,12 @@ def main(argv: list[str]) -> int:
 
 
 def _run(step_name: str, attempt: Attempt) -> StepResult:
-    """Run the step and return its result; an exception becomes a result with status failed or interrupted."""
+    """
+    Run the step, write a verdict's evidence card, and return the result.
+
+    An exception in them becomes a result with status failed or interrupted, and an error goes to standard error. If the
+    disk is full the attempt's outputs are deleted (`_make_room`).
+    """
     spec = attempt.spec
     try:
         artifact = BY_NAME.get(step_name, PREVIEW).load()(attempt)
@@ -119,7 +124,7 @@ def _ended(
 
 
 def _make_room(attempt: Attempt) -> None:
-    """Delete the attempt's files but spec, progress, curve, log and predictions, to free space for its result."""
+    """Delete the attempt's outputs but its predictions, to free space for its result."""
     for path in attempt.folder.iterdir():
         if path.is_dir() and path.name != "predictions":
             shutil.rmtree(path, ignore_errors=True)
@@ -161,9 +166,9 @@ def _stop_without_worker(attempt: Attempt) -> None:
     Wait for the worker's start byte, then stop the step when the worker dies; a thread watches its pipe.
 
     Without the variable `LIFELINE` nothing is done. The worker writes one byte to the inherited pipe once it has
-    recorded this process, so no process runs unrecorded; the other end closes when the worker dies, however that
-    happens. A step that has not ended `grace_seconds` later is killed. A parent-death signal would not do: it is sent
-    when the *thread* that started the process ends.
+    recorded this process, so no process runs unrecorded: without the byte it exits. The other end closes when the
+    worker dies, however that happens. A step that has not ended `grace_seconds` later is killed. A parent-death signal
+    would not do: it is sent when the *thread* that started the process ends.
     """
     number = os.environ.pop(LIFELINE, "")
     if not number:

@@ -150,7 +150,7 @@ class Dataset(Artifact):
     proposals: tuple[Replacement, ...] = ()
     """Rows with other answers to prompts of earlier drops, which no person accepted: they are in no split."""
     proposed_answers: tuple[AnswerPair, ...] = ()
-    """Up to 20 of each of the ten latest such drops, beside the answers that count."""
+    """Up to 20 of each of the ten latest such drops, with the answers that count."""
     removed_heldout: int
     """Training records left out because their prompt is in the held-out set."""
     rows_too_long: int = 0
@@ -311,7 +311,7 @@ class FormerScores(Frozen):
 
 
 class TrialScores(Frozen):
-    """The candidate of a trial compared with that of its control, this run's, by what the trial was blamed for."""
+    """The comparison of a trial's candidate with that of its control, this run, by what the trial was blamed for."""
 
     groups: int
     """Groups of records that both answered; of `lost_drops` only, unless the trial's verdict is `worse`."""
@@ -367,7 +367,7 @@ class Evaluation(Artifact):
 
 
 class Preview(Artifact):
-    """The champion's mean score in points on so many new records of a drop, before any training; 0 if that failed."""
+    """The champion's mean score in points on `records` new records of a drop, before any training; 0 if that failed."""
 
     step: ClassVar[str] = "preview"
 
@@ -510,7 +510,11 @@ class Verdict(Artifact):
 
     @property
     def worth(self) -> tuple[float, float] | None:
-        """Loss in points, with half of the interval's width, of a run that left a drop out; `None` if not compared."""
+        """
+        Minus the gain and half of its interval's width, in points: the worth of a drop that the run left out.
+
+        `None` if the models were not compared, or if the verdict is `contaminated`.
+        """
         if self.gain is None or self.interval is None or self.outcome == "contaminated":
             return None
         return -self.gain, (self.interval[1] - self.interval[0]) / 2

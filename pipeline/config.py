@@ -203,7 +203,7 @@ class GateConfig(Frozen):
     """Fewest held-out records for a verdict, twice as many without exact match; paraphrases, or one text's, are one."""
 
     def least_groups(self, metric: str) -> int:
-        """Return the fewest groups of held-out records for a verdict by `metric`: `min_records`, or twice as many."""
+        """Return the fewest groups of held-out records for a verdict: `min_records`, twice that without exact match."""
         return self.min_records if metric == "exact_match" else 2 * self.min_records
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ class CannotTrain(DropforgeError):
 
 
 class Interrupted(DropforgeError):
-    """The step was stopped and left a checkpoint; the run waits, and the attempt does not count as a failed one."""
+    """The step was stopped: the run waits, the attempt is no failed one, and the next resumes from what it saved."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -50,7 +50,7 @@ class StartAgain(Interrupted):
 
 
 def os_words(error: OSError) -> str:
-    """Return the file that an error of the operating system is about, if it says so, and what is wrong."""
+    """Return what is wrong by an error of the operating system, after the file's name and a colon if it has one."""
     return ": ".join(map(str, filter(None, (error.filename, error.strerror or error))))
 
 

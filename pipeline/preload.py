@@ -37,7 +37,11 @@ _WITH_CUDA = "pipeline.train.trainer"
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork the steps that are asked for, one at a time, until the other end closes or has nothing to do."""
+    """
+    Fork the steps that are asked for, one at a time, until the other end closes or asks nothing for `IDLE_SECONDS`.
+
+    After the first fork it imports `LATER_MODULES`.
+    """
     connection.settimeout(IDLE_SECONDS)
     while True:
         try:
@@ -67,7 +71,11 @@ def preload(modules: Iterable[str]) -> None:
 
 
 def _begin(argv: list[str], folder: str, lifeline: int, log: int) -> None:
-    """Become the step `argv` in `folder`, in a session of its own, and end with its exit code."""
+    """
+    Become the step `argv` in `folder`, in a new session, and end with its exit code; never returns.
+
+    Where a fork cannot use the GPU, a new Python runs `argv`.
+    """
     gc.enable()
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -35,7 +35,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def cut_start(text: str, most: int) -> str:
-    """Return a text, of a longer one the last `most` characters."""
+    """Return a text; of one with more than `most` characters, an ellipsis and the last `most`."""
     return text if len(text) <= most else f"…{text[-most:]}"
 
 
@@ -51,7 +51,7 @@ def first_of(words: Sequence[str], most: int = 5, more: int = 0) -> str:
 
 
 def ignored_words(names: Sequence[str]) -> str:
-    """Say which keys or columns are not used, of many the first 20."""
+    """Say which keys or columns are not used, as `ignored: id, url`; of more than 20 the first 20 and an ellipsis."""
     return f"ignored: {', '.join([*names[:20], *['…' for _ in names[20:21]]])}"
 
 
@@ -79,10 +79,10 @@ def p_words(value: float, limit: float) -> str:
     """Format a p-value, as `p = 0.0120`, with enough digits to distinguish it from `limit`; or `p < 0.0001`."""
     if value < _TINY_P:
         return "p < 0.0001"
-    return f"p = {beside(value, limit, 4 if value < 0.1 else 2)}"  # noqa: PLR2004 - further digits say nothing
+    return f"p = {distinct(value, limit, 4 if value < 0.1 else 2)}"  # noqa: PLR2004 - further digits say nothing
 
 
-def beside(value: float, limit: float, digits: int = 2) -> str:
+def distinct(value: float, limit: float, digits: int = 2) -> str:
     """Format a number with `digits` decimals, or as many as distinguish it from `limit`: 0.996, not 1.00, from 1."""
     while value != limit and round(value, digits) == round(limit, digits) and digits < _MOST_DIGITS:
         digits += 1

@@ -149,8 +149,8 @@ def pool(trial: Comparison, run: Comparison, control: Comparison | None = None) 
     """
     Return `trial` with means of two models' primary scores: of its candidate and the run's, of champion and control's.
 
-    A record that the other model did not answer, or for another drop, keeps its score. Without a control the champion
-    stands alone; `CHAMPION_SHARE` is its weight beside one.
+    `run` and `control` are the comparisons whose candidates are taken. A record that one of these did not answer, or
+    for another drop, keeps its score. The champion's weight is `CHAMPION_SHARE`, without a control 1.
     """
     candidate, champion = trial.scores[trial.metric].T
     candidate = _mean(candidate, _candidate_on(trial, run), 1 / 2)
@@ -220,7 +220,7 @@ def _opinion(root: Path, judgement: Judgement) -> Opinion:
 
 
 def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
-    """Return the comparison of records.jsonl's lines, in any order, without suites; `metric` is the primary one."""
+    """Return the comparison of records.jsonl's lines, in any order, without suites and former; `metric` is primary."""
     lines = sorted(lines, key=lambda line: str(line["id"]))
     names = sorted({metric, *(name for line in lines for role in _ROLES for name in line[role]["scores"])})
     kinds = {tag for line in lines for tag in line["tags"]}
@@ -239,6 +239,6 @@ def compare(metric: str, lines: Sequence[Mapping[str, Any]]) -> Comparison:
 
 
 def _pair(lines: Sequence[Mapping[str, Any]], of: Any) -> Floats:
-    """Return a pair of columns of the numbers `of` both sides of each line; `None`, which was not measured, is NaN."""
+    """Return what `of` returns for candidate and champion of each line, (lines, 2); `None`, not measured, is NaN."""
     rows = [[of(line[role]) for role in _ROLES] for line in lines]
     return np.array(rows, dtype=np.float64).reshape(-1, 2)

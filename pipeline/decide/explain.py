@@ -53,7 +53,8 @@ def clauses(verdict: Verdict) -> list[str]:
     Return the outcome of a verdict, or of its `brief`, what was measured, and remarks, a clause each.
 
     The outcome names the first guard that failed; measured are gain and interval, as `+11.5 points (+5.9 to +16.9)`, or
-    the records that a verdict lacks. The remarks are on small drops, collapsed answers, a stuck watch.
+    the records that a verdict lacks, without remarks. The remarks are on a control's settlement, small drops, collapsed
+    answers, and a watch that cannot be compared.
     """
     words = verdict.outcome.replace("_", " ")
     if verdict.outcome == "insufficient_evidence":
@@ -113,7 +114,7 @@ def guard_words(guard: GuardResult) -> str:
     """
     Return a guard's label, change and limit, as `token F1 +0.3 points (the limit is 2.0 points)`.
 
-    Guards that have words of their own get these in place of change and limit.
+    A guard with `words` in `GUARDS` has these after its label instead.
     """
     words, pattern = label(guard), GUARDS[guard.guard].words
     if pattern:

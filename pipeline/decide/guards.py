@@ -56,9 +56,9 @@ def check_old_drops(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig, pooled: Comparison | None = None
 ) -> list[GuardResult]:
     """
-    Return the results of the guards of old drops alone, on the means of two models each if these are given (`pool`).
+    Return the results of the guards of old drops alone, by `pooled`, the means of two models each (`pool`), if given.
 
-    Where records are too few for a test of means, they are those of the single models.
+    Where it has too few records for a test, they are the results by `comparison`.
     """
     rows, *means = (
         [*_slices(each, slices, known, config.slices), *_anchor(each, known, config.anchor)]
@@ -75,7 +75,7 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margi
     Yield a result for all seen records, and for those of each known drop and tag; a significant or large loss fails.
 
     Significant is p <= .05 over all slices of a kind together (Holm 1979). Large is a loss beyond the margin on 100
-    groups; where `MANY` slices have as many, it must also have p <= .05 by itself. New records are not tested, nor
+    groups; where `MANY` slices have as many, it must also have an unadjusted p <= .05. New records are not tested, nor
     tags that only they have: a gain may come from them, but the champion has no knowledge of them that could be lost.
     """
     seen = known.seen(comparison)
@@ -161,7 +161,11 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
-    """Return `row`, set from failed to passed if the mean of `changes`, candidate minus champion, is no loss."""
+    """
+    Return `row`, set from failed to passed if the mean of `changes`, candidate minus champion, is no loss.
+
+    Its label then says so.
+    """
     if row.state != "failed" or exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "note": "not_below_champion"})
@@ -262,7 +266,7 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
 
 
 def _tested(row: GuardResult) -> GuardResult:
-    """Return `row`, changed to failed if it shows a loss, and one beyond its margin."""
+    """Return `row`, changed to failed if it shows a loss that is also beyond its margin."""
     return _fail_if(row, is_shown(row) and _is_beyond(row))
 
 

@@ -96,7 +96,7 @@ GENERAL_SHARE = 0.2
 
 
 def exceeds(value: float, limit: float) -> bool:
-    """Return whether a mean is above a limit; a mean of hundredths may miss its value in the last bits."""
+    """Return whether a mean is above a limit by more than 1e-9, as a mean may miss its value in the last bits."""
     return value > limit + 1e-9
 
 
@@ -119,7 +119,7 @@ class Guard:
     """When a failure puts new drops under suspicion; otherwise the model was trained too much."""
     forgets: bool = False
     """Whether it fails if a model forgets, as one may that is trained from the champion."""
-    beside: str = ""
+    compared_with: str = ""
     """The model that is compared in the champion's place."""
     words: str = ""
     """What was found, of a result's fields; by default the change and the limit."""
@@ -159,7 +159,7 @@ GUARDS: Mapping[str, Guard] = {
         "before today's serve again, if it lost less.",
         "dropforge rollback --track {track} --reason TEXT",
         forgets=True,
-        beside="the base model",
+        compared_with="the base model",
         heading="What was lost since the base model, earlier champions included",
     ),
     "collapse": Guard(
@@ -167,7 +167,7 @@ GUARDS: Mapping[str, Guard] = {
         "{} without a real answer",
         f"Mix general rows into the training (train.general_rows = {GENERAL_SHARE:g}, or more).",
         unit="records",
-        beside="the base model",
+        compared_with="the base model",
         words="{candidate:g} of {records}, {champion:g} of the base model's",
     ),
     "anchor": Guard(
@@ -245,7 +245,7 @@ def is_far_below(preview: Preview) -> bool:
 
 
 def is_doubt(verdict: Verdict) -> bool:
-    """Return whether the candidate won but for guards of old drops."""
+    """Return whether the candidate won, and only guards of old drops failed."""
     wins = {"p_above_limit", "gain_below_minimum"}.isdisjoint(verdict.reasons)
     failed = [GUARDS[row.guard] for row in verdict.guards if row.state == "failed"]
     return (
@@ -255,7 +255,7 @@ def is_doubt(verdict: Verdict) -> bool:
 
 def suspends(scores: TrialScores) -> bool:
     """
-    Return whether a drop is suspended: its trial was worse than the control, too.
+    Return whether a drop is suspended: its trial was significantly worse than the control, too.
 
     If it was not, the champion may have been lucky on these records.
     """

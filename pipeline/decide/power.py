@@ -27,7 +27,7 @@ def smallest_gain(
     """
     Return the smallest true gain (a fraction) that `promotes` accepts in 8 of 10 draws; `None` if there is none.
 
-    With `spread` each answer becomes right by itself; else all of a group together, which is harder to show.
+    With `spread` answers become right one by one; else all of a group together, which is harder to show.
 
     Slow: `promotes` is called on up to 1,600 simulated comparisons. The same seed gives the same result; the share of
     draws has a standard error of about 3 percentage points.

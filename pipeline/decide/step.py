@@ -55,7 +55,11 @@ def decide(attempt: Attempt) -> Verdict:
 
 
 def _evaluated(attempt: Attempt, published: Mapping[str, str], this: Evaluation) -> Comparison | None:
-    """Read the comparison of another run; `None` if that was in another setup than `this`, is damaged, or was none."""
+    """
+    Read the comparison of another run, by the artifacts in `published`.
+
+    `None` if it has no evaluation, or one of another setup than `this`, or a damaged one, which goes to standard error.
+    """
     if Evaluation.step not in published:
         return None
     try:
@@ -67,7 +71,7 @@ def _evaluated(attempt: Attempt, published: Mapping[str, str], this: Evaluation)
 
 
 def _settle(attempt: Attempt, trial: Comparison, pooled: Comparison, rules: Rules) -> Settlement | None:
-    """Return what `settle` finds of the trial before a control; `None` if that met another champion."""
+    """Return the `Settlement` of the trial before a control, as `settle` does; `None` if it met another champion."""
     spec = attempt.spec
     verdict = Verdict.model_validate(durable.read_json(attempt.path(spec.trial[Verdict.step])))
     return settle(verdict, trial, pooled, rules) if verdict.champion_generation == spec.champion.generation else None

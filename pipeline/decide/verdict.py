@@ -58,7 +58,11 @@ def decide_verdict(comparison: Comparison, rules: Rules, pooled: Comparison | No
 
 
 def _needed(part: Comparison, rules: Rules, verdict: Verdict, seed: int) -> dict[str, float | int | None]:
-    """Return what would have been needed: groups for a verdict, or a gain and groups for a promotion."""
+    """
+    Return the fields of `Verdict` on what is missing: groups for a verdict, or gain and groups for a promotion.
+
+    Empty unless the outcome is `insufficient_evidence` or `not_shown_better`.
+    """
     least, groups = rules.gate.least_groups(part.metric), verdict.groups
     if verdict.outcome == "insufficient_evidence":
         return {"groups_needed": least, "records_needed": max(0, least - groups) or None}
@@ -122,9 +126,10 @@ def weigh(comparison: Comparison, rules: Rules, pooled: Comparison | None = None
 
 def settle(verdict: Verdict, trial: Comparison, pooled: Comparison, rules: Rules) -> Settlement | None:
     """
-    Judge old drops by two models each (`pool`) if a trial won but for their guards by its verdict; `None` if not.
+    Return the guards of old drops by the means `pooled`, if these alone stopped a trial by its `verdict`; else `None`.
 
-    Two trainings on the same data that lost by chance lost on different records.
+    Two trainings on the same data that lost by chance lost on different records. `trial` is judged where records are
+    too few for a test of means.
     """
     if not is_doubt(verdict):
         return None
@@ -161,7 +166,7 @@ def _blaming(failed: Sequence[GuardResult], slices: Sequence[Slice], *, wins: bo
 
 
 def _lacking(gate: GateConfig, *, few: bool, pinned: bool) -> dict[str, bool]:
-    """Return whether each reason for `insufficient_evidence` holds, by whether the groups are too few."""
+    """Return whether each reason for `insufficient_evidence` holds, by whether groups are `few`, a record `pinned`."""
     return {
         "no_pinned_heldout": gate.on == "pinned" and not pinned,
         "too_few_seen": few and gate.on == "seen",

@@ -29,7 +29,11 @@ class Watch(Frozen):
 
     @property
     def is_over(self) -> bool:
-        """Whether a later former champion may take the place of this one."""
+        """
+        Whether a later former champion may be compared instead.
+
+        It may at evidence of `WATCH_END` or less, or after `WATCH_NIGHTS` runs if the evidence has reached no limit.
+        """
         return self.evidence <= WATCH_END or (self.nights >= WATCH_NIGHTS and not self.reached)
 
     @property

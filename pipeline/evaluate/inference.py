@@ -91,7 +91,7 @@ class Inference:
         )
 
     def _compute_missing(self, earlier: Mapping[str, Any], store: Path) -> None:
-        """Add the missing values, of complete batches from `earlier`, else computed and appended to `store`."""
+        """Add the missing values: a batch that `earlier` has all values of, else computed and appended to `store`."""
         with ExitStack() as opened:
             engine: InStep | Vllm | None = None
             for keys in self._batches():

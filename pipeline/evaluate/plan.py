@@ -69,7 +69,11 @@ class ModelRequests:
     """Most tokens of prompt and answer together: the model's context window, with vLLM one less."""
 
     def parts(self) -> list[Sequence[Request]]:
-        """Return likelihoods, which reveal a broken model soon, answers (neither without records), and each suite."""
+        """
+        Return the requests for likelihoods, those for answers (neither without records), then those of each suite.
+
+        Likelihoods are first as they reveal a broken model soon.
+        """
         return [*zip(*self.records, strict=True), *self.suites]
 
     def longest(self) -> int:
@@ -185,10 +189,10 @@ def _watched(
     attempt: Attempt, records: list[HeldoutRecord], decoding: Decoding, candidate: ModelRequests
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int | None]:
     """
-    Return the fresh records and the requests for them to the former champion on watch.
+    Return the fresh records, the requests for them to the former champion on watch, and `None`.
 
-    There are none without a fresh record. Nor are there any if its files are damaged (standard error says so), or if
-    its setup differs: then the last value is its generation.
+    The former two are empty without a fresh record that it was not trained on. They are also empty if its files are
+    damaged (standard error says so) or its setup differs: then the last value is its generation.
     """
     former, drops = attempt.spec.watched, attempt.spec.fresh_drops
     if former is None or not any(record.drop in drops for record in records):
@@ -210,7 +214,8 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
     """
     Return the records that the champion was not trained on; it may have memorised the others.
 
-    Records with a near-duplicate that it was trained on are left out, too. Raises `CannotTrain` if no record is left.
+    Records with a near-duplicate that it was trained on are left out, too; standard error says how many. Raises
+    `CannotTrain` if no record is left.
     """
     kept = [record for record in records if not record.is_known(trained)]
     if not kept:
@@ -258,9 +263,8 @@ def _suite_requests(suite: Suite, template: Template, window: int) -> list[Reque
     """
     Return a request per item: for the likelihoods of its choices, or for an answer to a free question.
 
-    An answer may have as many tokens as the suite's longest reference, rounded up to a multiple of 16 as in `prepare`,
-    and 32 if the suite has a short question. Raises `CannotTrain` if an item exceeds `window` with its own choices or
-    references.
+    All answers may have as many tokens as the longest that `_item_request` allows. Raises `CannotTrain` if an item
+    exceeds `window` with its own choices or references.
     """
     requests = [_item_request(item, template) for item in suite.items]
     for item, request in zip(suite.items, requests, strict=True):
@@ -273,7 +277,12 @@ def _suite_requests(suite: Suite, template: Template, window: int) -> list[Reque
 
 
 def _item_request(item: Item, template: Template) -> Request:
-    """Return the request for `item`; an answer may be as long as the longest reference, to a short question 32."""
+    """
+    Return the request for `item`: for the likelihoods of its choices, or for an answer.
+
+    An answer may have as many tokens as the longest reference, rounded up to a multiple of 16 as in `prepare`, and to a
+    question that is not scored by token F1 at least 32.
+    """
     tokens, opening = template.prompt(single_turn(item.question)), template.opening
     targets = [template.target(single_turn(item.question, text)) for text in item.choices or item.answers]
     if item.choices:
@@ -289,10 +298,10 @@ def _leave_out_too_long(
     records: list[HeldoutRecord], both: Sequence[ModelRequests]
 ) -> tuple[list[HeldoutRecord], list[ModelRequests], int]:
     """
-    Leave out records that exceed a window with their answer; also return how many.
+    Leave out records that exceed a window with their answer; return the rest, their requests and how many are left out.
 
-    The smaller window of both models counts. Training leaves such rows out too. Otherwise one long document would fail
-    every run of the track. Raises `CannotTrain` if no record is left.
+    The smaller window of both models counts. Standard error says how many are left out. Training leaves such rows out
+    too; otherwise one long document would fail every run of the track. Raises `CannotTrain` if no record is left.
     """
     window = min(requests.window for requests in both)
     references = zip(*([likelihood for likelihood, _ in requests.records] for requests in both), strict=True)

@@ -85,7 +85,7 @@ def request_hash(kind: str, request: object) -> str:
 
 
 def comparable(candidate: PredictionKey, other: PredictionKey, role: str) -> None:
-    """Raise `CannotTrain`, naming the differences, if the model `role` was prompted in another setup."""
+    """Raise `CannotTrain`, naming the differences, if candidate and `other`, of the role `role`, have other setups."""
     mine, theirs = candidate.model_dump(exclude={"model_id"}), other.model_dump()
     if differing := [name for name in mine if mine[name] != theirs[name]]:
         raise CannotTrain(

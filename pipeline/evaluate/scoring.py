@@ -139,7 +139,7 @@ def score_suites(
 
 
 def _score_item(item: Item, value: Sequence[Any]) -> float:
-    """Return the score, 0 to 1, of the mean NLLs of an item's choices, or of an answer's fields, the text first."""
+    """Return the score, 0 to 1, of a `value`: the mean NLLs of an item's choices, or an answer's fields, text first."""
     if item.choices:
         return item.score_choice(value)
     return item.score_text(value[0]) if item.words else token_f1(value[0], item.answers)
@@ -186,7 +186,11 @@ def score_former(
 
 
 def score_watch(plan: EvalPlan, former: Result, champion: Sequence[Line], metric: str) -> dict[int, float]:
-    """Return by fresh drop the champion's mean less the former one's, in points; `champion`: `score_answers` of all."""
+    """
+    Return the champion's mean score minus the former champion's, in points, by fresh drop; empty without any.
+
+    `champion` has the champion's lines from `score_answers` for all records.
+    """
     if not plan.fresh:
         return {}
     scores = {record.id: line["scores"][metric] for record, line in zip(plan.records, champion, strict=True)}
@@ -204,7 +208,8 @@ def score_trial(attempt: Attempt, records: Path, setup: str) -> TrialScores | No
 
     The control has the champion's drops without the suspect. `records` is its records.jsonl. A record counts if it is
     of the same drop in both runs, as the suspect may have brought another reference for its prompt, and if the gate
-    judges on it. They cannot be compared if the trial's setup is another than `setup`, or what it published is damaged.
+    judges on it; without any the scores have 0 groups and a p-value of 1. They cannot be compared if the trial's setup
+    is another than `setup`, or what it published is damaged, which goes to standard error.
     """
     control = {(line["id"], line["drop"]): line["candidate"] for line in durable.read_jsonl(records)}
     try:
@@ -225,12 +230,12 @@ def score_trial(attempt: Attempt, records: Path, setup: str) -> TrialScores | No
 
 def compare_with_control(comparison: Comparison, verdict: Verdict, on: str = "all") -> TrialScores:
     """
-    Test whether a trial's candidate is worse than its control's: the champion of `comparison` is the control's.
+    Test whether a trial's candidate is worse than its control's candidate, which is the champion of `comparison`.
 
-    By its `verdict` the trial lost against the champion on some drops: then only their records are compared, otherwise
-    all on which the gate judges by its setting `on`; if its likelihood failed, the references' negative log-likelihood
-    per token, on all of these; if both, the test with the smaller p-value counts, with twice that. The tests are exact
-    or corrected for skew.
+    If the trial lost drops by its `verdict`, only their records are compared; else, or if the outcome is `worse`, all
+    on which the gate judges by its setting `on`. If the guard `nll` failed, the test is of the references' negative
+    log-likelihood per token on all of the latter; if `slice` failed, too, both tests are made, and the result is that
+    of the smaller p-value, which is doubled. The p-values are one-sided, by tests that are exact or corrected for skew.
     """
     judged = comparison.part(judged_on(on, Known(), comparison.drops, comparison.pinned))
     # A model that is worse on all records together is compared on all: the drops that lost most are chosen by chance.

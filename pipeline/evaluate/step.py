@@ -59,7 +59,11 @@ def evaluate(attempt: Attempt) -> Evaluation:
 
 
 def _infer(attempt: Attempt, plan: EvalPlan, folder: Path) -> list[Result]:
-    """Return each model's predictions. Raises `StartAgain` if memory ran out and smaller batches may help."""
+    """
+    Return the models' predictions, in the order of `plan.models`; computed ones are stored in `folder`.
+
+    Raises `StartAgain` if memory ran out and smaller batches may help, and what `Inference.run` raises.
+    """
     models = [Inference(attempt, requests) for requests in plan.models]
     try:
         return [model.run(folder, models) for model in models]
@@ -80,6 +84,6 @@ def _setup(key: PredictionKey, dataset: Dataset, settings: EvaluateConfig) -> st
 
 
 def _versions(key: PredictionKey) -> dict[str, str]:
-    """Return the versions of the libraries and of another engine than theirs, and what they computed with."""
+    """Return the versions of the libraries, and of vLLM if it answered, with the device, dtype and attention."""
     engine = {} if key.engine == PLAIN else {"engine": key.engine}
     return {**key.versions, **engine, "device": key.device, "dtype": key.dtype, "attention": key.attention}

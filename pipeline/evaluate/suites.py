@@ -109,7 +109,11 @@ def read_suite(name: str) -> Suite:
 
 
 def _items(path: Path) -> Iterator[tuple[int, Item]]:
-    """Yield a file's items with their line numbers; records (not questions) with their positions, from 1."""
+    """
+    Yield a file's items with their line numbers; Alpaca records with their positions, from 1.
+
+    Raises `CannotTrain`, naming the line, if one is invalid or a record has earlier turns.
+    """
     lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
     first = next((line for line in lines if line.strip()), b"")
     if b'"choices"' in first or b'"question"' in first:

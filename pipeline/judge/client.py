@@ -37,7 +37,7 @@ class NoAnswerError(Exception):
     """A question got no answer; with `for_all`, no question would get one."""
 
     def __init__(self, words: str, *, for_all: bool = False, wait: float | None = None) -> None:
-        """Keep `words`, which must not quote the server; after a temporary failure, try again in `wait` s or more."""
+        """Keep `words`, which must not quote the server; with `wait`, another try may succeed after so many seconds."""
         super().__init__(words)
         self.for_all, self.wait = for_all, wait
 
@@ -109,7 +109,7 @@ class Endpoint:
         raise NoAnswerError(f"{failed}, {TRIES} times")
 
     async def _try(self, body: bytes) -> bytes:
-        """Return the response's body. Raises `NoAnswerError`."""
+        """Return the body of a successful response. Raises `NoAnswerError` without any; with `wait` if it may pass."""
         try:
             async with asyncio.timeout(self._seconds), self._client.stream("POST", self._url, content=body) as response:
                 if response.is_success:

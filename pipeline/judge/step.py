@@ -59,7 +59,7 @@ def judge(attempt: Attempt) -> Judgement:
     session = _Session(attempt, lines)
     gave_up = ""
     try:
-        asyncio.run(session.hold())
+        asyncio.run(session.run())
     except NoAnswerError as error:
         gave_up = str(error)
     judged = [session.judged.get(line["id"], (None, None)) for line in lines]
@@ -90,7 +90,7 @@ class _Session:
     """Judges all records, several at a time, each record's two questions in sequence."""
 
     def __init__(self, attempt: Attempt, lines: Sequence[Line]) -> None:
-        """Judge `lines`; every reply is appended to the attempt's log."""
+        """Read the replies to earlier attempts; `run` judges `lines`, and appends every reply to this attempt's log."""
         self._attempt, self._lines = attempt, lines
         self._log = attempt.make_folder("predictions") / REPLIES_NAME
         self._known: dict[str, Choice | None] = read_values(attempt.earlier(f"predictions/{REPLIES_NAME}"))
@@ -101,8 +101,8 @@ class _Session:
         self.unreadable = ""
         """An example of a reply without a winner."""
 
-    async def hold(self) -> None:
-        """Judge all records. Raises `Interrupted` if stopped, and `NoAnswerError` if the endpoint does not answer."""
+    async def run(self) -> None:
+        """Judge all records. Raises `Interrupted` if stopped, and `NoAnswerError` if no question gets an answer."""
         waiting = iter(self._lines)
         config = self._attempt.config.judge
         async with aclosing(Endpoint(config, read_key(config.api_key_env))) as endpoint:

@@ -47,7 +47,7 @@ def changes(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
 
 def _changes_by_name(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
     """
-    Return what `changes` returns.
+    Return the changes as `changes` does, without the weights in memory.
 
     Raises `NeedsWholeModel` if the model cannot be created on the meta device, if transformers converts such weights
     when it loads them, or if a trained weight is not in the base's files under its name and shape; and as `_updates`.

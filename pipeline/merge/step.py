@@ -50,8 +50,8 @@ def merge(attempt: Attempt) -> Model:
 
     The merged model is written to `model/` in the attempt's folder, with a manifest and a list of the records that it
     was trained on, by this run and by those of the champion it started from. Raises `StepFailed` if the adapter's file
-    is missing, incomplete or has changed, `CannotTrain` if a merged weight is not finite, the base was replaced, or the
-    champion's folder has changed, and `Interrupted` if stopped.
+    is missing, incomplete or has changed, `CannotTrain` if a merged weight is not finite or cannot be stored in the
+    base's files, the base was replaced, or the champion's folder has changed, and `Interrupted` if stopped.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
@@ -129,7 +129,8 @@ def copy_texts(base: Path, target: Path, template: str | None) -> None:
     """
     Copy the base's config and tokenizer files to the folder `target`; a `template` replaces the base's chat templates.
 
-    Not generation_config.json. Raises `OSError` if a file is not a regular one, or larger than `read_bytes` allows.
+    The template is written to chat_template.jinja. generation_config.json and the index of the weights are not copied.
+    Raises `OSError` if a file is not a regular one, or larger than `read_bytes` allows.
     """
     for path in model_files(base):
         name = path.relative_to(base).as_posix()
@@ -151,7 +152,8 @@ def _write_merged(source: Path, header: Header, changed: Mapping[str, Change], t
     """
     Copy the safetensors file `source` to `target`, with the same header, changing the weights named in `changed`.
 
-    Raises `CannotTrain` if a number is not finite, and `OSError` if the file is truncated.
+    Raises `CannotTrain` if a number is not finite or a changed weight is not stored as float32, float16 or bfloat16,
+    and `OSError` if the file is truncated.
     """
     import torch
 

@@ -102,7 +102,7 @@ def load_template(folder: Path, fmt: Literal["auto", "chat", "alpaca"]) -> Templ
 
 def open_model(folder: Path, template: Template, device: Device, quantization: Quantization = "none") -> AskedModel:
     """
-    Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype (see `arithmetic_dtype`).
+    Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype or `arithmetic_dtype`.
 
     See `inference_quantization` for `quantization`. A model that does not fit on one GPU is placed on all. Raises
     `CannotTrain` if the folder has no model that can be loaded, `StepFailed` if memory does not suffice.

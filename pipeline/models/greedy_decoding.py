@@ -133,7 +133,7 @@ class _Rows:
         self.indices += indices
 
     def choose(self) -> list[int]:
-        """Append the likeliest token to every row; return these tokens."""
+        """Append the likeliest token, after the repetition penalty, to every row; return these tokens."""
         import torch
 
         logits = self._logits[:, -1].float()

@@ -54,14 +54,14 @@ _ERROR_CHARACTERS = 200
 
 
 def has_gpu() -> bool:
-    """Return whether a driver of a GPU that torch is built for is loaded."""
+    """Return whether NVIDIA's driver is loaded or, if torch is built for ROCm, AMD's."""
     import torch
 
     return bool(nvidia_driver() or (torch.version.hip and AMD.exists()))
 
 
 def is_cuda_lost() -> bool:
-    """Return whether this is a fork of a process that has asked CUDA for a GPU: it works in a new process only."""
+    """Return whether this is a fork of a process that has used CUDA: the GPU works in a new process only."""
     import torch
 
     return has_gpu() and torch.cuda._is_in_bad_fork()  # noqa: SLF001 - torch's own error about this comes too late
@@ -69,10 +69,10 @@ def is_cuda_lost() -> bool:
 
 def chosen_device() -> Device:
     """
-    Return the device in `$DROPFORGE_DEVICE`; `auto`, also if it is not set, is the CPU on a machine without a GPU.
+    Return the device in `$DROPFORGE_DEVICE`; for `auto`, its default, the GPU if there is one, else the CPU.
 
-    Likewise if CUDA_VISIBLE_DEVICES hides all GPUs. Raises `StepFailed` if torch cannot use the GPU, for `auto` only if
-    its driver is there; `CannotTrain` if the device is unknown.
+    `auto` is the CPU, too, if CUDA_VISIBLE_DEVICES hides all GPUs. Raises `StepFailed` if torch cannot use the GPU, for
+    `auto` only if its driver is loaded; `CannotTrain` if the device is unknown.
     """
     import torch
 

@@ -243,7 +243,7 @@ def free_on_gpus() -> list[int]:
 
 
 def _left_in_group(folder: Path, unlimited: int) -> int:
-    """Return the bytes that a control group still allows, or `unlimited`; the page cache counts as free."""
+    """Return the bytes that a control group still allows, page cache counted as free; `unlimited` without a limit."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":

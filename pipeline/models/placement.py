@@ -29,8 +29,8 @@ def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Qu
     """
     Return how the weights of the models in `folders`, loaded one at a time, are held for inference: `none` is as saved.
 
-    It is `nf4` for all of them if one does not fit on the GPUs as saved. Raises `StepFailed` if one does not fit even
-    in NF4.
+    On a CPU it is `none`. On GPUs it is `nf4` for all of them if one does not fit as saved. Raises `StepFailed` if one
+    does not fit even in NF4.
     """
     if device == "cpu":
         return "none"
@@ -64,7 +64,7 @@ def prompts_at_once(
     """
     Return how many prompts, with their answers of up to `tokens` tokens each, are generated together.
 
-    That is 32 on a CPU, and on GPUs the largest power of two, up to 128, whose keys, values and prefill fit beside the
+    That is 32 on a CPU, and on GPUs the largest power of two, up to 128, whose keys, values and prefill fit with the
     weights of each model in `folders`. It depends on total, not on free memory: another size would void cached answers.
     """
     import torch
@@ -91,5 +91,9 @@ def gpu_map(weights: int) -> dict[str, Any]:
 
 
 def _hold(free: Sequence[int], weights: int) -> bool:
-    """Return whether the first GPU or all hold so many bytes; of several less is used, as no layer is divided."""
+    """
+    Return whether 90 % of the first GPU's free memory, or 81 % of that of all, holds so many bytes.
+
+    Of several GPUs less is used, as no layer is divided.
+    """
     return weights <= MARGIN * max(free[0], MARGIN * sum(free))

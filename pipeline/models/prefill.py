@@ -30,7 +30,7 @@ class Prefilled(NamedTuple):
 
 
 def shared_prefix(prompts: Sequence[Tokens]) -> int:
-    """Return the number of tokens that all prompts begin with, without the last token of any."""
+    """Return the number of tokens that all prompts begin with; the last token of a prompt is never one of them."""
     return len(commonprefix([list(prompt[:-1]) for prompt in prompts]))
 
 
@@ -70,7 +70,11 @@ def last_logits(model: Any, rows: Sequence[Tokens], shared: int, keep: int) -> A
 
 
 def _read_prefix(model: Any, rows: Sequence[Tokens], shared: int) -> tuple[Any, Any, Any] | None:
-    """Return the rows' rest, the mask of all tokens and the cache of the shared ones; `None` if none are shared."""
+    """
+    Return the rest of `rows`, the mask of all tokens, and the cache of the first `shared` ones, read once.
+
+    `None` if these are too few or cannot be read once (see `last_logits`).
+    """
     import torch
 
     if shared < _FEWEST or len(rows) == 1 or not _can_share(model):

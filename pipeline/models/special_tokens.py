@@ -59,7 +59,7 @@ def token_pattern(tokens: Collection[str], depth: int = _DEEPEST) -> str:
 
 @lru_cache(maxsize=16)
 def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...], str]:
-    """Return the special tokens in the tokenizer `files`, and why they cannot be used; empty if they can."""
+    """Return the sorted special tokens in the tokenizer `files` and "", or none and why they cannot be used."""
     tokenizer, *configs = (Path(path) for path, *_ in files)
     try:
         tokens = set(_special(_added_tokens(tokenizer)))
@@ -77,7 +77,11 @@ def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...]
 
 
 def _added_tokens(path: Path) -> Any:
-    """Return the added tokens in tokenizer.json, `None` without any; the vocabulary after them is not parsed."""
+    """
+    Return the added tokens in tokenizer.json, `None` without any; the vocabulary after them is not parsed.
+
+    Raises `ValueError` or `RecursionError` if they are no JSON, or have more than 4 MB.
+    """
     try:
         data = read_bytes(path)
     except OSError:

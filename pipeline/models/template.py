@@ -145,7 +145,11 @@ class Template:
         return [*ids, self.tokenizer.eos_token_id] if end is None else ids[: end + 1]
 
     def read(self, tokens: Sequence[int]) -> str:
-        """Return the text of generated tokens after the template's opening, if it is there, without special tokens."""
+        """
+        Return the text of generated tokens after the template's opening, if it is there, without special tokens.
+
+        It is empty if there are no tokens but a beginning of the opening.
+        """
         given, size = tuple(tokens), len(self.opening)
         if given == self.opening[: len(given)]:
             return ""
@@ -155,7 +159,11 @@ class Template:
         return str(self.tokenizer.decode(given[begin:], skip_special_tokens=True))
 
     def treatment(self) -> Treatment:
-        """Return what the template does with turns before a question; an earlier answer is compared with a last one."""
+        """
+        Return what the template does with turns before a question.
+
+        An earlier answer is `changed` if it is not written as a last answer is, and `refused` also if it is left out.
+        """
         told = self._try(conversation([("system", _EARLIER)], _REQUEST, _REQUEST))
         system: Literal["written", "left out", "refused"] = "written" if _EARLIER in told else "left out"
         if not told:
@@ -175,7 +183,7 @@ class Template:
             return ""
 
     def _with_defaults(self, source: str) -> str:
-        """Return the template `source` with thinking off by default and a fixed date."""
+        """Return the template `source` with thinking off by default and a fixed date; unchanged if it has neither."""
         self._text, plain = source, _Veil(None, ())
         dated = "strftime_now" in source and _FIXED_DATE not in source
         before = self._render(plain, single_turn(_REQUEST))
@@ -241,7 +249,7 @@ def _alpaca_template(tokenizer: Any) -> str:
 
 
 def _control_pattern(tokenizer: Any, template: str) -> re.Pattern[str] | None:
-    """Match the special tokens, and other added tokens that the template may look for in an answer, as `</think>`."""
+    """Return a pattern of the special tokens, and of added ones that the template names, as `</think>`, or `None`."""
     added: Mapping[int, Any] = tokenizer.added_tokens_decoder
     tokens = {token.content for token in added.values() if token.special or token.content in template}
     longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)

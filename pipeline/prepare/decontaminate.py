@@ -76,20 +76,21 @@ class Common:
         return after if hash(tuple(before)) in self.instructions else [*before, *after]
 
     def text(self, prompt: Prompt) -> Text:
-        """Return the `words` of a prompt with rows, and the hashes of their 3-word runs: all, and those not common."""
+        """Return the `words` of a prompt with rows, and the hashes of their 3-word runs: all, and the compared ones."""
         words = self.words(prompt.rows[0])
         every = shingles(words)
         return Text(words, every, every if self.runs.isdisjoint(every) else every - self.runs)
 
     def long_answers(self, prompt: Prompt) -> set[int]:
-        """Return the hashes of a prompt's answers that are long enough (`_long_answer`), common ones included."""
+        """Return the hashes of a prompt's answers that `_long_answer` does not leave out, common ones included."""
         return {_long_answer(row, self.pairs) for row in prompt.rows} - {0}
 
     def group_text(self, prompt: Prompt) -> Text:
         """
-        Return the hashes of a prompt's words that are compared for groups: those not common, and a family's.
+        Return a prompt's words, as hashes in place of shingles, that are compared for groups; `Text.words` is empty.
 
-        A common word is a family's if most prompts with it are of this prompt's form, but not all of this form have it.
+        A common word is left out unless most prompts with it are of this prompt's form, and less than 95 % of this form
+        have it. A prompt is of the form if it has more than 60 % of this prompt's common words.
         """
         words = set(self.words(prompt.rows[0]))
         if common := sorted(words & self.having.keys()):
@@ -104,9 +105,10 @@ class Common:
 
 def find_common(prompts: Sequence[Prompt]) -> Common:
     """
-    Return hashes of the instructions, answers and word runs in more than 1 %, and in more than three, of `prompts`.
+    Return what more than 1 %, and more than three, of `prompts` have in common: instructions, answers, runs, words.
 
-    Answers under eight words do not count; those to more than ten prompts are `labels`. Each prompt must have rows.
+    Of answers, those of at least eight words count (`_long_answer`); those of more than ten prompts, too, are `labels`.
+    All `prompts` must have rows.
     """
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
     instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
@@ -140,7 +142,7 @@ class LeftOut(NamedTuple):
 
     @property
     def example(self) -> Overlap:
-        """Both prompts, or with the rule `answer` both answers."""
+        """Both prompts, or with the rule `answer` both answers, of the first left-out row and the held-out one."""
         train, heldout = (
             row.output if self.rule == "answer" else shown_prompt(row.instruction, row.input, row.turns)
             for row in (self.rows[0], self.heldout)
@@ -149,10 +151,15 @@ class LeftOut(NamedTuple):
 
 
 class HeldOut:
-    """The held-out prompts, and their near-duplicates."""
+    """The held-out prompts, those of them that are selected, and the near-duplicates of these."""
 
     def __init__(self, prompts: Sequence[Prompt], similarity: float, watch: Watch = lambda prompts, _: prompts) -> None:
-        """Select the held-out `prompts` that repeat none selected before; all must be in the order of their hash."""
+        """
+        Select each held-out prompt that is no near-duplicate of one selected before, unless both are of one unit.
+
+        `prompts` are those of all splits, in the order of their hash: the first 10,000 tell which texts are common.
+        Raises what `watch` raises.
+        """
         self.prompts = [prompt for prompt in prompts if prompt.split == "heldout"]
         sample = list(islice((prompt for prompt in prompts if prompt.rows), SAMPLE))
         self.common = find_common(sample)
@@ -183,12 +190,12 @@ class HeldOut:
 
     def compare(self, prompt: Prompt) -> list[LeftOut]:
         """
-        Return which rows of a prompt are near-duplicates of the selected held-out prompts.
+        Return which rows of a prompt are near-duplicates of held-out prompts; add the prompt's id to `near` if any are.
 
-        All are if the prompt itself is a near-duplicate, or of the unit of a held-out one, now or when its conversation
-        had one exchange that is no greeting; else those whose answer, of at least eight words and not common, a
-        selected prompt has; among conversations, a shorter one with its question. If there are any, the prompt's id is
-        noted in `near`, with each selected prompt that it is a near-duplicate of or whose unit it has.
+        All rows, as one item, if the prompt is of the unit of a held-out one (or its conversation was when it had one
+        exchange that is no greeting), or shares a 13-word run with a selected prompt, or is similar to one. Else an
+        item for each row whose answer a selected prompt has (`long_answers`, without common ones). Empty if there are
+        none.
         """
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row, self.common.pairs)) for row in prompt.rows]
@@ -223,17 +230,17 @@ class Splits:
 
     @property
     def near_duplicates(self) -> int:
-        """Rows of training and dev prompts that are near-duplicates of a held-out record."""
+        """Number of rows of training and dev prompts that are left out as near-duplicates of a held-out record."""
         return sum(len(part.rows) for part in self.left_out)
 
     @property
     def heldout_duplicates(self) -> int:
-        """Held-out prompts that are near-duplicates of another one."""
+        """Number of held-out prompts that are not selected, as near-duplicates of a selected one."""
         return len(self.heldout.prompts) - len(self.heldout.near)
 
     @property
     def removed(self) -> Counter[int]:
-        """Training rows whose prompt is pinned, by drop."""
+        """Number of training rows that are left out since their prompt is pinned, by drop."""
         return Counter(row.drop for prompt in self.prompts for row in prompt.removed)
 
 
@@ -264,12 +271,12 @@ def assign(drop_rows: Sequence[DropRow], config: RunConfig, watch: Watch) -> Spl
 
 def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> list[str]:
     """
-    Return the name of each scored prompt's group, the lowest id in it, in order. `similarity` is `split.similarity`.
+    Return the name of each scored prompt's group, the lowest id in it, in their order.
 
-    Two prompts are linked if they are of one unit, or have a long answer in common that is no label, or at least three
-    words and 0.65 of the similarity of near-duplicates; a group is a connected component. The share was measured
-    (`bench/groups.py`): 0.7 misses more paraphrases, 0.6 links more questions on one subject. Paraphrases without
-    common words are not found.
+    Two prompts are linked if they are of one unit, or have a long answer in common that is no label, or have at least
+    three words in common and 0.65 of `similarity`, which is `split.similarity`, by `group_text`; a group is a connected
+    component. The share was measured (`bench/groups.py`): 0.7 misses more paraphrases, 0.6 links more questions on one
+    subject. Paraphrases without common words are not found.
     """
     index = SimilarityIndex(GROUP_SHARE * similarity, LEAST_SHARED)
     firsts: dict[int, int] = {}
@@ -286,7 +293,11 @@ def find_groups(scored: Sequence[Prompt], common: Common, similarity: float) -> 
 
 
 def _long_answer(row: DropRow, pairs: bool) -> int:  # noqa: FBT001 - `Common.pairs`
-    """Return the hash of a row's answer if it has at least eight words, with `pairs` after its question; else 0."""
+    """
+    Return the hash of an answer of eight words or more; else 0.
+
+    With `pairs`, a shorter one is hashed after its question, if both together have eight words.
+    """
     answer = tokens(row.output)
     if pairs and len(answer) < LONG_ANSWER_WORDS:
         answer = [*tokens(row.instruction), *tokens(row.input), *answer]

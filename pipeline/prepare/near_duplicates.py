@@ -56,7 +56,8 @@ class RunIndex:
         """
         Add a text, which `find` returns as `number`; common runs are ignored.
 
-        It must not share another 13-word run with a text added before: the later number would replace the former.
+        It must not share a 13-word run that is not common with a text added before: its number would replace the
+        former.
         """
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.
@@ -85,7 +86,7 @@ class SimilarityIndex:
         self._texts: dict[int, tuple[array[int], bool]] = {}
 
     def add(self, number: int, text: Text) -> None:
-        """Add a text, which `find` returns as `number`, so each needs its own; it takes about 200 bytes per word."""
+        """Add a text, which `find` returns as `number`, different for each text; it takes about 200 bytes per word."""
         self._texts[number] = array("q", text.shingles), text.partly
         shared = max(math.ceil(self._similarity * len(text.shingles) - _ROUNDING), 1)
         rarest = sorted(text.shingles, key=lambda shingle: len(self._index.get(shingle, ())))
@@ -96,7 +97,8 @@ class SimilarityIndex:
         """
         Return the numbers of the added texts that are at least as similar to `text` as the index requires.
 
-        Similarity is the Jaccard index of the shingles to compare. If a text has others, too, three must be in common.
+        Similarity is the Jaccard index of the shingles to compare. If either text has shingles that are not compared,
+        three must be in common.
         """
         candidates = {number for shingle in self._index.keys() & text.shingles for number in self._index[shingle]}
         return {number for number in candidates if self._is_similar(text, number)}

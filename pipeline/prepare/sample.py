@@ -48,8 +48,8 @@ def select(attempt: Attempt, splits: Splits, window: Window) -> Selection:
     """
     Select the held-out prompts that are scored, `split.scored_records` at most, and find their groups.
 
-    They repeat no other held-out prompt, the champion was trained neither on them nor on a near-duplicate of them, and
-    they fit into the window with their longest answer.
+    They are the first in `_scoring_order` that are no near-duplicates of other held-out prompts, that the champion was
+    not trained on, nor on a near-duplicate of them, and that fit into the window with their longest answer.
     """
     heldout, champion, split = splits.heldout, attempt.spec.champion, attempt.config.split
     among = {prompt.rows[0].id for prompt in heldout.prompts}.union(*heldout.near.values())
@@ -76,7 +76,7 @@ def select(attempt: Attempt, splits: Splits, window: Window) -> Selection:
 
 
 def _answer_tokens(prompt: Prompt, window: Window) -> int:
-    """Return the tokens of a prompt's longest answer, with its end token; 0 if it does not fit into the window."""
+    """Return the tokens of a prompt's longest answer, with its end token; 0 if both exceed the window together."""
     first = prompt.rows[0]
     answer = max(window.count(row.output) for row in prompt.rows) + 1
     asked = "\n".join((*(text for _, text in first.turns), fold(first.instruction, first.input)))
@@ -86,7 +86,7 @@ def _answer_tokens(prompt: Prompt, window: Window) -> int:
 
 def _scoring_order(heldout: HeldOut, generation: int, most: int) -> list[int]:
     """
-    Return the indices of the held-out prompts in the order in which they are scored, until there are `most`.
+    Return the indices of all held-out prompts in the order in which they are scored; `most` of them are.
 
     One record per unit comes before the second of any, as records of one unit count as one. The core comes first, since
     the anchor guard compares former champions on the records that they answered: of 1,000 scored records a former
@@ -111,7 +111,11 @@ def _scoring_order(heldout: HeldOut, generation: int, most: int) -> list[int]:
 
 
 def _core(heldout: HeldOut, most: int) -> set[int]:
-    """Return the indices of the core: of each drop the first units by hash, as many for each and 40 at most."""
+    """
+    Return the indices of the core: of each drop the first prompts by hash, one per unit.
+
+    Each drop has the same number at most: 40, or less so that the core is no more than a third of `most`.
+    """
     prompts = [(number, heldout.prompts[number]) for number in heldout.near]
     of_drop = min(CORE_OF_DROP, int(CORE_SHARE * most) // max(1, len({prompt.drops[0] for _, prompt in prompts})))
     taken: Counter[int] = Counter()

@@ -67,7 +67,7 @@ class DropRow(NamedTuple):
 
 
 class DropRows(NamedTuple):
-    """The rows of all drops, and how many of the run's drops are in no split, by reason."""
+    """The rows of all drops, and how many rows of the run's drops are left out, by reason."""
 
     rows: list[DropRow]
     """Sorted by their hash; per prompt pinned rows are first, then those of earlier drops."""
@@ -85,7 +85,7 @@ class DropRows(NamedTuple):
 
 def read_drops(attempt: Attempt, window: Window) -> DropRows:
     """
-    Return the rows of the attempt's drops and of its elders, without those too long or with special tokens.
+    Return the records of the attempt's drops and of its elders as rows, without those too long or with special tokens.
 
     Raises `CannotTrain` if a drop's file is missing or changed, a line of it is no record, or a held-out row has the
     tag `selected`; `Interrupted` if stopped.
@@ -127,7 +127,7 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
 
 
 def _row(salt: str, record: Record, drop: Drop, position: tuple[int, int], *, elder: bool) -> DropRow:
-    """Return the row of a record of `drop`; `position` is the drop's number in the snapshot, and the record's in it."""
+    """Return the row of a record of `drop`; `position` has its `order` and its `number`."""
     prompt = prompt_parts(record.turns, fold(record.instruction, record.input))
     texts, units = (record.instruction, record.input, record.output), _units(salt, record)
     begun = _conversation(salt, record.opening[:-2] if len(record.opening) > _ONE_EXCHANGE else ())
@@ -145,7 +145,7 @@ def _row(salt: str, record: Record, drop: Drop, position: tuple[int, int], *, el
 
 
 def _length(text: str, window: Window) -> int:
-    """Return about how many tokens a text has; of one that certainly fits, its bytes."""
+    """Return about how many tokens a text has; its number of bytes if the window has at least as many tokens."""
     octets = len(text.encode())
     if octets <= window.tokens:
         return octets
@@ -157,9 +157,9 @@ def _units(salt: str, record: Record) -> tuple[str, str]:
     """
     Return the hashes of a record's group and of its document, empty strings where it has none.
 
-    A conversation is a group by its opening: the same however it goes on, and not of all that begin with "Hi".
-    An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of words for which
-    the rows that share it are left out of training.
+    Without a `group`, a conversation is one by its opening: the same however it goes on, and not of all that begin with
+    "Hi". An input is a document from 13 words on: a shorter one (a label, a name, "noinput") has no run of words for
+    which the rows that share it are left out of training.
     """
     words = tokens(record.input) if len(record.input) >= LONG_RUN else []
     group = split_hash(salt, "group", record.group) if record.group.strip() else _conversation(salt, record.opening)
@@ -212,11 +212,11 @@ class Prompt(NamedTuple):
 
 def choose_unit(rows: Iterable[DropRow]) -> Unit:
     """
-    Return whether a long input is a document, all of whose prompts are on one side of the split.
+    Return "document" if all prompts with the same long input are to be on one side of the split, else "prompt".
 
-    It is none, and each prompt is on a side of its own, if one input has more than a fiftieth of the prompts: then it
-    belongs to the task, and a few such units would not give the shares that the settings name. Counts at most 10,000
-    prompts. `rows` must be sorted as by `read_drops`.
+    It is "prompt" if one long input has more than a fiftieth of the prompts: then the input belongs to the task, and a
+    few such units would not give the shares that the settings name. Counts the first 10,000 prompts. `rows` must be
+    sorted as by `read_drops`.
     """
     firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.hash))
     counts = Counter(row.document for row in islice(firsts, SAMPLE))
@@ -262,10 +262,12 @@ def _split_of(digits: str, split: SplitConfig, *, pinned: bool) -> SplitName:
 
 def _answers(rows: list[DropRow]) -> dict[str, Any]:
     """
-    Return the fields of a `Prompt` that follow from its `rows`, which must be in the order of their drops.
+    Return the fields of a `Prompt` that follow from its `rows`, which must be in the order of their drops, not empty.
 
-    Those answers count that its earliest drop brought, or the last one whose new answers a person accepted. An answer
-    is new unless it is the same as prompts are; within a drop, and where a person accepted them, each spelling is one.
+    The answers of its earliest drop count, in each spelling, or those of the latest drop with accepted answers that
+    differ. Rows of other drops repeat one of these if the answers are equal when `normalise`d, else they are replaced
+    (earlier drops) or proposed (later ones). Rows of elders are only in `counts`: if an elder's answers count, the
+    run's first row with each of them is kept.
     """
     current: dict[str, DropRow] = {}
     for _, of_drop in groupby(rows, key=lambda row: row.order):

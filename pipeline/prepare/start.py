@@ -42,7 +42,7 @@ class Start(NamedTuple):
 
 def choose_start(attempt: Attempt, rows: list[DropRow]) -> Start:
     """
-    Choose base or champion to start from; for the champion, with all new `rows` but a sample of the old ones.
+    Choose base or champion to start from; for the champion, with all new `rows` and only a sample of the old ones.
 
     The sample has `train.replay` times as many rows as are new, at most all old ones. The base is chosen if
     `train.start` says so, or if the champion is the base, is not known to come from this base and drops of this run
@@ -104,10 +104,10 @@ def _new_rows(attempt: Attempt, rows: list[DropRow]) -> Start | None:
 
 def general_rows(share: float, rows: Sequence[DropRow], splits: Splits) -> list[DropRow]:
     """
-    Return the built-in general rows that make up `share` of the training rows, with the others in `rows`.
+    Return as many built-in general rows as make up `share` of the training rows; `rows` are the others.
 
     If that takes more general rows than there are, they repeat. Prompts of `rows` and of dev rows are left out, and
-    near-duplicates of held-out records.
+    near-duplicates of held-out records. Empty if none is left.
     """
     if not share:
         return []

@@ -84,7 +84,7 @@ def prepare(attempt: Attempt) -> Dataset:
 
 
 def _counts(attempt: Attempt, read: DropRows, splits: Splits, selection: Selection, start: Start) -> dict[str, Any]:
-    """Return the fields of `Dataset` that say how many rows are on each side, and how many in none and why."""
+    """Return the fields of `Dataset` on the start, the rows per split, and those in no split by reason."""
     pinned = attempt.config.gate.on == "pinned" and any(drop.role == "heldout" for drop in attempt.spec.drops)
     replaced, proposed = counts_by_drops(splits.prompts)
     return {
@@ -140,7 +140,11 @@ def _write(attempt: Attempt, train: Iterable[Mapping[str, Any]], splits: Splits,
 
 
 def _metric(config: RunConfig, splits: Splits, selection: Selection) -> str:
-    """Return the primary metric: as configured, else chosen by scored answers, or training answers without any."""
+    """
+    Return the primary metric: as configured, else by the scored answers, or without any by the first training answers.
+
+    Without these, too, it is ROUGE-L.
+    """
     if config.evaluate.metric != "auto":
         return config.evaluate.metric
     held_out = [row.output for record in selection.scored for row in record.prompt.rows]
@@ -148,7 +152,12 @@ def _metric(config: RunConfig, splits: Splits, selection: Selection) -> str:
 
 
 def _max_new_tokens(longest: int, window: Window) -> int:
-    """Return the limit of generated tokens per answer, for references of at most `longest` tokens."""
+    """
+    Return the limit of generated tokens per answer: twice `longest`, the tokens of the longest reference.
+
+    It is at most the larger of 1,024 and `longest`, and a multiple of 16. Without a tokenizer.json `longest` is in
+    bytes: then it is at most `longest` and 1,024.
+    """
     most = min(2 * longest, max(longest, _MOST_TOKENS)) if window.counts else min(longest, _MOST_TOKENS)
     return max(1, math.ceil(most / _TOKENS_STEP)) * _TOKENS_STEP
 

@@ -37,7 +37,7 @@ _MOST_PAIRS, _MOST_DROPS = 20, 10
 
 
 def data_warnings(spec: StepSpec, splits: Splits, selection: Selection, metric: str) -> tuple[Remark, ...]:
-    """Return all warnings about a data set with the primary `metric`, but for those of `long_rows`."""
+    """Return all warnings about a data set with the primary `metric`, but those of `long_rows` and `fit_template`."""
     gate, heldout, repeats = spec.config.gate, splits.heldout, splits.heldout_duplicates
     unused = [drop for drop in spec.drops if drop.role == "heldout" and gate.on != "pinned"]
     share = heldout.largest_unit / max(1, heldout.sampled)
@@ -79,8 +79,8 @@ def long_rows(lengths: Sequence[int], total: int, window: Window) -> tuple[int, 
     """
     Return how many of `total` rows exceed `window`, by the `lengths` of some in tokens, and one warning or none.
 
-    It is given from a tenth of the rows on, with a window that would fit. What a chat template adds to a row is not
-    counted.
+    The warning is given from a tenth of the rows on: with a window that fits 98 % of them, or with the base's window if
+    that is smaller. What a chat template adds to a row is not counted.
     """
     share = sum(length > window.tokens for length in lengths) / max(1, len(lengths))
     number = round(share * total)
@@ -104,7 +104,7 @@ def contamination_warnings(splits: Splits, drops: Sequence[Drop]) -> list[Remark
 
 
 def _references(selection: Selection) -> list[Remark]:
-    """Return a warning about references that field F1 cannot parse."""
+    """Return a warning about references that field F1 cannot parse, or none."""
     references = [row for record in selection.scored for row in record.prompt.rows]
     bad = [(row.drop, row.number) for row in references if json_fields.parse(row.output) is None]
     drop, number = min(bad, default=(0, 0))
@@ -127,7 +127,7 @@ def _listed(pairs: Counter[tuple[int, int]]) -> tuple[Replacement, ...]:
 
 
 def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
-    """Return up to 20 proposed answers of each of the 10 latest drops that have some, beside those that count."""
+    """Return up to 20 proposed answers, each with the one that counts, of each of the 10 latest drops with some."""
     pairs: dict[int, list[AnswerPair]] = {}
     for old, row in ((prompt.counts, row) for prompt in prompts for row in prompt.proposed):
         of_drop = pairs.setdefault(row.drop, [])
@@ -143,10 +143,10 @@ def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
 
 def fit_template(read: DropRows, config: RunConfig, window: Window) -> DropRows:
     """
-    Return the rows without those that the base model's template refuses, and remarks on what it writes otherwise.
+    Return the rows without those that the base model's template refuses, and remarks on turns that it changes.
 
-    Without a tokenizer.json, or without the training stack, as in a check elsewhere, all rows are returned. Raises
-    `CannotTrain` if the template cannot be used at all.
+    All rows are returned without a tokenizer.json or the training stack. Raises `CannotTrain` if the template cannot be
+    used at all.
     """
     rows = [row for row in read.rows if row.turns]
     if not rows or not window.counts:

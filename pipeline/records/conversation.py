@@ -62,7 +62,8 @@ class Conversation(NamedTuple):
         """
         The texts that a conversation begins with, which stay when it is continued: system message and first exchange.
 
-        After a short question, which may be a greeting that all begin with, also of the second exchange.
+        After a first question of at most 40 characters, which may be a greeting, also those of the second exchange, if
+        any.
         """
         begin = self.turns[0][0] == "system"
         exchanges = 1 if len(self.turns[begin][1]) > _GREETING else 2
@@ -90,7 +91,7 @@ def unsupported_key(name: str, turn: int | None = None) -> Fault:
 
 
 def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
-    """Return the turns of an Alpaca row whose own texts are good; `None` if `system` or `history` breaks its schema."""
+    """Return the turns of an Alpaca row with good texts; `None` if its `system` or `history` breaks the schema."""
     history, turns = row.get("history", []), _system(row)
     if turns is None or not isinstance(history, list) or len(history) * 2 > MOST_TURNS:
         return None
@@ -125,7 +126,7 @@ def message_turns(row: Mapping[str, Any], key: str) -> Conversation | None:
 
 
 def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
-    """Yield the faults that the schema allows in the messages `given`: unsupported keys, wrong order, none learned."""
+    """Yield faults of the messages `given` that the schema allows: unsupported keys, wrong order, none learned."""
     for number, turn in enumerate(given, 1):
         if len(turn) > 2:  # noqa: PLR2004 - role and text
             yield from (unsupported_key(name, number) for name in unsupported(turn))
@@ -151,7 +152,7 @@ def turn_faults(conversation: Conversation, given: Sequence[Mapping[str, Any]]) 
 
 
 def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
-    """Yield each text of a row that a model reads, with its key and turn (from 1, or `None`), of 300 turns at most."""
+    """Yield (key, turn, text) of each text that a model reads, of 300 turns at most; turns are from 1, or `None`."""
     key = form_key(row)
     for name in ("instruction", "input", "output", "system") if key == "instruction" else ("system",):
         if isinstance(row.get(name), str):

@@ -46,8 +46,8 @@ def elements(file: BufferedReader, most: int) -> Iterator[tuple[int, bytes]]:
     """
     Yield the line, from 1, and the bytes of each element of the array that the rest of `file` is.
 
-    Where elements end is told by quotes, brackets and commas; whether one is JSON is for its reader to say. Raises
-    `BrokenArray` if an element has more than `most` bytes, or the array does not end or is not all.
+    Elements end where quotes, brackets and commas say so; they may be empty or no JSON. Raises `BrokenArray` if an
+    element has more than `most` bytes, or if the file ends before the array, or goes on after it.
     """
     block, scan = file.read(_BLOCK_BYTES), _Scanner()
     held = block.partition(b"[")[2]

@@ -140,7 +140,7 @@ def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | 
 
 def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | Finding]:
     """
-    Yield a drop's records, one per learned answer, and a finding for each other row, without `validate`'s details.
+    Yield a drop's records, one per learned answer, and a finding for each bad row, without `validate`'s details.
 
     Special tokens and control characters in texts are not looked for. Raises `OSError` only.
     """
@@ -189,7 +189,7 @@ def records_of(row: Row) -> Sequence[Record]:
 
 def _labelled(row: Row, key: str, conversation: Conversation, last: tuple[str, str] | None = None) -> Sequence[Record]:
     """
-    Return a record for each answer of a row's conversation; none if the keys that are no texts are bad.
+    Return a record for each answer of a row's conversation; none for bad tags, a bad group or an unsupported key.
 
     `last` is the last question in two parts, if it has two.
     """
@@ -232,9 +232,10 @@ def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
 
 def text_faults(value: Any, special: re.Pattern[str] | None) -> Iterator[tuple[str, int | None, str, str, str]]:
     """
-    Yield (field, turn, rule, message, remedy) for each text of a row with a control character, or a `special` token.
+    Yield (field, turn, rule, message, remedy) for each text of a row with a control character or a `special` token.
 
-    Only the first of each kind in a text is named. Values that are no object or no text are skipped.
+    Tab and line breaks are allowed. Only the first of each kind in a text is named. Values that are no object or no
+    text are skipped.
     """
     texts = list(texts_of(value)) if isinstance(value, dict) else []
     whole = "\n".join(text for _, _, text in texts)

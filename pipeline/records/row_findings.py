@@ -41,7 +41,8 @@ def schema_findings(row: Row) -> list[Finding]:
     """
     Return a row's findings: by the schema of its form, for misnamed and unsupported keys, for the order of turns.
 
-    Of a row with too many keys this is the only one.
+    The order of turns is checked only if nothing else is wrong. If a row has too many keys, or a list of rows under
+    another key, that is the only finding.
     """
     value = row.value
     if not isinstance(value, dict):
@@ -98,7 +99,7 @@ def _schema(key: str) -> "Draft202012Validator":
 
 
 def _worded(row: Row, error: "ValidationError") -> Finding:
-    """Convert a jsonschema error to a finding with a message of its own, since jsonschema's repeats the value."""
+    """Convert a jsonschema error to a finding with our message, since jsonschema's repeats the value."""
     field = str(error.path[0]) if error.path else None
     value = reduce(getitem, error.absolute_path, row.value)
     if field in {"history", "messages", "conversations"}:
@@ -184,7 +185,7 @@ def _finding(row: Row, field: str | None, rule: str, message: str, remedy: str) 
 
 
 def _type_finding(row: Row, field: str | None, message: str, remedy: str, value: object) -> Finding:
-    """Return the finding about a value of the wrong type, which `message` has a place for: `a number: 12`."""
+    """Return the finding about a value of the wrong type; {} in `message` is replaced, as by `a number: 12`."""
     match value:
         case str():
             kind, quoted = "a text", f': "{printable(value[:_VALUE_WIDTH])}{"…" * (len(value) > _VALUE_WIDTH)}"'

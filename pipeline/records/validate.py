@@ -99,7 +99,7 @@ class FindingKind(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The place of the first behind the file's name, as `:12, turn 3`; empty where the whole file is meant."""
+        """Line and turn of the first, to follow the file's name, as `:12, turn 3`; empty without a line."""
         line = "" if self.line is None else f":{self.line}"
         return line if self.turn is None else f"{line}, turn {self.turn:,}"
 
@@ -169,7 +169,7 @@ class Validation(Frozen):
 
     @property
     def reason(self) -> str:
-        """The first finding and, if there are several, their number; the number of records if there are none."""
+        """The first finding with its line, how many there are and whether reading stopped; without any, the records."""
         if self.ok:
             return f"{count(self.records, 'record')}, nothing to object to"
         first = self.findings[0]
@@ -182,7 +182,7 @@ class Validation(Frozen):
 
 
 def account_words(rows: int, good_rows: int, answers: int, context: int, duplicates: int) -> str:
-    """Say where all rows and answers are, as `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
+    """Return the account of a file's rows: `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
     further = answers - good_rows
     given = [count(rows, "row"), *([count(further, "further answer")] if further else [])]
     used = [
@@ -356,7 +356,7 @@ class _Tally:
         return Notice(kind="ignored_keys", rows=self._ignoring, line=line, message=ignored_words(keys), keys=keys)
 
     def _refuse_two_forms(self) -> None:
-        """Add a finding about the file, whose rows have keys of several forms: which is meant is not guessed."""
+        """Add a finding about the whole file, whose rows have keys of several forms."""
         names = [
             f'{FORMS[key].name} ("{key}"{"" if line is None else f", line {line:,}"})'
             for key, line in sorted(self._forms.items(), key=lambda item: (item[1] or 0, item[0]))
@@ -366,7 +366,7 @@ class _Tally:
         self.add(FileFinding(line=None, rule="form", message=message, remedy=remedy))
 
     def _refuse_lost_prompts(self, key: str, use: "_Unknown") -> None:
-        """Add a finding about the file if the texts of an unknown key, not its prompts, tell most rows apart."""
+        """Add a finding about the file if most rows differ by an unknown key's texts, and hardly by their prompts."""
         rows, prompts = use.rows, len(self._prompts)
         if prompts * _FEWER > rows or rows * 2 < self._good or len(use.texts) < min(rows, _MOST_HASHES) / 2:
             return

@@ -48,7 +48,7 @@ def next_steps(
 
 
 def _withdraw(spec: StepSpec) -> str:
-    """Return the command that takes a run's new drop out; it names no drop if there are several."""
+    """Return the command that withdraws a run's new drop; DROP is in place of its number unless there is just one."""
     known = spec.champion.drops or ()
     new = [str(drop.id) for drop in spec.drops if drop.role == "train" and drop.id not in known]
     return f"dropforge drops withdraw {new[0] if len(new) == 1 else 'DROP'} --reason TEXT"
@@ -148,7 +148,11 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
 
 
 def may_serve(verdict: Verdict) -> bool:
-    """Return whether the model of a trial may still serve after its control."""
+    """
+    Return whether the model of a trial may still serve after its control.
+
+    It may if guards of old drops alone stopped it, on the means of two models each.
+    """
     return verdict.pooled and verdict.blames_new_drops and is_doubt(verdict)
 
 

@@ -6,7 +6,7 @@ from pipeline.decide.explain import REASONS, collapse_words, guard_words, unguar
 from pipeline.decide.policy import GENERAL_SHARE, GUARDS, HARM_P_VALUE, LEVEL
 from pipeline.report.facts import BlindReview, Story
 from pipeline.report.next_steps import may_serve, next_steps
-from pipeline.words import beside, count, first_of, listed, luck, p_words, plain, signed
+from pipeline.words import count, distinct, first_of, listed, luck, p_words, plain, signed
 
 _HEADLINES: dict[Outcome, str] = {
     "promoted": "The new model is better.",
@@ -27,7 +27,7 @@ _TESTS = {
 def tell(
     verdict: Verdict, dataset: Dataset, evaluation: Evaluation | None, spec: StepSpec, adapter: Adapter | None = None
 ) -> Story:
-    """Return the headline, explanation and next steps of a verdict; `spec` is that of the decide step."""
+    """Return the story of a verdict: headline, explanation and next steps; `spec` is that of the decide step."""
     config = spec.config
     headline = _HEADLINES[verdict.outcome]
     if verdict.outcome == "promoted":
@@ -93,7 +93,7 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
     if verdict.gain is not None and verdict.gain > 0:
         least = spec.config.gate.min_gain
         rarely = f"A model that is no better would look like this {luck(verdict.p_value or 0.0)}: that is no proof."
-        small = f"The gain is smaller than the settings ask for: {beside(verdict.gain, least)} is below {least:g}."
+        small = f"The gain is smaller than the settings ask for: {distinct(verdict.gain, least)} is below {least:g}."
         sentences |= {"p_above_limit": rarely, "gain_below_minimum": small}
     return [*(sentences[code] for code in verdict.reasons if code in sentences.keys() - unsaid), *lost]
 
@@ -115,14 +115,14 @@ def _unguarded(verdict: Verdict) -> str:
 
 
 def _by_drops(verdict: Verdict) -> list[str]:
-    """Return the gains on records of new drops and of drops that the champion knows, as far as there are any."""
+    """Return the gain on records of new drops, and on those of drops that the champion knows, in words, if any."""
     slices = {part.kind: f"{signed(part.gain)} on {count(part.records, 'record')}" for part in verdict.slices}
     names = (("unseen", "new"), ("seen", "older"))
     return [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
 
 
 def _limits(verdict: Verdict, dataset: Dataset, spec: StepSpec) -> list[str]:
-    """Return a sentence with the smallest gain that this held-out set can show, or with the missing records."""
+    """Return a sentence on the smallest gain that this held-out set can show, or on the missing records; else none."""
     if dataset.shortfall is not None and verdict.gain is None:
         have, need = dataset.shortfall.heldout_rows, dataset.shortfall.needed_heldout_rows
         done = "asked" if verdict.candidate_model_id else "trained"

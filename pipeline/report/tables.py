@@ -69,10 +69,10 @@ def guards_table(verdict: Verdict, settled: Sequence[GuardResult] = ()) -> Table
 def _guard_row(guard: GuardResult) -> Row:
     places = digits(guard)
     bound = f"at best {signed(guard.bound, places)}" if guard.bound is not None and guard.state == "failed" else ""
-    beside = GUARDS[guard.guard].beside if guard.champion is not None else ""
+    base = GUARDS[guard.guard].compared_with if guard.champion is not None else ""
     return (
         label(guard),
-        Cell(_plain(guard.champion, places) or "", small=beside),
+        Cell(_plain(guard.champion, places) or "", small=base),
         _plain(guard.candidate, places),
         Cell(change_words(guard), small=bound),
         margin_words(guard),
@@ -158,7 +158,7 @@ def scores_table(evaluation: Evaluation) -> Table:
 
 
 def _measured(evaluation: Evaluation) -> Iterator[tuple[str, float | None, float | None, int]]:
-    """Yield each measure's name, the champion's value, the candidate's, and their number of decimals."""
+    """Yield each measure's name, the champion's value, the candidate's (`None` if not measured), and their decimals."""
     old, new = evaluation.champion, evaluation.candidate
     for name in sorted({*new.metrics, *old.metrics}, key=lambda name: (name != evaluation.metric, name)):
         yield name, old.metrics.get(name), new.metrics.get(name), 1

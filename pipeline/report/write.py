@@ -99,7 +99,8 @@ def pair_lost(lines: Rows, metric: str, lost: Collection[int], rows: Rows, suspe
 
     `lines` are those of records.jsonl, `rows` those of train.jsonl. A record is lost if the candidate scored less than
     the champion by `metric` and it is of a drop in `lost` (if empty, of any but the suspect). Similarity is the Jaccard
-    index of the prompts' 3-word runs; records without a common run are left out, and each row is shown once.
+    index of the prompts' 3-word runs, without those in more than 5 % of the records; records without a common run are
+    left out, and each row is shown once.
     """
     texts = [(line, _runs(line)) for line in lines]
     seen = Counter(chain.from_iterable(runs for _, runs in texts))
@@ -136,7 +137,7 @@ def _shown(row: Mapping[str, Any]) -> str:
 def _most_similar(
     records: Sequence[set[int]], rows: Iterable[tuple[Mapping[str, Any], set[int]]]
 ) -> dict[int, tuple[float, Mapping[str, Any]]]:
-    """Return the highest Jaccard index with a row, above 0, and that row, by the index of its record's runs."""
+    """Return, by a record's index in `records`, its highest Jaccard index with a row, above 0, and that row."""
     index: dict[int, list[int]] = {}
     for number, runs in enumerate(records):
         for run in runs:

@@ -66,7 +66,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Return the checkpoint folders, newest first."""
+    """Return the checkpoint folders in `folder`, newest first; none if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_place, reverse=True)

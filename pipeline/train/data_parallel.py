@@ -94,7 +94,11 @@ def job_of_several_nodes(most: int) -> tuple[int, str]:
 
 
 def start_nodes(work: Sequence[Any], count: int, scratch: Path) -> list[subprocess.Popen[bytes]]:
-    """Pickle `work` (function, later arguments) into `scratch`; return its `srun` on `count` other nodes, [] for 0."""
+    """
+    Start `work`, a function and its arguments after the process number, on `count` other nodes; return their `srun`.
+
+    `work` is pickled into `scratch`. The list is empty if `count` is 0.
+    """
     if count == 0:
         return []
     path = scratch / _WORK

@@ -110,8 +110,9 @@ def with_numbers(config: TrainConfig, rows: int, weights: int) -> TrainConfig:
     """
     Return `config` with its automatic learning rate and epochs chosen for a base of `weights` weights and `rows` rows.
 
-    The values of a small base are measured by bench/defaults.py, those of others are from papers: see README.md. The
-    epochs give the optimizer steps of `config.preset`, but they are at least one and at most four.
+    The values of a small base are measured by bench/defaults.py, those of others are from papers: see README.md. With
+    rsLoRA the rate is a quarter. The epochs give the optimizer steps of `config.preset`, but they are at least one and
+    at most four.
     """
     chosen: dict[str, float] = {}
     if config.learning_rate == "auto":

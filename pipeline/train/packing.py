@@ -38,10 +38,10 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
-    Return records concatenated: `input_ids` and `labels`, (1, tokens), and a list entry per record in the others.
+    Return records concatenated: `input_ids` and `labels`, (1, tokens), and the lists `lengths` and `answers`.
 
-    `lengths` has its number of tokens, `answers` the positions before its labels, 1-D: a search for labels on a GPU
-    would wait for it. A record's first token has no label: the token before it is another record's.
+    They have an entry per record: its number of tokens, and the positions in it before its labels, 1-D; a search for
+    labels on a GPU would wait for it. A record's first token has no label: the token before it is another record's.
     """
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [label for row in rows for label in (NO_LABEL, *row["labels"][1:])]
@@ -173,7 +173,7 @@ def _differs(model: Any, tokens: Sequence[int]) -> str:
 
 
 def _distance(states: Any, expected: Any) -> float:
-    """Return the largest relative distance of a token's hidden states."""
+    """Return the largest L2 distance of a token's hidden states from `expected`, relative to the norm of these."""
     apart = (states.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
     return float(apart.max())
 

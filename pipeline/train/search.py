@@ -162,7 +162,11 @@ class _TrialAttempt(Attempt):
 
 
 def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[int]) -> TrialState | None:
-    """Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted."""
+    """
+    Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted.
+
+    Standard error says so if it is `train.search.hours`.
+    """
     interrupted = [trial for trial in trials if trial.outcome == "running" and trial.number not in begun]
     if interrupted:
         return interrupted[0]
@@ -179,9 +183,10 @@ def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[in
 
 def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialState, train: Train) -> None:
     """
-    Train a trial and save its outcome; a trial that raises a `DropforgeError` is saved as failed.
+    Train a trial and save its outcome: failed if it raises a `DropforgeError` other than `Interrupted`.
 
-    Other errors go up: a later attempt continues the trial.
+    Raises `Interrupted`, after saving the time that it took so far, and other errors: a later attempt continues the
+    trial.
     """
     began = time.monotonic()
     note = f"trial {trial.number} of {most_trials(config.search)}: {settings_words(trial.settings)}"

@@ -125,7 +125,12 @@ def train(attempt: Attempt) -> Adapter:
 
 
 def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
-    """Check that base and data are those of the run and can be trained on here, and tokenise the rows."""
+    """
+    Check that base and data are those of the run and can be trained on here, and tokenise the rows.
+
+    Raises `CannotTrain` if not, or if no row fits into the window; `StepFailed` if the model cannot be evaluated on the
+    GPUs; `Interrupted` if stopped.
+    """
     config = attempt.config
     base = Path(config.base_model)
     check_base(base)
@@ -187,10 +192,10 @@ def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 
 
 def _search(attempt: Attempt, prepared: Prepared) -> tuple[Trained, Path, tuple[Trial, ...]]:
     """
-    Run the trials of [train.search]; return the trial that the dev records choose, and all outcomes.
+    Run the trials of [train.search]; return the training, the adapter's folder and all outcomes as `search` does.
 
-    With `train.processes = "auto"` each visible GPU has a trial of its own; otherwise each trial has so many GPUs.
-    Raises what `train` raises.
+    With `train.processes = "auto"` a trial runs on each visible GPU; otherwise each trial has so many GPUs. Raises
+    `CannotTrain` without `DEV_ROWS` dev records, and what `train` raises.
     """
     config = attempt.config
     if len(prepared.dev) < DEV_ROWS:

@@ -109,7 +109,11 @@ def _trained(model: Any) -> "dict[str, torch.nn.Parameter]":
 
 
 def _trained_names(model: Any, files: Files, config: TrainConfig, process: ProcessRank) -> set[str]:
-    """Return the names of the weights to train: all for `full`, else those of the selected linear layers."""
+    """
+    Return the names of the weights to train: all for `full`, else those of the selected linear layers.
+
+    Every process must call it; all get the names that rank 0 chose. Raises `CannotTrain` as `unfreeze` does.
+    """
     if config.method == "full":
         return {name for name, _ in model.named_parameters()}
     weights = {layer: model.get_submodule(layer).weight for layer in target_layers(model, config.targets)}

@@ -26,7 +26,7 @@ _DEV_SHARE = 0.25
 
 
 class PreparedModel(NamedTuple):
-    """A model that is ready to be trained, and what was found out about it."""
+    """A model that is ready to be trained, and how it can be trained."""
 
     model: Any
     plain_head: bool
@@ -145,7 +145,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         return torch.stack([torch.zeros((), device=self.args.device), *losses]).sum()
 
     def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
-        """Return the loss of a micro-batch: `mean_loss`, or TRL's own where the head is not plain or has a router."""
+        """Return a micro-batch's loss: `mean_loss`, or TRL's own if the head is not plain or the model has a router."""
         if not self.plain_head or self.aux_loss_enabled:
             plain = {name: values for name, values in inputs.items() if name != "answers"}
             return super().compute_loss(model, plain, **options)

@@ -75,7 +75,7 @@ def train_model(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
 
 
 def _outcome(job: Job, trainer: Any, watcher: Any, resumed_from: int) -> Trained:
-    """Return what came of a finished training, which began at the optimizer step `resumed_from`."""
+    """Return the description of a finished training, which began at the optimizer step `resumed_from`."""
     return Trained(
         **job.plan.model_dump(),
         learning_rate=trainer.args.learning_rate,
@@ -109,7 +109,7 @@ def _norms(model: Any) -> list[float]:
 
 def process_count(config: TrainConfig, device: Device, nodes: int = 1) -> int:
     """
-    Return the number of processes of a training: `train.processes` a node, at most the records per optimizer step.
+    Return the number of processes of a training: `train.processes` per node, at most the records per optimizer step.
 
     "auto" is one per visible GPU, and one on a CPU. Raises `CannotTrain` if `device` is "cuda" and `train.processes`
     larger than the number of visible CUDA devices.

@@ -60,7 +60,7 @@ class Watcher(TrainerCallback):
         control.should_save = self.job.process.rank == 0 and (stopping or is_due)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Publish what the trainer saved."""
+        """Move the checkpoint that the trainer saved to the run's checkpoint folder, see `publish`."""
         spec, source = self.attempt.spec, self.job.scratch / f"checkpoint-{state.global_step}"
         publish(source, self.attempt.path(spec.checkpoints), state.global_step, self.job.fingerprint, spec.attempt)
         self.saved_at = time.monotonic()
