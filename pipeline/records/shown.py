@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.models.ask import run, say
 from pipeline.models.generation import load_template
 from pipeline.models.template import conversation, fold
+from pipeline.models.untrusted import read_window
 from pipeline.records.records import Record, read_records
 from pipeline.words import count
 
@@ -26,14 +27,15 @@ _BEGIN, _END = 1500, 500
 def show(request: dict[str, Any]) -> None:
     """Print a JSON line per record as the module describes, without bad rows. Raises `CannotTrain` or `OSError`."""
     template = load_template(Path(request["folder"]), request["format"])
+    window = min(request["window"], read_window(Path(request["folder"])))
     records = (row for row in read_records(Path(request["file"])) if isinstance(row, Record))
     for record in islice(records, request["most"]):
         turns = conversation(record.turns, fold(record.instruction, record.input), record.output)
         ids = template.prompt(turns[:-1]), template.target(turns)
         prompt, learned = (_cut(template.tokenizer.decode(part, skip_special_tokens=False)) for part in ids)
         words = f"{count(sum(map(len, ids)), 'token')}, of which the last {len(ids[1]):,} are learned"
-        if sum(map(len, ids)) > request["window"]:
-            words += "; it is longer than the window (train.max_length) and left out"
+        if sum(map(len, ids)) > window:
+            words += f"; it is longer than the window of {window:,} tokens and left out"
         say(line=record.line, words=words, prompt=prompt, learned=learned)
 
 

@@ -326,7 +326,7 @@ def test_check_says_what_a_table_is_whatever_its_name(dropforge: Command, tmp_pa
 def test_check_shows_the_first_records_as_the_model_sees_them(
     dropforge: Command, tmp_path: Path, tiny_llama: Path
 ) -> None:
-    (tmp_path / "a.jsonl").write_text(f"{GOOD}{{}}\n" + GOOD.replace('"output": "', '"output": "' + "word " * 900))
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}{{}}\n" + GOOD.replace('"output": "', '"output": "' + "word " * 1500))
     ended = dropforge("check", "a.jsonl", "--show", "2")
     assert (ended.code, "no base model is set" in ended.err, "set base_model" in ended.err) == (1, True, True)
     (tmp_path / "dropforge.toml").write_text(f'base_model = "{tiny_llama}"\n[train]\nmax_length = 256\n')
@@ -339,11 +339,13 @@ def test_check_shows_the_first_records_as_the_model_sees_them(
     head = f"a.jsonl:1: {len(prompt) + len(target)} tokens, of which the last {len(target)} are learned"
     assert ended.out.startswith(f"{head}, from ⟦ to ⟧:\n{texts[0]}⟦{texts[1]}⟧\n\na.jsonl:3: ")
     assert texts[1].endswith("<|im_end|>")
-    assert "learned; it is longer than the window (train.max_length) and left out, from ⟦ to ⟧:\n" in ended.out
+    assert "learned; it is longer than the window of 256 tokens and left out, from ⟦ to ⟧:\n" in ended.out
     assert " […] " in ended.out
     shown = dropforge("check", "a.jsonl", "--show", "1", "--json").json["shown"]
     assert [(record["line"], record["prompt"], record["learned"]) for record in shown] == [(1, *texts)]
     assert dropforge("check", "a.jsonl", "--json").json["shown"] == []
+    (tmp_path / "dropforge.toml").write_text(f'base_model = "{tiny_llama}"\n[train]\nmax_length = 32768\n')
+    assert "longer than the window of 1,024 tokens" in dropforge("check", "a.jsonl", "--show", "2").out
 
 
 def test_check_shows_the_earlier_turns_of_a_record_and_its_last_answer_as_learned(
