@@ -52,8 +52,8 @@ def retry(
     """
     Let a failed, cancelled or crashed run go on where it stopped.
 
-    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: the first step that
-    this makes stale, with --from at the latest STEP, and all later ones are done again. A run that never began is
+    It uses the settings of today, and no drop that was withdrawn or suspended since. The first step that these changes
+    make stale, with --from STEP at the latest that one, and all later steps are done again. A run that never began is
     queued anew. In any other state this is an error.
     """
     goes_on = stale_steps.retry(open_writer(context), load_settings(context).work_folder, run, now_ms(), since)
@@ -119,11 +119,12 @@ _EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [2e
 
 def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     """
-    Begin a run now that trains several times, with what [train.search] has to try.
+    Begin a run now that trains several times, each time with other settings.
 
-    The training with the lowest loss on the dev split is merged, evaluated and judged as any other; the card shows the
-    others. With train.search.when = "asked" only such runs search. A run that is queued already becomes such a run. It
-    is an error if [train.search.space] is empty or the track has no drop to train on.
+    It tries the settings in [train.search]. The training with the lowest loss on the dev split is merged, evaluated and
+    judged as any other; the card shows the others. With train.search.when = "asked" only such runs search. A run that
+    is queued already becomes such a run. It is an error if [train.search.space] is empty or the track has no drop to
+    train on.
     """
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:
