@@ -46,7 +46,7 @@ def convert(  # noqa: PLR0913 - its options
     Also of JSON Lines with other keys, and of a folder that datasets saved. Shows which column is read as what, three
     records, and how many rows are lost and why; writes nothing without -o and --drop. Columns of a known form
     (instruction and output, prompt and completion, question and answer) need no --map. All cells are text. Exit code 65
-    if there are no records, or the columns are only guessed.
+    if there are no records or, with -o or --drop, if the columns are only guessed.
     """
     if output is not None:
         _require_new(output, drop=drop)
@@ -81,7 +81,7 @@ def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[
 
 
 def _require_new(output: Path, *, drop: bool) -> None:
-    """Raise `BadParameter` with --drop, or if `output` exists, has no folder or does not end in .jsonl or .json."""
+    """Raise `BadParameter` with --drop, or if `output` exists, its folder is missing or it is no .jsonl or .json."""
     faults = {
         "-o and --drop exclude each other": drop,
         f"{output} is there already": output.exists(),

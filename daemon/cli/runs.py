@@ -149,7 +149,11 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
 
 
 def logs(context: typer.Context, *, run: RunArgument) -> None:
-    """Print what a run's steps have written, oldest attempt first; of a progress bar only its last state."""
+    """
+    Print what a run's steps have written, oldest attempt first; of a progress bar only its last state.
+
+    It is an error if there is no log yet.
+    """
     for path in open_overview(context).logs(run):
         print_line(f"==> {path.parent.name} <==")
         for line in path.read_bytes().removesuffix(b"\n").split(b"\n"):

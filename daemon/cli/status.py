@@ -138,7 +138,7 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
 
 
 def files_in_inbox(settings: Settings) -> list[str]:
-    """Return printable, sorted paths in the inbox, relative to it, of files not taken in yet but ignored names."""
+    """Return the sorted, printable paths, relative to the inbox, of files not taken in yet; skip ignored names."""
     paths: list[Path] = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():

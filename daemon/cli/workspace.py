@@ -38,9 +38,9 @@ SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
 
 def config_path(context: typer.Context) -> Path | None:
     """
-    Return the path in `--config`; else the service's file, if readable and outside of a workspace; else `None`.
+    Return the path in `--config`; else, outside of a workspace, the service's file if readable; else `None`.
 
-    With `None`, `load` looks for the settings itself.
+    `load(None)` reads $DROPFORGE_CONFIG or ./dropforge.toml.
     """
     path: Path | None = context.find_root().params.get("config")
     return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
@@ -85,7 +85,11 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
 
 
 def _refuse_planted(settings: Settings) -> None:
-    """Raise `SettingsError` if ./dropforge.toml, or a link to the state folder, is neither root's nor that owner's."""
+    """
+    Raise `SettingsError` if ./dropforge.toml or a link to the state folder belongs to an untrusted user.
+
+    Trusted are root and the owner of the state folder.
+    """
     state, trusted = settings.state_folder, {0}
     trusted |= {state.stat().st_uid} if state.exists() else set()
     for path in (Path(FILE_NAME), state):

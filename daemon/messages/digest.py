@@ -76,7 +76,7 @@ def digest_text(session: Session, settings: Settings, after: int, last: int) -> 
 
 
 def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
-    """Return a line for each of the latest four verdicts but promotions and waiting wins, and one that counts more."""
+    """Return a line for each of the last four verdicts without a promotion, but waiting wins; one counts the others."""
     ended = [
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]

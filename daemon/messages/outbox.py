@@ -91,7 +91,7 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
 
 
 def tell_troubles(engine: Engine, settings: Settings, troubles: Mapping[str, str], now: int) -> None:
-    """Write a message to each address per trouble ({name: sentence}), but one per name in 24 hours."""
+    """Write a message to each address about each of `troubles`, {name: sentence}, but about a name once in 24 hours."""
     for whose, words in troubles.items():
         title = f"[dropforge] TROUBLE: {inert(whose)}"
         text = Text("trouble", "warning", title, f"{inert(words)}\nmore: dropforge status")
@@ -137,7 +137,7 @@ def record_failure(engine: Engine, number: int, error: str) -> None:
 
 
 def trouble(engine: Engine, address: str, now: int) -> str | None:
-    """Return how many messages to an address fail now or were given up in the last week; `None` if there are none."""
+    """Return words on the messages to an address that cannot be sent or were given up in the last week, else `None`."""
     here = Message.address == address
     lost = (Message.state == MessageState.GIVEN_UP, col(Message.ended_at) > now - WEEK_MS, Message.error != _GONE)
     with transaction(engine) as session:

@@ -162,7 +162,7 @@ def _lasting(settings: Settings, overview: Overview) -> Iterator[Attention]:
 
 
 def _ended(overview: Overview) -> Iterator[Attention]:
-    """Yield the runs and drops that need a person, at most 100 of a kind, grouped by kind, most urgent first."""
+    """Yield the runs and drops that need a person, grouped by kind, the most urgent kind first."""
     since = datetime.now(UTC) - _RECENT
     for run in overview.runs(states=("failed", "crashed"), most=_MOST_LOOKED_AT):
         if run.ended_at is not None and run.ended_at > since:

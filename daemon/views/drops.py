@@ -153,9 +153,10 @@ def _view(row: Any, tried: str | None, replacement: str | None, worth: str | Non
 
 def _worth(reader: Connection, row: Any) -> str | None:
     """
-    Return a drop's worth in words, with the mean worth of the champion's drops, if several; `None` if not measured.
+    Return a drop's worth in words, with the mean over the champion's drops that were left out, if several.
 
-    The champion's luck on the held-out records is in each worth alike, so the mean is what to compare with.
+    `None` if no run has left it out. The champion's luck on the held-out records is in each worth alike, so the mean is
+    what to compare with.
     """
     if None in (row.worth_run, row.worth_points, row.worth_half_width):
         return None
@@ -166,7 +167,7 @@ def _worth(reader: Connection, row: Any) -> str | None:
 
 
 def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
-    """Map ids of drops to how many rows other drops replaced, and how many they replaced, in the track's last run."""
+    """Map drops that replace records, or whose records are replaced, in the track's last run to words on how many."""
     _, data = last_prepared(reader, work_folder, track)
     by: dict[int, list[str]] = {}
     of: dict[int, list[str]] = {}
@@ -244,7 +245,11 @@ class DropDetail(Frozen):
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
-    """Return all details of a drop but its rows; no warning of too few rows. Raises `NotThere` if there is no drop."""
+    """
+    Return a drop with its findings, new answers and the champions trained on it. Raises `NotThere` if it is unknown.
+
+    The warning that the track has too few rows is left out: it changes later (`Overview.missing_rows`).
+    """
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     # Nothing is trained on other drops.

@@ -30,7 +30,7 @@ sqlite3.register_converter("JSON", json.loads)
 
 
 class NotThere(DropforgeError):
-    """The requested run, drop, log, report or entry does not exist."""
+    """The requested run, drop, track, log, report, entry or page does not exist; 404 on the web page."""
 
 
 def utc(milliseconds: int | None) -> datetime | None:

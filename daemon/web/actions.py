@@ -43,7 +43,7 @@ Name = Annotated[str, Path(min_length=1, max_length=200)]
 
 
 class Done(Frozen):
-    """The answer to an action."""
+    """The answer to an action: sentences that confirm it."""
 
     words: tuple[str, ...]
 
@@ -98,14 +98,18 @@ class Back(Frozen):
 
 @router.post("/runs/{run_id}/cancel")
 def cancel(site: SiteOf, run_id: Number) -> Done:
-    """Cancel a queued or waiting run at once, without a verdict; ask a running one to stop, after a checkpoint."""
+    """
+    Cancel a queued or waiting run, or a win that waits for approval; ask a running run to stop, after a checkpoint.
+
+    An error if it has ended otherwise.
+    """
     state = run_queue.cancel(site.writer(), run_id, now_ms())
     return _done(confirmations.cancelled(run_id, state))
 
 
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
-    """Continue a failed, cancelled or crashed run where it stopped, or from step `since`, with the current settings."""
+    """Continue a failed, cancelled or crashed run where it stopped or from step `since`, with the current settings."""
     return _done(stale_steps.retry(site.writer(), site.settings.work_folder, run_id, now_ms(), body.since))
 
 

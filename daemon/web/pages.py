@@ -61,7 +61,7 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """Render a run with its settings, curves, verdict and, if it has one, a link to its report. Raises `NotThere`."""
+    """Render a run: settings, curves, verdict, and a link to its report if any. Raises `NotThere` if it is unknown."""
     seen = site.overview
     detail = seen.run(run_id)
     card = None
