@@ -101,8 +101,8 @@ def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
     """
     Run hooks.after_promotion again for the champion that serves, as after a failure.
 
-    The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it. It is
-    an error if the command is not set, or has not ended yet.
+    The daemon runs it with the settings that it was started with, and `status` and `history` show the result. It is an
+    error if the command is not set or has not ended yet, or the track has no champion.
     """
     settings = load_settings(context)
     settings.track(track)  # one that left the settings has no commands of its own any more
@@ -180,7 +180,8 @@ def export(
     Copy a track's champion to a folder: as it serves, or as a GGUF file.
 
     The folder appears whole or not at all; it is an error if it is there already. With --gguf it holds the GGUF file
-    alone. Where the training stack is installed, a file whose logits are too far from the champion's is not kept.
+    alone. Where the training stack is installed, a file whose logits are too far from the champion's is not kept. It
+    is an error if there is no champion.
     """
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)
@@ -209,8 +210,8 @@ def ask(  # noqa: PLR0913 - options
     """
     Let the champion answer as it was evaluated: with the same prompt template, greedily, up to the same length.
 
-    The model is loaded for this one answer, on the device of the settings, whatever the daemon does there meanwhile:
-    where a training leaves too little memory, this command is the one that ends with an error.
+    The model is loaded for this answer, on the device of the settings, even while the daemon trains there: if too
+    little memory is left, this command ends with an error, not the training. It is an error if there is no champion.
     """
     chosen_tracks(context, track)
     settings = load_settings(context)

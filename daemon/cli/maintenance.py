@@ -99,7 +99,7 @@ def backup(
 
     The backup is a new folder, in DIR if that is there, that is verified before it has its name. Models are left out
     without --models, checkpoints and logs always. Exit code 1 if a file that the database names was missing or had
-    changed; the backup is made all the same.
+    changed; the backup is made nevertheless.
     """
     made = make(load_settings(context), target, with_models=models)
     manifest = made.manifest

@@ -64,7 +64,7 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     """
     End a run without a verdict.
 
-    A running run is only told to stop: it leaves a checkpoint first, so that it can be retried. A win that waits for
+    A running run is only asked to stop: it leaves a checkpoint first, so that it can be retried. A win that waits for
     approval is turned down: its model is not promoted. For a run that has ended otherwise this is an error.
     """
     state = run_queue.cancel(open_writer(context), run, now_ms())
@@ -80,8 +80,8 @@ def move(context: typer.Context, *, run: RunArgument) -> None:
     """
     Let a queued or waiting run go before all others, also before those that were moved earlier.
 
-    It still waits for its own time, as for its track's quiet. A run that is running goes on first, even if interrupted.
-    Prints the new order. For any other run this is an error.
+    It still waits until its earliest start, as after a failure. A run that is running goes on first, even if
+    interrupted. Prints the new order. For any other run this is an error.
     """
     print_line(confirmations.moved(order.move_first(open_writer(context), run, now_ms(), who())))
 
@@ -96,7 +96,7 @@ def pause(
     Let a track begin no run until it is resumed.
 
     A run that is running goes on; if it is interrupted, or has to try a step again, it waits. Drops are taken in and
-    runs queued as ever. It is an error if the track is paused already.
+    runs queued as usual. It is an error if the track is paused already.
     """
     chosen_tracks(context, track)
     order.pause(open_writer(context), track, word_of_user(reason))

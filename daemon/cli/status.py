@@ -41,7 +41,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Say what the daemon does and what waits.
 
-    With the champions, the drops, and what came of the latest runs. Exit code 69 if the daemon is not running.
+    With the champions, the drops, and the outcomes of the latest runs. Exit code 69 if the daemon is not running.
     """
     settings, overview = load_settings(context), open_overview(context)
     if as_json:

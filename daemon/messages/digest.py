@@ -76,7 +76,11 @@ def digest_text(session: Session, settings: Settings, after: int, last: int) -> 
 
 
 def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
-    """Return a line for each of the last four verdicts without a promotion, but waiting wins; one counts the others."""
+    """
+    Return a line for each of the last four verdicts that promoted nothing, and a line that counts the earlier ones.
+
+    A win that waits for approval has no line.
+    """
     ended = [
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]

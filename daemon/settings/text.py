@@ -38,7 +38,7 @@ def read_variable(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return the first 80 characters of a value as JSON, for a message; a phrase if it cannot be written as JSON."""
+    """Return the first 80 characters of a value as JSON, for a message; a phrase if it is too deep or too long."""
     try:
         return json.dumps(value, default=str)[:_SHOWN]
     except RecursionError:
@@ -137,7 +137,7 @@ def check_folder(value: str) -> str:
 
 
 def check_command(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the arguments of a command unchanged. Raises `ValueError` if the first is blank or one has a NUL."""
+    """Return the arguments of a command unchanged. Raises `ValueError` if the first is blank or any has a NUL."""
     if (value and not value[0].strip()) or any("\0" in word for word in value):
         msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
         raise ValueError(msg)

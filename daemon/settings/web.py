@@ -14,7 +14,7 @@ _MOST_PORT = 65_535
 
 
 class Address(NamedTuple):
-    """Where the page is served: a Unix socket's path, or with `socket` as `None` an IP address and a port."""
+    """Where the page is served: the path of a Unix socket, or if `socket` is `None` an IP address and a port."""
 
     socket: Path | None
     host: str = ""

@@ -80,7 +80,7 @@ class Attention(Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
-        """Identifier for `dismiss`: the kind with the id of its run or drop, without one with a hash of the title."""
+        """Identifier for `dismiss`: its kind and the id of its run or drop; if it has neither, a hash of its title."""
         return f"{self.kind}-{self.run or self.drop or hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
 
 

@@ -241,7 +241,7 @@ class DropDetail(Frozen):
     serving: bool
     """Whether the current champion was trained on it."""
     answers: tuple[AnswerPair, ...] = ()
-    """Up to 20 of its new answers beside the old ones."""
+    """Up to 20 of its new answers, each with the old one."""
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
