@@ -37,7 +37,7 @@ class _Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """Return the command; for an unknown name `None`, with all imported, so that a similar one is suggested."""
+        """Return a command, imported on first use; for an unknown name import all, to suggest one, and return None."""
         for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:
                 self.commands.update(get_group(_made(name)).commands)
@@ -55,7 +55,7 @@ class _Commands(TyperGroup):
             )
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; raise `DatabaseUnusable` in place of an error of the state database."""
+        """Run the command and return its result; in place of its exception raise that of `_database_words`, if any."""
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -117,8 +117,9 @@ def main() -> int:
     """
     Run the command in `sys.argv`, or `--help` without one, print its errors to stderr, and return the exit code.
 
-    With `--json` an error is also printed as JSON to stdout. An exception other than `DropforgeError`, wrong usage and
-    `OSError` is raised, with DROPFORGE_DEBUG=1 also the first and the last of these. Returns 130 after Ctrl-C.
+    With `--json` an error is also printed as JSON to stdout. Wrong usage, `DropforgeError` and `OSError` are printed,
+    any other exception is raised; with DROPFORGE_DEBUG=1 only wrong usage is printed. Returns 130 after Ctrl-C, 1 if
+    the reader of stdout is gone.
     """
     # Pydantic would read the metadata of every installed package to look for plugins: we use none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -146,7 +147,11 @@ def main() -> int:
 
 
 def _database_words(error: Exception, context: typer.Context) -> DropforgeError | None:
-    """Return an error of the state database, or of too large a number, with a remedy; `None` for any other error."""
+    """
+    Return a `DropforgeError` with a remedy for an error of SQLite or an `OverflowError`; `None` for any other error.
+
+    `None`, too, for wrong SQL statements and rows, which are defects of our own code.
+    """
     if isinstance(error, OverflowError):  # SQLite holds 64 bits
         return DropforgeError("no number here is that large", "list them: dropforge runs, dropforge drops")
     if "sqlite3" not in sys.modules:

@@ -26,7 +26,7 @@ def champion(
     Show each track's champion.
 
     With --path only the link to its folder is printed: of track default, unless --track says otherwise. It is an error
-    if no champion is found.
+    if none of the tracks has a champion.
     """
     overview = open_overview(context)
     names = chosen_tracks(context, track or ("default" if path else None))

@@ -46,7 +46,7 @@ def convert(  # noqa: PLR0913 - its options
     Also of JSON Lines with other keys, and of a folder that datasets saved. Shows which column is read as what, three
     records, and how many rows are lost and why; writes nothing without -o and --drop. Columns of a known form
     (instruction and output, prompt and completion, question and answer) need no --map. All cells are text. Exit code 65
-    if there are no records, or the columns are only guessed.
+    if there are no records or, with -o or --drop, if the columns are only guessed.
     """
     if output is not None:
         _require_new(output, drop=drop)
@@ -73,7 +73,7 @@ def convert(  # noqa: PLR0913 - its options
 
 
 def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[str, str], track: str) -> str:
-    """Return the command that converts `file` with this choice of columns, without its output."""
+    """Return the shell command that converts `file` with this choice of columns, without -o and --drop."""
     pairs = [f"{key}={column}" for key, column in choice.columns.items() if given or not choice.known]
     pairs += [f"{key}=" for key, column in given.items() if not column]
     options = [word for pair in pairs for word in ("--map", pair)] + ["--track", track] * (track != "default")
@@ -81,7 +81,7 @@ def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[
 
 
 def _require_new(output: Path, *, drop: bool) -> None:
-    """Raise `BadParameter` if the records are not to be written to `output`, or `submit` would not take that."""
+    """Raise `BadParameter` with --drop, or if `output` exists, its folder is missing or it is no .jsonl or .json."""
     faults = {
         "-o and --drop exclude each other": drop,
         f"{output} is there already": output.exists(),
@@ -95,7 +95,11 @@ def _require_new(output: Path, *, drop: bool) -> None:
 def _converted(
     file: Path, made: Path, given: Mapping[str, str], settings: Settings, track: str
 ) -> tuple[Choice, Conversion]:
-    """Convert the table `file` to the file `made`, and print what is read as what, three records and what is lost."""
+    """
+    Convert the table `file` to the file `made`, and print which column is read as what, three records and the losses.
+
+    Raises `DropforgeError` if there is no such file, a column is missing, or there are no records.
+    """
     if not file.exists():
         raise DropforgeError(f"there is no file {file}", "name a table: CSV, TSV, Parquet, gzip", EXIT_BAD_DATA)
     table = open_table(file, str(file), made.parent, settings.intake.max_bytes)
@@ -108,7 +112,7 @@ def _converted(
 
 
 def _print_columns(file: Path, table: Table, choice: Choice) -> None:
-    """Print which column is read as what. Raises `DropforgeError` if no column is known for a question or an answer."""
+    """Print which column is read as what. Raises `DropforgeError` if none is known for the question or the answer."""
     print_line(f"{file}: {table.kind}{'' if choice.known else '; the columns are guessed from their names'}")
     print_lines(f"  {key}: column {column}" for key, column in choice.columns.items())
     print_lines([f"  {choice.ignored}"] if choice.unused else [])
@@ -118,7 +122,7 @@ def _print_columns(file: Path, table: Table, choice: Choice) -> None:
 
 
 def _print_records(file: Path, table: Table, result: Conversion) -> None:
-    """Print the first records and what is lost. Raises `DropforgeError` if there are no records."""
+    """Print the first records, each cut after 500 characters, and the losses. Raises `DropforgeError` if no records."""
     texts = [json.dumps(record, ensure_ascii=False) for record in result.first]
     shown = [text if len(text) <= _WIDTH else f"{text[:_WIDTH]}…" for text in texts]
     print_lines([*([f"  {table.note}"] if table.note else []), *shown, *result.losses, f"{file}: {result.words}"])

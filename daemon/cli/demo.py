@@ -47,7 +47,7 @@ class _Stage:
     """What `print_changes` has printed."""
 
     def wait(self, look: Callable[[], Any]) -> Any:
-        """Poll `look` until it returns a true value, and return it. Raises an error if the daemon ends first."""
+        """Call `look` until its value is true; return the value. Raises `DropforgeError` if the daemon ends first."""
         while not (value := look()):
             if self.daemon.poll() is not None:
                 message = f"the daemon ended with exit code {self.daemon.returncode}"
@@ -56,7 +56,7 @@ class _Stage:
         return value
 
     def drop(self, name: str, *, heldout: bool = False) -> None:
-        """Copy one of the demo's files into the inbox."""
+        """Copy the demo's file `name` into the inbox, `heldout` as held-out records, and print its path there."""
         target = copy_in(self.folder / "data" / name, self.settings, "default", heldout=heldout)
         print_line(f"dropped {target}")
 
@@ -134,7 +134,11 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
-    """Run a daemon in the demo's folder, yield once it has a champion; end it by SIGTERM, after 90 s by SIGKILL."""
+    """
+    Write the settings into `folder`, run a daemon there, and yield once it has a champion.
+
+    At the end the daemon gets SIGTERM, after 90 s SIGKILL. Raises `DropforgeError` if it ends before it has a champion.
+    """
     path = folder / "dropforge.toml"
     text = (_FILES / path.name).read_text(encoding="utf-8")
     path.write_text(f"base_model = {json.dumps(str(base), ensure_ascii=False)}\n{text}", encoding="utf-8")
@@ -157,7 +161,11 @@ def _daemon(folder: Path, base: Path) -> "Iterator[_Stage]":
 
 
 def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
-    """Drop a file, print its run's progress, and return the ended run. Raises `DropforgeError` without a verdict."""
+    """
+    Drop the file `name`, print progress until run `number` has ended, then its verdict, and return the run.
+
+    Raises `DropforgeError` if it ends without a verdict, or the daemon ends first.
+    """
 
     def ended() -> RunDetail | None:
         print_changes(stage.overview, stage.shown)
@@ -177,7 +185,7 @@ def _drop_and_watch(stage: _Stage, name: str, number: int) -> RunDetail:
 
 
 def unexpected(overview: Overview, honest: RunDetail, poisoned: RunDetail) -> str:
-    """Return in a sentence what went wrong; empty if `honest` was promoted, and `poisoned` refused and put on trial."""
+    """Return in words what went wrong; empty if `honest` was promoted, `poisoned` was not, and a drop is on trial."""
     if honest.outcome != "promoted":
         return f"the honest drop should be promoted and is {honest.outcome}"
     if poisoned.outcome == "promoted":

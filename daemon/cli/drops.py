@@ -69,7 +69,12 @@ def drops(
 
 
 def _row(drop: DropView) -> tuple[object, ...]:
-    """Return a drop's row; after its name come the reason for its state, replaced rows, new answers; agreement."""
+    """
+    Return a drop's row of the table, with its name and remarks in the last cell.
+
+    Remarks are the reason for its state (or its worth), its evidence, replaced rows, new answers, and before its first
+    run the champion's agreement with it.
+    """
     place = f"heldout/{drop.name}" if drop.role == "heldout" else drop.name
     same = f"the same as drop {drop.duplicate_of}" if drop.duplicate_of else ""
     why = waiting_words(drop) or drop.on_trial or drop.reason or same or drop.worth
@@ -90,13 +95,13 @@ def accept(
     reason: AnyReasonOption = None,
 ) -> None:
     """
-    Let a held-out file that waits for a person count, or with --answers a drop's new answers to old questions.
+    Accept a held-out file that waits for approval, or with --answers a drop's new answers to old questions.
 
     A held-out file says what every later model is judged on: look at its records first. A run is queued if the track's
     last run ended for lack of them. For any other drop, or if the same content is accepted already, this is an error.
 
-    New answers are in the drop's note and on its page, beside the old ones. Accepted, they are trained on and judged
-    by from the next run on; the old ones are not. If the drop is withdrawn, the old ones count again.
+    The drop's note and its page show new answers with the old ones. From the next run on, accepted answers are used in
+    training and evaluation, and the old ones are not. If the drop is withdrawn, the old ones count again.
     """
     from daemon.queue import drops as decisions  # noqa: PLC0415 - a quick start
 
@@ -113,9 +118,9 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
     """
     Take a drop out of every later run.
 
-    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled, and a queued
-    run without another new drop; drops that were new in them wait for a run again. A champion that was trained on it
-    stays and is named.
+    Its file and its history stay. Open runs and pending approvals that were made from it are cancelled; the other drops
+    that were new in them wait for a run again. A queued run is cancelled if no new drop is left for it. A champion that
+    was trained on it stays and is named. It is an error if the drop is rejected or withdrawn already.
     """
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415 - a quick start
 

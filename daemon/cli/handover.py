@@ -57,10 +57,9 @@ def promote(
     Promote a run that won and waits for approval.
 
     A win waits with gate.approval = "manual", or if its new drops replace more than a tenth of the older held-out
-    answers.
-    With --force the model of an ended run serves, whatever its verdict; where the training stack is installed, it is
-    loaded first, to see that it answers. Otherwise it is an error if the run does not wait, its blind review is not
-    complete, or another champion came before it. The daemon runs the hooks.
+    answers. It is an error if the run does not wait, its blind review is not complete, or another champion came before
+    it. With --force the model of any ended run is promoted, whatever its verdict; where the training stack is
+    installed, it is loaded first, to see that it answers. The daemon runs the hooks.
     """
     if force and reason is None:
         raise typer.BadParameter("--force needs --reason TEXT")
@@ -102,8 +101,8 @@ def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
     """
     Run hooks.after_promotion again for the champion that serves, as after a failure.
 
-    The daemon runs it with the settings that it was started with, and `status` and `history` say what came of it. It is
-    an error if the command is not set, or has not ended yet.
+    The daemon runs it with the settings that it was started with, and `status` and `history` show the result. It is an
+    error if the command is not set or has not ended yet, or the track has no champion.
     """
     settings = load_settings(context)
     settings.track(track)  # one that left the settings has no commands of its own any more
@@ -112,7 +111,7 @@ def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
 
 
 def _try_out(folder: Path) -> None:
-    """Print a line, then load the model in `folder` and require an answer; skipped without the training stack."""
+    """Print a line, then load the model in `folder` and raise unless it answers; no load without the training stack."""
     if can_try():
         print_line(f"its files are what they were; loading {folder} to see that it answers")
         require_answer(folder)
@@ -121,7 +120,7 @@ def _try_out(folder: Path) -> None:
 
 
 def _print_commands(context: typer.Context, track: str) -> None:
-    """Print the state of the hooks of the track's champion, and whether the daemon is running to run them."""
+    """Print a line for each failed, pending or running hook of the track's champion; nothing if there is none."""
     overview = open_overview(context)
     champion = overview.champion(track)
     if champion is not None:
@@ -141,12 +140,12 @@ def serve_hook(
     wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Longest time until it is up.")] = 600.0,
 ) -> None:
     """
-    Let a server take the champion, and ask it: it fails unless more than half of the answers are the champion's.
+    Make a server serve the champion, and check its answers: it fails unless more than half are the champion's.
 
-    For hooks.after_promotion with --restart or --adapter-name, for hooks.health without. What it asks are held-out
-    prompts that the champion and the model that it was compared with answered differently; without any, as for a base
-    model, it succeeds once the server is up. FILE is written only after that: otherwise it still names the former
-    champion. It needs the PROMOTION_* variables that the daemon sets for hooks. docs/serving.md shows both.
+    For hooks.after_promotion with --restart or --adapter-name; for hooks.health without, to check only. It sends
+    held-out prompts that the champion and the model that it was compared with answered differently; without any, as for
+    a base model, it succeeds once the server is up. FILE is written only after that: otherwise it still names the
+    former champion. It needs the PROMOTION_* variables that the daemon sets for hooks. docs/serving.md shows both.
     """
     if restart is not None and adapter_name is not None:
         raise typer.BadParameter("--restart and --adapter-name are two ways to do it: choose one")
@@ -181,7 +180,8 @@ def export(
     Copy a track's champion to a folder: as it serves, or as a GGUF file.
 
     The folder appears whole or not at all; it is an error if it is there already. With --gguf it holds the GGUF file
-    alone. Where the training stack is installed, a file whose logits are too far from the champion's is not kept.
+    alone. Where the training stack is installed, a file whose logits are too far from the champion's is not kept. It
+    is an error if there is no champion.
     """
     chosen_tracks(context, track)
     settings, champion = load_settings(context), open_overview(context).champion(track)
@@ -210,8 +210,8 @@ def ask(  # noqa: PLR0913 - options
     """
     Let the champion answer as it was evaluated: with the same prompt template, greedily, up to the same length.
 
-    The model is loaded for this one answer, on the device of the settings, whatever the daemon does there meanwhile:
-    where a training leaves too little memory, this command is the one that ends with an error.
+    The model is loaded for this answer, on the device of the settings, even while the daemon trains there: if too
+    little memory is left, this command ends with an error, not the training. It is an error if there is no champion.
     """
     chosen_tracks(context, track)
     settings = load_settings(context)
@@ -239,7 +239,11 @@ def ask(  # noqa: PLR0913 - options
 
 
 def _earlier_turns(file: Path) -> Sequence[tuple[str, str]]:
-    """Return role and text of the turns in a file of messages. Raises `DropforgeError` if no question can follow."""
+    """
+    Return (role, text) of each turn in a JSON file of messages.
+
+    Raises `DropforgeError` if the file cannot be read, or if a question cannot follow the turns.
+    """
     try:
         value = parse(file.read_bytes())
     except (OSError, BadJson) as error:
@@ -255,7 +259,11 @@ def _earlier_turns(file: Path) -> Sequence[tuple[str, str]]:
 
 
 def _print_part(part: dict[str, Any]) -> None:
-    """Print a part of an answer, unprintable characters but newlines escaped; after the last whether it was cut."""
+    """
+    Print a part of an answer without a newline at its end; unprintable characters other than newlines are escaped.
+
+    After the last part, which has "tokens", a newline; if the answer was cut, this is said on stderr.
+    """
     sys.stdout.write("\n".join(map(printable, part.get("text", "").split("\n"))))
     if "tokens" in part:
         sys.stdout.write("\n")

@@ -88,7 +88,11 @@ def init(
 
 
 def _settings_of_new(folder: Path, base_model: Path | None) -> Settings:
-    """Write the settings of a new workspace unless they are there, and load them. Raises as `init` describes."""
+    """
+    Write the settings of a new workspace unless they exist, print which, and return the loaded settings.
+
+    Raises `DropforgeError` if `base_model` cannot be trained, `BadParameter` if existing settings do not name it.
+    """
     line = '#base_model = "path/to/a/model"'
     if base_model is not None:
         check_base(base_model)
@@ -148,7 +152,11 @@ def check(
 
 
 def _lacking(file: Path, settings: Settings, track: str, rows: int) -> list[str]:
-    """Say whether the track has too few rows for a verdict with this file, which is not in it yet."""
+    """
+    Return a sentence if the track with this file of `rows` rows still has too few rows for a first verdict; else empty.
+
+    Empty, too, if this user cannot read the state folder.
+    """
     with suppress(DropforgeError, OSError):  # who may drop a file need not see the state folder
         lacks = Overview.of(settings).missing_rows(settings, track, (file, rows))
         counted = "" if settings.track(track).gate.on == "pinned" else "with this file, "
@@ -207,7 +215,7 @@ def submit(
 
 
 def say_copied(context: typer.Context, settings: Settings, target: Path, rows: int) -> None:
-    """Say that so many `rows` were copied to `target` in the inbox, when they are taken, and the next commands."""
+    """Print that `rows` rows were copied to `target`, when they are taken, next commands, and if no daemon runs."""
     same = command(context)
     print_line(f"copied {count(rows, 'row')} to {target}")
     print_line(f"it is taken once it has not changed for {settings.intake.settle_seconds:g} s")
@@ -218,7 +226,11 @@ def say_copied(context: typer.Context, settings: Settings, target: Path, rows: i
 
 
 def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
-    """Wait until the daemon has taken the file from the inbox, and let its new answers to old questions count."""
+    """
+    Wait until the daemon has taken the file from the inbox, accept its drop's new answers, and print what follows.
+
+    For a duplicate the original drop's are accepted. Raises `DropforgeError` if no daemon runs while the file waits.
+    """
     from daemon.queue.drops import accept_answers  # noqa: PLC0415 - a quick start
 
     overview, settings = open_overview(context), load_settings(context)
@@ -247,7 +259,7 @@ def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ru
 
 
 def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen: Sequence[str]) -> None:
-    """Print the file's errors and warnings, and those that are foreseen, then whether the file would be accepted."""
+    """Print the file's errors, its warnings and the sentences `foreseen`, then whether the file would be accepted."""
     _print_faults(file, validation)
     for notice in validation.warnings:
         where = f"{file}:{notice.line}" if notice.line is not None else str(file)
@@ -283,10 +295,10 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 def _foresee(file: Path, settings: Settings, track: str, options: Options) -> list[str]:
     """
-    Prepare the first 10,000 records of a file, and return in sentences what is left out, and the warnings.
+    Prepare the first 10,000 records of a file, and return sentences: what a run would leave out, and its warnings.
 
-    The rows are split by another hash than a run's, so near-duplicates of held-out records are an estimate. Nothing
-    outside a temporary folder is written. Returns an empty list if the step itself cannot run.
+    Returns only the error if the step fails, and an empty list if it cannot run. The rows are split by another hash
+    than a run's, so near-duplicates of held-out records are an estimate. Writes only into a temporary folder.
     """
     with TemporaryDirectory(prefix="dropforge-check-") as name:
         spec = _spec(file, Path(name), settings, track, options)
@@ -308,7 +320,7 @@ def _foresee(file: Path, settings: Settings, track: str, options: Options) -> li
 
 
 def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:
-    """Copy the good rows into `root`, and return the spec that prepares them there."""
+    """Write the file's good rows, up to the 10,000th record, into `root`; return the spec of a prepare step on them."""
     track_settings, rows = settings.track(track), root / "rows.jsonl"
     lines: list[str] = []
     records = 0

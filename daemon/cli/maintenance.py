@@ -42,10 +42,10 @@ def attention(
     as_json: JsonOption = False,
 ) -> None:
     """
-    List what needs a person, the most urgent first, each behind its key.
+    List what needs a person, the most urgent first, each with its key.
 
     With --dismiss the entries of these keys are left out until they happen again, and each is confirmed in place of the
-    list; --json lists the entries that remain. What lasts, as a pause does, is told again after a day.
+    list; --json lists the entries that remain. A lasting condition, such as a pause, is listed again after a day.
     """
     settings, overview = load_settings(context), open_overview(context)
     left_out = [needs.dismiss(open_writer(context), settings, overview, key, word_of_user()) for key in dismiss or ()]
@@ -99,7 +99,7 @@ def backup(
 
     The backup is a new folder, in DIR if that is there, that is verified before it has its name. Models are left out
     without --models, checkpoints and logs always. Exit code 1 if a file that the database names was missing or had
-    changed; the backup is made all the same.
+    changed; the backup is made nevertheless.
     """
     made = make(load_settings(context), target, with_models=models)
     manifest = made.manifest
@@ -157,7 +157,7 @@ def doctor(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Look at database, disks, inbox and models, and say what to mend.
 
-    Changes nothing, but on a Slurm cluster it runs a job, for a minute at most. Exit code 1 if a line is bad.
+    Changes nothing, but on a Slurm cluster it runs a job, for a minute at most. Exit code 1 if a check is "bad".
     """
     settings = load_settings(context)
     findings = [*examine(settings), *addresses.examine(settings.messages, chosen_file(context))]
@@ -211,7 +211,7 @@ def messages(
 
 
 def _where_set(context: typer.Context) -> str:
-    """Return where addresses are set, as a noun phrase; a command does not have the unit's environment."""
+    """Return a noun phrase that names the settings file with the addresses, and the unit's environment if it exists."""
     file = chosen_file(context)
     environment = file.with_name("environment")
     of_unit = f"; those in {environment} only the unit has: see docs/operations.md, Monitoring"
@@ -222,6 +222,6 @@ def metrics(context: typer.Context) -> None:
     """
     Print all metrics in Prometheus' text format, as /metrics of the page does.
 
-    For node_exporter's textfile collector: write them aside and rename the file, every minute or so.
+    For node_exporter's textfile collector: each minute write them to another file and rename it.
     """
     print(metrics_text(load_settings(context)).decode(), end="")

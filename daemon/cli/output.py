@@ -40,7 +40,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_json(**fields: Any) -> None:
-    """Print the version `schema` and `fields`, values or models, as one JSON object; unprintable text is escaped."""
+    """Print `fields`, values or models, and their version `schema` as one JSON object; unprintable text is escaped."""
     text = json.dumps(
         {"schema": SCHEMA, **fields}, default=methodcaller("model_dump", mode="json"), ensure_ascii=False, indent=2
     )
@@ -83,7 +83,7 @@ def clock(time: datetime | None) -> str:
 
 
 def drop_words(drop: DropView) -> str:
-    """Return a drop's state, or "on trial" while only a trial may use it, as it may have made a run worse."""
+    """Return "on trial" for a drop on trial, for any other drop its state."""
     return "on trial" if drop.on_trial else drop.state
 
 
@@ -95,5 +95,5 @@ def answers_words(drop: DropView) -> str:
 
 
 def waiting_words(drop: DropView) -> str:
-    """Return why a drop waits for approval and the command that accepts it; empty for any other drop."""
+    """Return that a proposed drop waits, the command that accepts it, and why it waits; empty for any other drop."""
     return f"waits for a person: dropforge drops accept {drop.id}; {drop.reason}" if drop.state == "proposed" else ""

@@ -52,8 +52,8 @@ def retry(
     """
     Let a failed, cancelled or crashed run go on where it stopped.
 
-    With the settings of today, and without the drops that were withdrawn or suspended meanwhile: the first step that
-    this makes stale, with --from at the latest STEP, and all later ones are done again. A run that never began is
+    It uses the settings of today, and no drop that was withdrawn or suspended since. The first step that these changes
+    make stale, with --from STEP at the latest that one, and all later steps are done again. A run that never began is
     queued anew. In any other state this is an error.
     """
     goes_on = stale_steps.retry(open_writer(context), load_settings(context).work_folder, run, now_ms(), since)
@@ -64,7 +64,7 @@ def cancel(context: typer.Context, *, run: RunArgument) -> None:
     """
     End a run without a verdict.
 
-    A running run is only told to stop: it leaves a checkpoint first, so that it can be retried. A win that waits for
+    A running run is only asked to stop: it leaves a checkpoint first, so that it can be retried. A win that waits for
     approval is turned down: its model is not promoted. For a run that has ended otherwise this is an error.
     """
     state = run_queue.cancel(open_writer(context), run, now_ms())
@@ -80,8 +80,8 @@ def move(context: typer.Context, *, run: RunArgument) -> None:
     """
     Let a queued or waiting run go before all others, also before those that were moved earlier.
 
-    It still waits for its own time, as for its track's quiet. A run that is running goes on first, even if interrupted.
-    Prints the new order. For any other run this is an error.
+    It still waits until its earliest start, as after a failure. A run that is running goes on first, even if
+    interrupted. Prints the new order. For any other run this is an error.
     """
     print_line(confirmations.moved(order.move_first(open_writer(context), run, now_ms(), who())))
 
@@ -96,7 +96,7 @@ def pause(
     Let a track begin no run until it is resumed.
 
     A run that is running goes on; if it is interrupted, or has to try a step again, it waits. Drops are taken in and
-    runs queued as ever. It is an error if the track is paused already.
+    runs queued as usual. It is an error if the track is paused already.
     """
     chosen_tracks(context, track)
     order.pause(open_writer(context), track, word_of_user(reason))
@@ -119,11 +119,12 @@ _EXAMPLE = "name what to try in [train.search], as space = { learning_rate = [2e
 
 def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     """
-    Begin a run now that trains several times, with what [train.search] has to try.
+    Begin a run now that trains several times, each time with other settings.
 
-    The training with the lowest loss on the dev split is merged, evaluated and judged as any other; the card shows the
-    others. With train.search.when = "asked" only such runs search. A run that is queued already becomes such a run. It
-    is an error if [train.search.space] is empty or the track has no drop to train on.
+    It tries the settings in [train.search]. The training with the lowest loss on the dev split is merged, evaluated and
+    judged as any other; the card shows the others. With train.search.when = "asked" only such runs search. A run that
+    is queued already becomes such a run. It is an error if [train.search.space] is empty or the track has no drop to
+    train on.
     """
     wanted = load_settings(context).track(track).train.search
     if not wanted.space:

@@ -105,7 +105,7 @@ def _attempt_row(attempt: AttemptView) -> tuple[object, ...]:
 
 
 def _print_trials(overview: Overview, run: int) -> None:
-    """Print a line for each trial of the run's search; nothing if it made none or its adapter file is damaged."""
+    """Print a line for each trial of the run's search; nothing without a search or with a damaged adapter file."""
     try:
         adapter = load_adapter(overview.folder, run)
     except ArtifactDamaged:
@@ -129,8 +129,8 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
     """
     Return the lines below a verdict's sentence: reasons and next steps from `story`, p-value, guards and slices.
 
-    Without `story` there are no reasons and next steps. Guards are counted; of the slices only those of records of
-    drops that the champion knows, and of new drops, are there.
+    Without `story` there are no reasons and next steps. Guards are one line, with the number that failed. Slices by
+    drop or tag are left out: "seen" (drops that the champion was trained on) and "unseen" (new drops) have a line.
     """
     lines = []
     if story is not None:
@@ -149,7 +149,11 @@ def verdict_lines(verdict: Verdict, story: Story | None) -> list[str]:
 
 
 def logs(context: typer.Context, *, run: RunArgument) -> None:
-    """Print what a run's steps have written, oldest attempt first; of a progress bar only its last state."""
+    """
+    Print what a run's steps have written, oldest attempt first; of a progress bar only its last state.
+
+    It is an error if there is no log yet.
+    """
     for path in open_overview(context).logs(run):
         print_line(f"==> {path.parent.name} <==")
         for line in path.read_bytes().removesuffix(b"\n").split(b"\n"):
@@ -193,7 +197,7 @@ def _print_data(run: RunDetail) -> None:
 
 
 def _settings_words(section: object) -> Iterator[str]:
-    """Yield "NAME VALUE" for each setting of a section, or one setting's value; as JSON with strings unquoted."""
+    """Yield "DOTTED.NAME VALUE" for each setting of a section, or a single setting's value; JSON, but bare strings."""
     for name, value in flat(section) if isinstance(section, dict) else [((), section)]:
         words = value if value and isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"{'.'.join(name)} {words}".lstrip()
@@ -233,7 +237,7 @@ def review(
     as_json: JsonOption = False,
 ) -> None:
     """
-    Judge a run's answers beside the champion's without knowing whose is whose.
+    Compare a run's answers with the champion's without knowing which is which.
 
     Keys: 1 the first is better, 2 the second, 0 neither, u takes the last answer back, q goes on another time. At the
     end, when nothing can be taken back any more, the counts and an exact sign test are shown, and written on the run's
@@ -260,7 +264,11 @@ def _choose(context: typer.Context, run: int, pair: str, key: str) -> Review:
 
 
 def _ask_all(context: typer.Context, progress: Review) -> Review:
-    """Show the pairs one by one and read a key for each; return the review once none is left or q was pressed."""
+    """
+    Show the pairs one by one, store the choice that is typed for each, and return the review after the last, or at q.
+
+    If it is complete, only put its result on the card. Raises `DropforgeError` if stdin or stdout is no terminal.
+    """
     if progress.result is not None:
         put_on_card(load_settings(context).work_folder, progress.run, progress.result)
     elif not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -53,8 +53,8 @@ def worker(  # noqa: PLR0913 - each is an option
     """
     Run the steps that the daemon orders.
 
-    Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon starts this by
-    itself; with worker = "separate" a unit of its own does.
+    Until SIGTERM or Ctrl-C; another worker of the same state folder must have ended first. The daemon starts it, or
+    with worker = "separate" another unit of systemd.
     """
     from daemon.dispatch import attempt  # noqa: PLC0415
     from daemon.dispatch import worker as room  # noqa: PLC0415

@@ -41,7 +41,7 @@ def status(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
     Say what the daemon does and what waits.
 
-    With the champions, the drops, and what came of the latest runs. Exit code 69 if the daemon is not running.
+    With the champions, the drops, and the outcomes of the latest runs. Exit code 69 if the daemon is not running.
     """
     settings, overview = load_settings(context), open_overview(context)
     if as_json:
@@ -81,7 +81,11 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 
 def describe_run(run: RunView) -> str:
-    """Return an open run's trial, progress or start, and last error; no error if it is paused or to be cancelled."""
+    """
+    Return an open run's trial, then its progress and last error; if it is not running, when it begins.
+
+    If it is to be cancelled or its track is paused, this replaces the error.
+    """
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
         before = f"; before that: {run.error}" if run.error else ""
@@ -94,7 +98,7 @@ def describe_run(run: RunView) -> str:
 
 
 def outcome_words(run: RunView) -> str:
-    """Return an ended run's verdict, without one its state and error, and for a trial run which drop it tried."""
+    """Return an ended run's verdict, or its state and error if it has none, and for a trial run which drop it tried."""
     return "; ".join(filter(None, (run.sentence or ": ".join(filter(None, (run.state, run.error))), run.trial)))
 
 
@@ -134,7 +138,7 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
 
 
 def files_in_inbox(settings: Settings) -> list[str]:
-    """Return the sorted printable paths, relative to the inbox, of files not yet taken in, but no ignored names."""
+    """Return the sorted, printable paths, relative to the inbox, of files not taken in yet; skip ignored names."""
     paths: list[Path] = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
@@ -194,7 +198,7 @@ def _champion_words(champion: ServingView) -> str:
 
 
 def review_lines(overview: Overview, run: RunView) -> list[str]:
-    """Return a line on a run's blind review; empty if it is neither begun nor needed for approval, or not readable."""
+    """Return a line on a run's blind review; none if it is unreadable, or neither begun nor needed for approval."""
     try:
         review = overview.review(run.id)
     except (DropforgeError, OSError):
@@ -241,7 +245,7 @@ def command_lines(champion: ServingView, *, alive: bool, every: bool = False) ->
 
 
 def _why_none(settings: Settings, track: str) -> str:
-    """Return "none" and the reason why a track has no champion, such as a base model that is not set or missing."""
+    """Return "none" and why a track has no champion: removed, or its base model is unset, missing or not used yet."""
     if track not in settings.track_names:
         return "none; no longer in the settings"
     path = settings.track(track).base_model

@@ -64,7 +64,7 @@ class Settled(Frozen):
 
 
 class Pending(NamedTuple):
-    """What is waited for while there is no verdict."""
+    """What `wait` waits for while there is no verdict."""
 
     words: str
     state: object = ""
@@ -109,7 +109,11 @@ def wait(
 
 
 def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settled:
-    """Poll `ask` every second until a verdict, printing each new state to stderr. Raises an error without one."""
+    """
+    Call `ask` every second until it returns a result, printing each new state to stderr; return the result.
+
+    Raises `DropforgeError` after `timeout` seconds, at once if no daemon runs, and if none has run for 60 s.
+    """
     end = math.inf if timeout is None else time.monotonic() + timeout
     shown: object = None
     alive_at = -math.inf
@@ -132,10 +136,10 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
 
 def file_awaited(overview: Overview, settings: Settings, name: str, track: str | None) -> Ask:
     """
-    Return a function that polls the newest drop of the file `name`: once found, no later file of that name counts.
+    Return a function that returns `drop_awaited` of the newest drop of the file `name`, in each call of the same drop.
 
-    It returns what `drop_awaited` does, after waiting as long as a file of that name lies in the inbox. It raises
-    `DropforgeError` if there is neither such a file nor such a drop (of `track`, if that is given).
+    It returns a `Pending` while a file of that name lies in the inbox, of any track. It raises `DropforgeError` if
+    there is neither such a file nor such a drop (of `track`, if that is given).
     """
     number: int | None = None
 
@@ -157,7 +161,7 @@ def file_awaited(overview: Overview, settings: Settings, name: str, track: str |
 
 
 def run_awaited(overview: Overview, run_id: int) -> Settled | Pending:
-    """Return the run's result, or that it is open or waits for approval. Raises `NotThere` if there is none."""
+    """Return a run's result, or a `Pending` if it is open or waits for approval. Raises `NotThere` if it is unknown."""
     run = overview.run(run_id)
     if run.state in _BY_STATE:
         words = ": ".join(filter(None, (f"run {run.id} {state_words(run.state)}", run.error)))
@@ -173,10 +177,10 @@ def run_awaited(overview: Overview, run_id: int) -> Settled | Pending:
 
 def drop_awaited(overview: Overview, drop: DropView) -> Settled | Pending:
     """
-    Return the result of the first run that uses a drop; until there is one, what the drop or that run waits for.
+    Return the result of the first run that uses a drop; a `Pending` until there is one.
 
-    For a duplicate the original drop counts. A rejected, withdrawn or suspended drop that no run uses has a result
-    of its own. If a failed or cancelled run gave the drop back and no run is queued, that run's result counts.
+    For a duplicate the original drop counts. A rejected, withdrawn or suspended drop that no run uses is a result, too.
+    If a failed or cancelled run gave the drop back and no run is queued, that run's result counts.
     """
     if drop.duplicate_of is not None:
         return drop_awaited(overview, overview.drop(drop.duplicate_of))
@@ -229,7 +233,7 @@ def print_changes(overview: Overview, shown: dict[object, str]) -> None:
 
 
 def _things(overview: Overview) -> Iterator[tuple[object, str]]:
-    """Yield (key, line) for each thing that goes on; the key changes when the line is to be printed again."""
+    """Yield (key, line) for daemon, troubles, pauses, latest ended and open runs; a new key means a line to print."""
     daemon = overview.daemon()
     words = f"the daemon is running, process {daemon.pid}" if daemon.alive else "the daemon is not running"
     yield daemon, words

@@ -38,9 +38,9 @@ SERVICE_FILE = Path("/etc/dropforge/dropforge.toml")
 
 def config_path(context: typer.Context) -> Path | None:
     """
-    Return the path in `--config`; else the service's file, if readable and outside of a workspace; else `None`.
+    Return the path in `--config`; else, outside of a workspace, the service's file if readable; else `None`.
 
-    With `None`, `load` looks for the settings itself.
+    `load(None)` reads $DROPFORGE_CONFIG or ./dropforge.toml.
     """
     path: Path | None = context.find_root().params.get("config")
     return path or (SERVICE_FILE if not _is_workspace() and os.access(SERVICE_FILE, os.R_OK) else None)
@@ -69,7 +69,7 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     Return the settings in force.
 
     With `as_owner` a process of root becomes the user that owns the state folder, for good (`act_as_owner`). Raises
-    `SettingsError` if they cannot be used, or if there are neither settings nor a state folder.
+    `SettingsError` if they cannot be used, if there are neither settings nor a state folder, or as `_refuse_planted`.
     """
     if config_path(context) is None and not _is_workspace():
         raise SettingsError(
@@ -85,7 +85,11 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
 
 
 def _refuse_planted(settings: Settings) -> None:
-    """Raise `SettingsError` if another user's settings or link in the current folder lead root to a folder."""
+    """
+    Raise `SettingsError` if ./dropforge.toml or a link to the state folder belongs to an untrusted user.
+
+    Trusted are root and the owner of the state folder.
+    """
     state, trusted = settings.state_folder, {0}
     trusted |= {state.stat().st_uid} if state.exists() else set()
     for path in (Path(FILE_NAME), state):
@@ -96,7 +100,7 @@ def _refuse_planted(settings: Settings) -> None:
 
 
 def refuse_missing(context: typer.Context, settings: Settings, *, with_bases: bool = False) -> None:
-    """Raise `SettingsError` if a required package, program, suite, address (or base, `with_bases`) is unusable."""
+    """Raise `SettingsError` if a package, program, suite or address (`with_bases`: or base model) is unusable."""
     from daemon.messages.addresses import examine  # noqa: PLC0415 - a quick start
     from daemon.views.preflight import bases, needs  # noqa: PLC0415 - a quick start
 
@@ -119,7 +123,7 @@ def open_writer(context: typer.Context) -> "Engine":
 
 
 def word_of_user(reason: str | None = None) -> "Word":
-    """Return a manual decision of the user who started this command, made now, for `reason` or an empty one."""
+    """Return a manual decision by the user who started this command, at this time, with `reason` or an empty one."""
     from daemon.state.events import Word  # noqa: PLC0415
     from daemon.system.programs import who  # noqa: PLC0415 - a quick start
 
@@ -154,7 +158,7 @@ RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the r
 
 
 def newest_only(rows: Sequence[object], *, whole: bool) -> list[str]:
-    """Return a line saying that only the newest 50 rows are listed; empty if `whole`, or `rows` has fewer."""
+    """Return a line saying that only the newest 50 are listed; none if `whole`, or unless `rows` has exactly 50."""
     return [f"the newest {MOST_LISTED}; all of them: --all"] if len(rows) == MOST_LISTED and not whole else []
 
 

@@ -21,9 +21,9 @@ _BODY = "Messages of this Dropforge arrive here. Nothing has happened: somebody 
 
 def examine(settings: MessageSettings, file: Path) -> Iterator[Finding]:
     """
-    Yield a bad finding per address that Apprise cannot parse, or a single good one if all can be; send nothing.
+    Yield a finding "bad" per address that Apprise cannot parse, or a single "ok" if it can parse all; send nothing.
 
-    Without addresses there is neither. Also a warning if `file` sets `messages.urls` and other users may read it.
+    Without addresses there is neither. First a warning if `file` sets `messages.urls` and other users may read it.
     """
     in_file = read_toml(file).get("messages", {}) if file.exists() and file.stat().st_mode & _OTHERS_MAY_READ else {}
     if "urls" in in_file:
@@ -76,7 +76,7 @@ _UNSENT = (
 
 
 def unsent(settings: Settings, now: int) -> list[MessageView]:
-    """Return pending messages, then those given up in the last week, oldest first; `now` in ms."""
+    """Return the pending messages, then those given up in the last week, each oldest first; `now` in ms."""
     shown = {url.address: str(url) for url in settings.messages.urls}
     overview = Overview.of(settings)
     states = (MessageState.PENDING, MessageState.GIVEN_UP)

@@ -18,9 +18,9 @@ _ANSWER = re.compile(r"error=(\d+)")
 
 def send(url: str, title: str, body: str, level: str) -> str | None:
     """
-    Send one message to the address `url`, with Apprise's `level`, in at most 15 s.
+    Send one message to the address `url`, with Apprise's `level`, and wait at most 15 s.
 
-    Returns why it was not sent, without the address; `None` if it was.
+    Returns why it was not sent, without the address, or that no answer came in time; `None` if it was sent.
     """
     future = in_background(_send, url, title, body, level)
     if not wait([future], SECONDS).done:

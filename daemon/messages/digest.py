@@ -50,7 +50,7 @@ _MOST_VERDICTS = 4
 
 
 def digest_due(settings: Settings, last: int, now: int) -> int | None:
-    """Return the latest time of the digest schedule in (`last`, `now`], in ms since the epoch, or `None`."""
+    """Return the digest schedule's latest time in (`last`, `now`], all in ms since the epoch; `None` without one."""
     schedule = settings.messages.schedule
     if not schedule:
         return None
@@ -59,7 +59,7 @@ def digest_due(settings: Settings, last: int, now: int) -> int | None:
 
 
 def digest_text(session: Session, settings: Settings, after: int, last: int) -> Text | None:
-    """Return the digest of events with ids above `after`, `None` if none counts; `last`: last digest's time in ms."""
+    """Return the digest of events with ids above `after`, `None` if none; `last`: last digest's time in ms."""
     wanted = select(Event).where(col(Event.id) > after, col(Event.kind).in_(_COUNTED)).order_by(col(Event.id))
     events = session.exec(wanted).all()
     if not events:
@@ -76,7 +76,11 @@ def digest_text(session: Session, settings: Settings, after: int, last: int) -> 
 
 
 def _verdicts(session: Session, events: Iterable[Event]) -> list[str]:
-    """Return a line for each of the latest verdicts that promoted nothing, and one that counts the others."""
+    """
+    Return a line for each of the last four verdicts that promoted nothing, and a line that counts the earlier ones.
+
+    A win that waits for approval has no line.
+    """
     ended = [
         event.run_id for event in events if event.kind == "run_succeeded" and event.detail["outcome"] != "promoted"
     ]

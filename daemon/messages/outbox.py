@@ -50,7 +50,7 @@ def open_outbox(engine: Engine, settings: Settings, now: int) -> None:
     """
     If addresses are set, create the cursor at the latest event, unless there is one; if none are set, delete it.
 
-    So an address that is set later gets no messages about old events. Pending messages to an address that is not in
+    So the first address that is set gets no messages about old events. Pending messages to an address that is not in
     the settings any more are given up.
     """
     addresses = _addresses(settings)
@@ -91,7 +91,7 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
 
 
 def tell_troubles(engine: Engine, settings: Settings, troubles: Mapping[str, str], now: int) -> None:
-    """Write a message about each of `troubles`, words by name, unless there was one in the last 24 hours."""
+    """Write a message to each address about each of `troubles`, {name: sentence}, but about a name once in 24 hours."""
     for whose, words in troubles.items():
         title = f"[dropforge] TROUBLE: {inert(whose)}"
         text = Text("trouble", "warning", title, f"{inert(words)}\nmore: dropforge status")
@@ -125,19 +125,19 @@ def take(engine: Engine, address: str, now: int) -> Message | None:
 
 
 def record_sent(engine: Engine, number: int, now: int) -> None:
-    """Record that the message with id `number` was sent: `take` returns the next one then."""
+    """Record that the message with id `number` was sent, so that `take` returns the next one."""
     with transaction(engine) as session:
         _end(session.get_one(Message, number), MessageState.SENT, now, None)
 
 
 def record_failure(engine: Engine, number: int, error: str) -> None:
-    """Record why the message with id `number` could not be sent; it stays the next message to its address."""
+    """Record why the message with id `number` could not be sent; it stays pending, and `take` returns it again."""
     with transaction(engine) as session:
         session.get_one(Message, number).error = error
 
 
 def trouble(engine: Engine, address: str, now: int) -> str | None:
-    """Return a sentence about an address's messages that failed or were given up in the last week, `None` if none."""
+    """Return words on the messages to an address that cannot be sent or were given up in the last week, else `None`."""
     here = Message.address == address
     lost = (Message.state == MessageState.GIVEN_UP, col(Message.ended_at) > now - WEEK_MS, Message.error != _GONE)
     with transaction(engine) as session:
@@ -153,7 +153,7 @@ def trouble(engine: Engine, address: str, now: int) -> str | None:
 
 
 def _worded(word: Callable[..., Text | None], *about: object) -> Text | None:
-    """Return what `word` returns; log what it raises, but for an error of the database, and return `None`."""
+    """Return `word(*about)`; log an exception and return `None`, but raise an error of the database."""
     try:
         return word(*about)
     except DBAPIError:
@@ -164,7 +164,7 @@ def _worded(word: Callable[..., Text | None], *about: object) -> Text | None:
 
 
 def _put(session: Session, settings: Settings, text: Text | None, event: int | None, now: int) -> None:
-    """Add a message, unless it is `None`, for each address: at most ten of a kind per hour."""
+    """Add a pending message per address, at most ten of a kind per hour; none if `text` is `None`."""
     if text is None:
         return
     for address in _addresses(settings):
@@ -204,7 +204,7 @@ class Messenger:
         self._thread = threading.Thread(target=self._run, name="messenger", daemon=True)
 
     def start(self, now: int) -> None:
-        """Call `open_outbox` at `now` (ms), and start the thread that sends messages if there is an address."""
+        """Call `open_outbox` at `now` (ms), and if there is an address, start the thread that calls `turn`."""
         open_outbox(self._engine, self._settings, now)
         if self._settings.messages.urls:
             self._thread.start()
@@ -235,7 +235,7 @@ class Messenger:
                 self._troubles.note(whose, DropforgeError(words))
 
     def _sends_one(self, url: SecretUrl, now: int) -> bool:
-        """Send the next due message to an address; return whether one was sent, so that another may be due."""
+        """Send the next due message to an address, and record the result; return whether one was sent."""
         if url.address not in self._unnoted:
             message = take(self._engine, url.address, now)
             if message is None:

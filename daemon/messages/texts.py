@@ -43,7 +43,7 @@ class Text(NamedTuple):
 
 
 def text_of(session: Session, event: Event) -> Text | None:
-    """Return the message to send now for an event; `None` if its kind has none or a verdict awaits no approval."""
+    """Return the message to send now for an event; `None` if none, as for a verdict that awaits no approval."""
     word = _AT_ONCE.get(event.kind)
     return None if word is None else word(session, event)
 
@@ -233,7 +233,7 @@ _AT_ONCE: dict[str, Callable[[Session, Event], Text | None]] = {
 
 
 def _error(event: Event) -> str:
-    """Return an event's error, without the text of an unforeseen exception, which may quote data."""
+    """Return an event's error on one line; a fixed phrase for an unforeseen exception, whose text may quote data."""
     foreseen = event.detail.get("exit_code") != EXIT_UNFORESEEN
     return inert(event.detail.get("error") or "not said") if foreseen else "an unforeseen exception"
 
@@ -246,7 +246,7 @@ def inert(text: str, width: int = _WIDTH) -> str:
 
 
 def _no_link(match: re.Match[str]) -> str:
-    """Return a file name or setting unchanged, so that it can be copied; put the dots of a host name in brackets."""
+    """Return a matched file name or setting unchanged; of anything else put the dots in brackets: no host name."""
     section, _, name = match[0].partition(".")
     field = Settings.model_fields.get(section)
     is_setting = field is not None and name in getattr(field.annotation, "model_fields", {})

@@ -91,7 +91,11 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _refuse_overlap(settings: Settings, file: Path, written: str, source: str) -> None:
-    """Raise `SettingsError` if the inbox is, lies in or lies around a folder from which nothing may be taken."""
+    """
+    Raise `SettingsError` if the inbox is or contains one of `_others`, or lies in one in which it may not lie.
+
+    `written` and `source`, for the message, are the setting's value and the file or variable that has it.
+    """
     inbox = settings.inbox_folder
     real = Path(os.path.realpath(inbox))
     for what, folder, may_lie_in in _others(settings, file):
@@ -135,7 +139,7 @@ def _worded(
 
 
 def _unknown_setting(error: ValidationError, model: type[BaseModel]) -> tuple[tuple[str, ...], list[str]] | None:
-    """Return the path of the first setting that is not in `model`, and those that are there in its place, if any."""
+    """Return the path of the first setting unknown in `model`, and its section's known names; `None` without one."""
     for problem in error.errors():
         section: type[BaseModel] | None = model
         place = tuple(map(str, problem["loc"]))
@@ -147,13 +151,13 @@ def _unknown_setting(error: ValidationError, model: type[BaseModel]) -> tuple[tu
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a field that is a table of settings; `None` for any other field."""
+    """Return the model class of a field that is a section of settings; `None` for any other field."""
     kinds = [field.annotation, *get_args(field.annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Return the fields of `settings` that hold paths, made absolute; `folder` is that of the settings file."""
+    """Return the fields of `settings` with paths, for `model_copy`: the paths absolute, relative ones from `folder`."""
 
     def absolute(value: str) -> str:
         return str(Path(os.path.abspath(folder / os.path.expanduser(value)))) if value else ""  # noqa: PTH100, PTH111 - links stay, and an unknown home is refused elsewhere
@@ -180,7 +184,7 @@ def _absolute_paths(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _others(settings: Settings, file: Path) -> Iterable[tuple[str, Path, bool]]:
-    """Yield what the inbox is held apart from: what it is, where, and whether the inbox may lie in it."""
+    """Yield (name, folder, whether the inbox may lie in it) of each folder that the inbox may not be or contain."""
     yield "the folder of the settings file", file.absolute().parent, True
     with contextlib.suppress(RuntimeError):
         yield "the home folder", Path.home(), True

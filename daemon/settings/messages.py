@@ -24,12 +24,12 @@ class SecretUrl(SecretStr):
 
     @property
     def address(self) -> str:
-        """Its name in the database: the first four hexadecimal digits of its SHA-256."""
+        """What the database has in its place: the first four hexadecimal digits of its SHA-256."""
         return sha256(self.get_secret_value().encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 
 class MessageSettings(Frozen):
-    """Who is told what happens, for a week if need be; a service needs PrivateNetwork=no for it."""
+    """Where messages are sent, and when the digest; a service needs PrivateNetwork=no to send them."""
 
     urls: tuple[SecretUrl, ...] = ()
     """Addresses as Apprise has them, as ["mailto://user:password@example.org", "slack://TOKEN"]; [] sends nothing."""

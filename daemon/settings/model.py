@@ -92,12 +92,12 @@ class ExecutorSettings(Frozen):
 
     @property
     def steps_on_nodes(self) -> frozenset[str]:
-        """The steps that run as jobs of a cluster; the others take seconds, use the network, or are to run here."""
+        """Names of the steps that run as Slurm jobs: train, merge, evaluate but `slurm.local`; none without Slurm."""
         return frozenset({"train", "merge", "evaluate"} - {*self.slurm.local} if self.kind == "slurm" else ())
 
     @property
     def parallel_here(self) -> int:
-        """Most steps at once on this machine: beside a cluster at most four, as `parallel` is the cluster's size."""
+        """Most steps at once on this machine: `parallel`; with Slurm, of which it is the size, at most four."""
         return min(self.parallel, 4) if self.kind == "slurm" else self.parallel
 
 
@@ -173,7 +173,7 @@ class SuspectSettings(Frozen):
 
 
 class TrackSettings(Frozen):
-    """Settings that a track can have of its own; at the top level they hold for all tracks."""
+    """Settings that a track can override; at the top level they hold for all tracks."""
 
     base_model: Annotated[str, AfterValidator(check_path)] = ""
     """Folder of the base model, in transformers' format; relative to the settings file."""
@@ -286,7 +286,7 @@ class Settings(TrackSettings):
         return ("default", *(name for name in self.tracks if name != "default"))
 
     def track(self, name: str) -> TrackSettings:
-        """Return a track's settings: its own over the top level's. Raises `SettingsError` if it is not declared."""
+        """Return the top level's settings with the track's overrides. Raises `SettingsError` if it is not declared."""
         if name not in self.track_names:
             near = nearest(name, self.track_names)
             hint = f"did you mean {near!r}? " if near else ""

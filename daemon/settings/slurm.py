@@ -61,7 +61,7 @@ class SlurmSettings(Frozen):
     evaluate: JobSettings = JobSettings()
 
     def arguments(self, step: str) -> tuple[str, ...]:
-        """Return the arguments of sbatch that the settings have for the job of "train", "merge" or "evaluate"."""
+        """Return sbatch's arguments for a job of "train", "merge" or "evaluate"; empty settings are left out."""
         job: JobSettings = getattr(self, step)
         named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint")}
         named |= {"gres": f"gpu:{job.gpus}" if job.gpus else "", "mem": job.memory, "time": job.time}

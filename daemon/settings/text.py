@@ -14,11 +14,11 @@ _SHOWN = 80
 
 
 class BadText(ValueError):
-    """The text cannot be read; the words follow the name of the file or variable."""
+    """A text cannot be parsed; its message is to follow the name of the file or variable: "is not TOML: ..."."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the values in a settings file. Raises `BadText` if it is not TOML, `OSError` if it cannot be read."""
+    """Return the values in a TOML file. Raises `BadText` if it is no TOML or too deep, `OSError` if unreadable."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -38,7 +38,7 @@ def read_variable(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return the first 80 characters of a value as JSON, for a message; a phrase if it cannot be written as JSON."""
+    """Return the first 80 characters of a value as JSON, for a message; a phrase if it is too deep or too long."""
     try:
         return json.dumps(value, default=str)[:_SHOWN]
     except RecursionError:
@@ -63,7 +63,7 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield (path, value) of each value that is not a table, and of each empty table; each path begins with `place`."""
+    """Yield (path, value) of each value in nested tables, and of each empty table; each path begins with `place`."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, (*place, name))
@@ -75,9 +75,8 @@ def cron_trigger(schedule: str, timezone: str) -> Any:
     """
     Return the trigger of a five-field cron expression, read in `timezone`.
 
-    Raises `ValueError` if it is not a cron expression, or if the weekdays contain a digit.
-
-    APScheduler would read 0 as Monday, which is Sunday in cron.
+    Raises `ValueError` if it is not a cron expression, or if the weekdays contain a digit: APScheduler would read 0 as
+    Monday, which is Sunday in cron.
     """
     from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415 - where no schedule is set it is not needed
 
@@ -138,7 +137,7 @@ def check_folder(value: str) -> str:
 
 
 def check_command(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the arguments of a command unchanged. Raises `ValueError` if the first is blank or one has a NUL."""
+    """Return the arguments of a command unchanged. Raises `ValueError` if the first is blank or any has a NUL."""
     if (value and not value[0].strip()) or any("\0" in word for word in value):
         msg = 'must begin with the name or path of a program, such as ["systemctl", "reload", "vllm"], or be []'
         raise ValueError(msg)

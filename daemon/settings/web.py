@@ -14,7 +14,7 @@ _MOST_PORT = 65_535
 
 
 class Address(NamedTuple):
-    """Where the page is served: a socket's path, or host and port."""
+    """Where the page is served: the path of a Unix socket, or if `socket` is `None` an IP address and a port."""
 
     socket: Path | None
     host: str = ""
@@ -57,7 +57,7 @@ class WebSettings(Frozen):
 
     @property
     def closed(self) -> bool:
-        """Whether reading, too, needs the token: with `token` "all", and with "auto" on a socket, open to a group."""
+        """Whether reading, too, needs the token: if `token` is "all", or "auto" and a socket, which a group can use."""
         return self.token == "all" or (self.token == "auto" and self.address.socket is not None)  # noqa: S105 - a choice
 
 

@@ -75,12 +75,12 @@ class Attention(Frozen):
     since: datetime | None = None
     """When it happened; `None` for what lasts."""
     count: int = 1
-    """How many things it stands for: more than one where a list is cut short."""
+    """How many runs or drops it stands for: more than one where a list is cut short."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
-        """Identifier for `dismiss`: the kind with the id of the run or drop, else with a hash of the title."""
+        """Identifier for `dismiss`: its kind and the id of its run or drop; if it has neither, a hash of its title."""
         return f"{self.kind}-{self.run or self.drop or hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
 
 
@@ -89,9 +89,9 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     Return the entries that need a person, most urgent first; empty if there are none.
 
     A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day. Failed runs
-    and rejected files older than a week are left out, and rejected files that their owner dropped again. Of the kinds
-    in `_CUT` five each are listed, and the others counted in one more entry. Raises `DropforgeError`
-    if the state folder cannot be read.
+    and rejected files older than a week are left out, and rejected files that their owner dropped again. At most five
+    failed runs, rejected files, proposed files and drops with new answers each are listed, and one more entry counts
+    the others. Raises `DropforgeError` if the state folder cannot be read.
     """
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
@@ -113,7 +113,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
 
 
 def dismiss(engine: Engine, settings: Settings, overview: Overview, key: str, word: Word) -> Attention:
-    """Record an event that dismisses the entry with this `key`, and return it. Raises `NotThere` if none is listed."""
+    """Record an event that dismisses the listed entry `key`; return the entry. Raises `NotThere` if none is listed."""
     entry = next((entry for entry in attention(settings, overview) if entry.key == key), None)
     if entry is None:
         raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")
@@ -128,7 +128,7 @@ def _is_dismissed(entry: Attention, dismissed: Mapping[str, datetime | None]) ->
 
 
 def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
-    """Return up to three kinds of errors in a rejected drop as a line, with row counts; if none, `reason` or ""."""
+    """Return three kinds of a rejected drop's errors with row counts, and how many more; if none, `reason` or ""."""
     kinds = findings_of(overview, drop)
     named = kinds[:_MOST_KINDS]
     nouns = ["row" if kind.turn is None else "turn" for kind in named]
@@ -141,7 +141,7 @@ def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
 
 
 def _lasting(settings: Settings, overview: Overview) -> Iterator[Attention]:
-    """Yield the conditions that last until somebody mends them, those of a kind one after the other."""
+    """Yield the conditions that last until somebody mends them, grouped by kind, the most urgent kind first."""
     alive = overview.daemon().alive
     if not alive:
         yield Attention(kind="daemon", title="The daemon is not running", detail="start it: dropforge run")
@@ -162,7 +162,7 @@ def _lasting(settings: Settings, overview: Overview) -> Iterator[Attention]:
 
 
 def _ended(overview: Overview) -> Iterator[Attention]:
-    """Yield the runs and drops that need a person, those of a kind one after the other."""
+    """Yield the runs and drops that need a person, grouped by kind, the most urgent kind first."""
     since = datetime.now(UTC) - _RECENT
     for run in overview.runs(states=("failed", "crashed"), most=_MOST_LOOKED_AT):
         if run.ended_at is not None and run.ended_at > since:

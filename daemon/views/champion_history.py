@@ -70,7 +70,7 @@ class CommandView(Frozen):
 
 
 class ServingView(Frozen):
-    """A track's champion."""
+    """A track's current or a former champion, without its data."""
 
     track: str
     generation: int
@@ -87,7 +87,7 @@ class ServingView(Frozen):
     """Id of the run that trained it; `None` for a base model."""
     reason: str
     approved_by: str | None
-    """Who approved, forced or rolled back; `None` where the daemon did by itself."""
+    """Who approved, forced or rolled back; `None` if the daemon promoted it."""
     overrode: str | None
     """Outcome of the run whose model was forced."""
     verdict: str | None
@@ -103,7 +103,7 @@ class ServingView(Frozen):
 
 
 class ChampionView(ServingView):
-    """A track's champion, or one of its former ones, with its data."""
+    """A track's current or a former champion, with its data."""
 
     drops: tuple[str, ...]
     """Names of the files that it was trained on."""
@@ -155,7 +155,7 @@ class Champions(Reader):
         return ChampionView.model_validate(fields, extra="ignore")
 
     def _champion_fields(self, reader: Connection, row: Any) -> dict[str, object]:
-        """Return the fields of a champion's view without its data, and what else is in its row."""
+        """Return the fields of a `ServingView` from a row of `_CHAMPIONS`, with the row's other columns."""
         run, hooks = SimpleNamespace(id=row.run, outcome=row.outcome, verdict=row.judged), self._hooks.get(row.track)
         return {
             **vars(row),
@@ -170,7 +170,7 @@ class Champions(Reader):
 
 
 def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | None:
-    """Return the champion that served at `at`, a time with a zone, of a history sorted newest first; `None` if none."""
+    """Return the champion that served at `at`, which has a time zone; `None` if none. `history` is newest first."""
     return next((champion for champion in history if champion.since is not None and champion.since <= at), None)
 
 
@@ -190,7 +190,7 @@ def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
 
 
 def _command(state: str | None, error: str | None, output: str | None, argv: object) -> CommandView | None:
-    """Return a hook's state, error and output; `None` if it was not due, or is pending and not set any more."""
+    """Return a hook's view; `None` without a `state`, or if it is pending and the settings have no command `argv`."""
     if state is None or (state == "pending" and not argv):
         return None
     return CommandView(state=state, error=error, output=output)

@@ -78,7 +78,12 @@ def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
 
 
 def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
-    """Return lines on a withdrawal: cancelled and queued runs, other answers that count now, the champion, a hint."""
+    """
+    Return lines on a withdrawal: cancelled and queued runs, and other drops' answers that may count in its place now.
+
+    If the champion was trained on the drop, a line has the command that rolls it back, or why none can. If a run is
+    queued without a held-out drop, a line says to drop a corrected file before it begins.
+    """
     lines, track, uses = list(done.words), done.drop.track, overview.uses(done.drop.id or 0)
     last = overview.read(lambda reader: [last_prepared(reader, overview.folder, track)])
     asked = {drop.id for drop in overview.drops_with_new_answers(1000)}

@@ -29,7 +29,8 @@ def examine(settings: Settings) -> list[Finding]:
     Run all checks and return their findings; a check that raises an exception gives a finding of level "bad".
 
     Checked are the database, file systems, free space, inbox, base models, champions, required packages and programs,
-    the GPU, the judge's API key, Slurm by a job, and whether the daemon runs, with its troubles. Nothing is changed.
+    the GPU, the judge's API key, Slurm by a job, and whether the daemon runs, with its troubles. If the shared folder
+    is gone, only this and the daemon are reported. Nothing is changed.
     """
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -153,7 +154,12 @@ def _champions(settings: Settings) -> Iterator[Finding]:
 
 
 def _gpu(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding if NVIDIA's driver is loaded and steps may use the GPU: what fails of a training's operations."""
+    """
+    Yield findings on the GPUs: "ok" if the operations of a training work, else a warning for each that fails.
+
+    If the GPU cannot be used at all, "bad", or a warning with a separate worker. None are yielded if steps use the CPU,
+    or NVIDIA's driver or the training stack is missing.
+    """
     if settings.device == "cpu" or not nvidia_driver() or not can_try():
         return
     try:
@@ -180,7 +186,7 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
 
 
 def _judge(settings: Settings) -> Iterator[Finding]:
-    """Yield a warning per variable for a judge's API key that is not set."""
+    """Yield a warning for each environment variable of a judge's API key that is not set in this process."""
     judges = [settings.track(name).judge for name in settings.track_names]
     for key in sorted({judge.api_key_env for judge in judges if judge.url and judge.api_key_env} - os.environ.keys()):
         remedy = "set it where the daemon runs, as in /etc/dropforge/environment; without it there is no judge"

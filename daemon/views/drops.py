@@ -89,7 +89,7 @@ class Drops(Reader):
         before: int | None = None,
         name: str | None = None,
     ) -> list[DropView]:
-        """Return the drops of a track, state and name, if given, newest first: at most `most`, ids below `before`."""
+        """Return the drops, newest first, of a track, state and name if given: at most `most`, ids below `before`."""
         return self._drops(*newest_rows({"track": track, "state": state, "name": name}, most, before))
 
     def drop(self, drop_id: int) -> DropView:
@@ -100,11 +100,11 @@ class Drops(Reader):
         return drops[0]
 
     def drops_with_new_answers(self, most: int) -> list[DropView]:
-        """Return the drops with new answers to old questions that a person may accept now, newest first."""
+        """Return at most `most` drops with new answers to old questions that can be accepted now, newest first."""
         return self._drops(f"WHERE {NEW_ANSWERS} ORDER BY id DESC LIMIT ?", [most])
 
     def drop_counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of drops by track, then by state or "on trial"; states without drops are left out."""
+        """Return {track: {state: number of drops}}; drops on trial count as "on trial" only, zeros are left out."""
         counts: dict[str, Counter[str]] = {}
         for row in self.rows(_COUNTS):
             counts.setdefault(row.track, Counter())[row.state] = row.number
@@ -113,7 +113,7 @@ class Drops(Reader):
         return {track: dict(+of_track) for track, of_track in counts.items()}
 
     def uses(self, drop_id: int) -> DropUses:
-        """Return the serving champion, if trained on this drop, and the one to roll back to; else `None` for both."""
+        """Return the serving champion if trained on this drop, and where to roll back; else both fields are `None`."""
         for track in self.rows(_TRACK_OF, drop_id):
             past = self.rows(CHAMPIONS, track=track.name)
             if past and drop_id in (past[-1].drops or ()):
@@ -125,7 +125,7 @@ class Drops(Reader):
         return DropUses()
 
     def _drops(self, which: str, values: Sequence[object]) -> list[DropView]:
-        """Return the drops that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
+        """Return the drops that an SQL clause such as "WHERE id = ?" selects, with its parameters, in its order."""
 
         def views(reader: Connection) -> list[DropView]:
             tried = on_trial(reader)
@@ -153,9 +153,10 @@ def _view(row: Any, tried: str | None, replacement: str | None, worth: str | Non
 
 def _worth(reader: Connection, row: Any) -> str | None:
     """
-    Return what a drop is worth, and the mean over all drops of the same champion that were left out, if several.
+    Return a drop's worth in words, with the mean over the champion's drops that were left out, if several.
 
-    The champion's luck on the held-out records is in each of them alike.
+    `None` if no run has left it out. The champion's luck on the held-out records is in each worth alike, so the mean is
+    what to compare with.
     """
     if None in (row.worth_run, row.worth_points, row.worth_half_width):
         return None
@@ -166,7 +167,7 @@ def _worth(reader: Connection, row: Any) -> str | None:
 
 
 def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
-    """Map the id of each drop whose rows are replaced, or that replaces some, in a track's last run to a text."""
+    """Map drops that replace records, or whose records are replaced, in the track's last run to words on how many."""
     _, data = last_prepared(reader, work_folder, track)
     by: dict[int, list[str]] = {}
     of: dict[int, list[str]] = {}
@@ -180,7 +181,7 @@ def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[in
 
 
 def last_prepared(reader: Connection, work_folder: WorkFolder, track: str) -> tuple[int, Dataset | None]:
-    """Return the track's last run with prepared data, and that data; 0 and `None` if there is none or it is damaged."""
+    """Return id and data of the track's last run with prepared data; (0, None) if there is none or it is damaged."""
     run = reader.execute(PREPARED, {"track": track}).fetchone()
     data = None if run is None else readable_dataset(work_folder, run.id)
     return (0, None) if run is None or data is None else (run.id, data)
@@ -215,11 +216,11 @@ class FindingView(Frozen, extra="ignore"):
 
 
 class DropRow(Frozen):
-    """A row of a drop; each text is cut after `MOST_CHARACTERS`."""
+    """A row of a drop; its texts, but not its tags, are cut to `MOST_CHARACTERS`."""
 
     line: int
     earlier: str = ""
-    """The turns before the last question of a conversation; of a long text the end."""
+    """The turns before the last question of a conversation; a long text is cut at its beginning."""
     instruction: str
     input: str
     output: str
@@ -240,11 +241,15 @@ class DropDetail(Frozen):
     serving: bool
     """Whether the current champion was trained on it."""
     answers: tuple[AnswerPair, ...] = ()
-    """Up to 20 of its new answers beside the old ones."""
+    """Up to 20 of its new answers, each with the old one."""
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
-    """Return all details of a drop except its rows. Raises `NotThere` if there is no such drop."""
+    """
+    Return a drop with its findings, new answers and the champions trained on it. Raises `NotThere` if it is unknown.
+
+    The warning that the track has too few rows is left out: it changes later (`Overview.missing_rows`).
+    """
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     # Nothing is trained on other drops.
@@ -262,14 +267,14 @@ def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
 
 
 def come_to(overview: Drops, drops: Iterable[DropView]) -> dict[int, str]:
-    """Map the id of each run that was the first of a drop in `drops` to its outcome, or to its state if it has none."""
+    """Map the id of each first run of `drops` to its outcome, or to its state if it has none."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
     runs = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
     return {row.id: row.outcome or row.state for row in runs}
 
 
 def findings_of(overview: Drops, drop_id: int) -> tuple[FindingView, ...]:
-    """Return at most 20 kinds of the first 1,000 errors found in a drop's rows at intake, rarest first; maybe none."""
+    """Return up to 20 kinds of errors in a drop's rows, rarest first, as found in the first 1,000 at intake."""
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 
@@ -277,7 +282,7 @@ def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_
     """
     Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept.
 
-    Lines that are not JSON objects are skipped and not counted; each text is cut after 2,000 characters.
+    Lines that are not JSON objects are skipped and not counted. Texts are cut to 2,000 characters.
     """
     path = stored_file(overview, drop)
     if path is None:
@@ -287,7 +292,7 @@ def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_
 
 
 def stored_file(overview: Drops, drop: DropView) -> Path | None:
-    """Return the file of a drop's rows; `None` if it was not kept."""
+    """Return the path of the stored copy of a drop's file; `None` if it was not kept."""
     path = overview.folder / "drops" / f"{drop.sha256}.jsonl"
     return path if drop.sha256 and path.is_file() else None
 
@@ -301,7 +306,7 @@ def _new_answers(overview: Drops, drop: DropView) -> tuple[AnswerPair, ...]:
 
 
 def _taken_in(overview: Drops, drop_id: int) -> dict[str, Any]:
-    """Return the detail of the event that recorded the drop; empty if there is none."""
+    """Return the detail of the event that recorded the drop at intake; {} if there is none."""
     return next((row.detail for row in overview.rows(TAKEN_IN, drop=drop_id)), {})
 
 

@@ -53,7 +53,7 @@ class Overview(Runs, Drops, Champions):
         return [row.name for row in self.rows("SELECT name FROM track ORDER BY created_at")]
 
     def fixed(self, track: str) -> Any:
-        """Return an object with the `metric` and `max_new_tokens` that the track has fixed; both are `None` before."""
+        """Return an object with the track's `metric` and `max_new_tokens`; each is `None` until a run fixes it."""
         rows = self.rows("SELECT metric, max_new_tokens FROM track WHERE name = ?", track)
         return rows[0] if rows else SimpleNamespace(metric=None, max_new_tokens=None)
 
@@ -64,14 +64,14 @@ class Overview(Runs, Drops, Champions):
         Map each declared track (or `track` only) that lacks rows for a first verdict to a sentence that says so.
 
         A track that ever had a verdict other than "insufficient_evidence" is left out. `more` is a file that is not
-        dropped yet, and its number of rows, which count.
+        dropped yet and its number of rows, which are counted as rows of each track.
         """
         names = [name for name in settings.track_names if track in {None, name}]
         sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows, more) for name in names}
         return {name: words for name, words in sentences.items() if words is not None}
 
     def data_warnings(self, track: str | None = None) -> list[str]:
-        """Return the warnings about the data of the last prepared run of each track, or of `track` only."""
+        """Return a line with track and run for each warning on the data of each (or one) track's last prepared run."""
         names = [name for name in self.tracks() if track in {None, name}]
         last = self.read(lambda reader: [(name, *last_prepared(reader, self.folder, name)) for name in names])
         prepared = [(f"track {name}, run {run}", data) for name, run, data in last if data]
@@ -88,11 +88,11 @@ class Overview(Runs, Drops, Champions):
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
 
     def troubles(self) -> dict[str, str]:
-        """Return the errors last noted by the daemon, by part, such as "track a" or "the worker"; empty if none."""
+        """Map each part of the daemon with an error, as "track a" or "the worker", to its message, as last noted."""
         return {whose: str(words) for whose, words in read_object(self.state / TROUBLES_NOTE).items()}
 
     def report_folder(self, run_id: int) -> Path:
-        """Return the folder of a run's report.html and report.json. Raises `NotThere` without a verdict or the page."""
+        """Return the folder of a run's report.html and report.json. Raises `NotThere` without run, verdict or page."""
         run = self.run(run_id)
         if run.verdict is None:
             why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
@@ -109,7 +109,7 @@ class Overview(Runs, Drops, Champions):
         return folder
 
     def report_data(self, run_id: int) -> dict[str, Any]:
-        """Return a run's report.json. Raises `NotThere` without a report, `DropforgeError` if it is damaged or gone."""
+        """Return the object in a run's report.json. Raises as `report_folder`, `DropforgeError` if damaged or gone."""
         path = self.report_folder(run_id) / JSON_NAME
         value = read_object(path)
         if not value:
@@ -120,7 +120,7 @@ class Overview(Runs, Drops, Champions):
         return value
 
     def story(self, run: RunDetail) -> Story | None:
-        """Return headline, reasons and next steps of a run's verdict, from its report; `None` without a valid one."""
+        """Return headline, reasons and next steps from a run's report.json; `None` without a verdict or report."""
         if run.verdict is None or run.verdict.report is None:
             return None
         story = read_object(self.folder / run.verdict.report / JSON_NAME).get("story")

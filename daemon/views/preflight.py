@@ -44,7 +44,7 @@ def bad(name: str, text: str, remedy: str) -> Finding:
 
 
 def tried(name: str, look: Callable[[], str], make: Callable[[str, str, str], Finding] = bad) -> Finding:
-    """Return "ok" with the text of `look`, or what `make` returns for its `DropforgeError` or an unreadable file."""
+    """Return an "ok" finding with the text of `look`, or that of `make` if it raises `DropforgeError` or `OSError`."""
     try:
         return ok(name, look())
     except DropforgeError as error:
@@ -85,7 +85,7 @@ def needs(settings: Settings) -> Iterator[Finding]:
 
 
 def try_base(folder: str) -> str:
-    """Return the folder of a base model. Raises `DropforgeError` if not set or not trainable, `OSError` as `open`."""
+    """Return `folder`. Raises `DropforgeError` if it is empty or no trainable model, `OSError` if it is unreadable."""
     if not folder:
         raise DropforgeError("no base model is set", "set base_model in dropforge.toml to a model folder")
     check_base(Path(folder))
@@ -115,7 +115,7 @@ def try_training(device: str) -> str:
 
 
 def try_suite(name: str) -> str:
-    """Return name and number of items of a suite. Raises `DropforgeError` if missing or invalid; `OSError`."""
+    """Return a suite's name and number of items. Raises `DropforgeError` if missing or invalid, else `OSError`."""
     if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
         raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
     return f"{'built in' if name == BUILTIN else name}: {count(len(read_suite(name).items), 'item')}"
@@ -123,5 +123,5 @@ def try_suite(name: str) -> str:
 
 @cache
 def try_vllm(program: str) -> str:
-    """Run a vLLM program's Python; return path and version. Raises `DropforgeError` if it is missing or not vLLM."""
+    """Return path and version of a vLLM program, by running it once. Raises `DropforgeError` if missing or not vLLM."""
     return f"{find_program(program)}: version {read_version(program)}"

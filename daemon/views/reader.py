@@ -30,7 +30,7 @@ sqlite3.register_converter("JSON", json.loads)
 
 
 class NotThere(DropforgeError):
-    """The requested run, drop, log, report or entry does not exist."""
+    """The requested run, drop, track, log, report, entry or page does not exist; 404 on the web page."""
 
 
 def utc(milliseconds: int | None) -> datetime | None:
@@ -48,20 +48,20 @@ class Reader:
     def __init__(
         self, state_folder: StateFolder, work_folder: WorkFolder, hooks: Mapping[str, HookSettings] | None = None
     ) -> None:
-        """Read `state_folder` and the runs in `work_folder`; `hooks` are those of each track."""
+        """Use the database in `state_folder`, the runs in `work_folder`, and `hooks` by track; open nothing yet."""
         self.state, self.folder, self._hooks = state_folder, work_folder, hooks or {}
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Read the folders of `settings`."""
+        """Return a reader of the folders of `settings`."""
         hooks = {name: settings.track(name).hooks for name in settings.track_names}
         return cls(settings.state_folder, settings.work_folder, hooks)
 
     def read(self, question: Callable[[Connection], list[T]]) -> list[T]:
         """
-        Call `question` with a read-only connection, in one transaction, and return its result.
+        Return `question(connection)`, called with a read-only connection in one transaction.
 
-        Returns `[]` if there is no database or no table yet. Raises `DatabaseUnusable` if it cannot be read.
+        Returns `[]` if there is no database or no table yet. Raises `DatabaseUnusable` on any other error of SQLite.
         """
         path = self.state / DATABASE_NAME
         if not path.exists():
@@ -86,7 +86,7 @@ class Reader:
         return self.read(lambda reader: reader.execute(question, named or values).fetchall())
 
     def each(self, make: Callable[[Connection, Any], T], question: str, values: Sequence[object] = ()) -> list[T]:
-        """Return `make(reader, row)` for each row of an SQL query, in its transaction; empty or raises as `read`."""
+        """Return `make(connection, row)` for each row of a query, in one transaction; empty or raises as `read`."""
         return self.read(lambda reader: [make(reader, row) for row in reader.execute(question, values).fetchall()])
 
 
@@ -105,8 +105,8 @@ def newest_rows(
     """
     Return the end (WHERE to LIMIT) of an SQL query for rows with the `wanted` values, newest first, and its parameters.
 
-    `wanted` maps column names to a value, a list of which any will do, or `None` for any value. The query selects at
-    most `most` rows (`None`: all), and only ids below `before` if that is given.
+    `wanted` maps column names to a value, a list of allowed values, or `None` for any value. The query selects at most
+    `most` rows (`None`: all), and only ids below `before` if that is given.
     """
     given = {name: [value] if isinstance(value, str) else value for name, value in wanted.items() if value is not None}
     terms = [f"{name} IN ({', '.join('?' * len(values))})" for name, values in given.items()]

@@ -99,7 +99,7 @@ class RunView(Frozen):
     blocker: str | None = None
     """Why a win is promoted by force only: its model is blocked."""
     seconds: float | None = None
-    """Time that the attempts of an ended run took in sum, failed ones included; `None` if none has ended."""
+    """Sum of the times of an ended run's attempts, failed ones included; `None` for an open run or without attempts."""
 
 
 #: The columns that lists of runs need; settings are large, and read only where they are shown.
@@ -138,7 +138,7 @@ class Runs(Reader):
     """Reads the runs of a workspace, and the pauses of its tracks."""
 
     def paused(self) -> list[PauseView]:
-        """Return the tracks that a person has paused, with reason, person and time."""
+        """Return the paused tracks with reason, person and time, oldest track first."""
         return self.read(_pauses)
 
     def runs(
@@ -148,7 +148,7 @@ class Runs(Reader):
         most: int | None = None,
         before: int | None = None,
     ) -> list[RunView]:
-        """Return the runs of a track and in `states`, if given, newest first: at most `most`, ids below `before`."""
+        """Return the runs, newest first, of a track and in `states` if given: at most `most`, ids below `before`."""
         chosen = None if states is None else list(states)
         return self._runs(*newest_rows({"track": track, "state": chosen}, most, before))
 
@@ -162,7 +162,7 @@ class Runs(Reader):
         return tuple(LiveRun(run=run, curves=self.curves(run.id)) for run in running)
 
     def open_runs(self) -> list[RunView]:
-        """Return the runs that have not ended in the order of the queue, which the running ones lead."""
+        """Return the runs that have not ended: the running ones first, then the others in the order of the queue."""
         return sorted(
             self.runs(states=OPEN_STATES), key=lambda run: queue_order(run.state, run.about_drop, run.place, run.id)
         )
@@ -172,7 +172,7 @@ class Runs(Reader):
         return self._runs("WHERE ended_at IS NOT NULL ORDER BY ended_at DESC, id DESC LIMIT ?", [most])
 
     def wins(self, *, blocked: bool) -> list[RunView]:
-        """Return the wins that wait for approval, or those `blocked`, which force alone promotes; oldest first."""
+        """Return the wins that wait for approval, oldest first; with `blocked` those that only --force can promote."""
         wins = self._runs(f"WHERE {AWAITS_APPROVAL} ORDER BY id")
         return [run for run in wins if (run.outcome == BLOCKED) == blocked]
 
@@ -180,8 +180,8 @@ class Runs(Reader):
         """
         Return one run with its attempts and its verdict, which is `None` for a cancelled run.
 
-        Files that this user may not read give a warning in the result. Raises `NotThere` if there is no such run,
-        `ArtifactDamaged` if its verdict or its prepared data cannot be parsed.
+        If this user may not read its files, `warnings` says so, and its verdict is `None`. Raises `NotThere` if there
+        is no such run, `ArtifactDamaged` if its verdict or its prepared data cannot be parsed.
         """
         return self.ask_of_run(run_id, self._run_detail)
 
@@ -202,21 +202,21 @@ class Runs(Reader):
         return there
 
     def ask_of_run(self, run_id: int, question: Callable[[Connection, Any], T]) -> T:
-        """Return `question(reader, row)` for the run's database row. Raises `NotThere` if there is no such run."""
+        """Return `question(connection, row)` for the run's database row. Raises `NotThere` if there is no such run."""
         answers = self.each(question, f"SELECT *, {_SECONDS} FROM run WHERE id = ?", [run_id])  # noqa: S608 - our own words
         if not answers:
             raise NotThere(f"there is no run {run_id}", "list them: dropforge runs")
         return answers[0]
 
     def _runs(self, which: str, values: Sequence[object] = ()) -> list[RunView]:
-        """Return the runs that an SQL clause, as "WHERE id = ?", selects with the parameters `values`."""
+        """Return the runs that an SQL clause such as "WHERE id = ?" selects, with its parameters, in its order."""
         wanted = f"SELECT verdict, {', '.join(_RUN_COLUMNS)}, {_SECONDS} FROM run {which}"  # noqa: S608 - our own words
         return self.each(
             lambda reader, row: RunView.model_validate(self._run_fields(reader, row), extra="ignore"), wanted, values
         )
 
     def _run_fields(self, reader: Connection, row: Any) -> dict[str, Any]:
-        """Return the fields of a run's view, and what else is in its row."""
+        """Return the fields of a `RunView` for a row of table run, with the row's other columns."""
         against = None
         if row.outcome == AWAITING:
             against = blocker(row, reader.execute(CHAMPIONS, {"track": row.track}).fetchall())
@@ -274,7 +274,7 @@ def _pauses(reader: Connection) -> list[PauseView]:
 
 
 def _trial_words(reader: Connection, run: Any) -> str:
-    """Return in words which drop a run tries and why, whose control it is, or which drop it leaves out."""
+    """Return words on a run about a drop: it tries the drop, and why; is its trial's control; or leaves it out."""
     verb, why = ("tries", "which may have") if run.ended_at is None else ("tried", "which might have")
     if run.purpose == Purpose.CONTROL:
         return f"control of the trial of drop {run.about_drop}, trained without it"

@@ -40,7 +40,7 @@ os.link("answer.tmp", "answer.json")
 
 
 def slurm(settings: Settings) -> Iterator[Finding]:
-    """Yield findings on the cluster, if the settings use one: by its commands, and by a job of a minute at most."""
+    """Yield findings from Slurm's commands and from a job, a minute at most; none unless the settings use Slurm."""
     if settings.executor.kind != "slurm":
         return
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
@@ -72,7 +72,7 @@ def slurm(settings: Settings) -> Iterator[Finding]:
 
 
 def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
-    """Submit a job that answers in `folder`, wait for it, cancel it, and yield findings from its answer."""
+    """Submit a job that answers in `folder`, wait for it, cancel it, and yield findings: still pending only warns."""
     (folder / "token").write_text(folder.name)
     setup = f". {shlex.quote(settings.setup)}\n" if settings.setup else ""
     begun = time.time()
@@ -103,7 +103,11 @@ def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
 
 
 def _wait(folder: Path) -> tuple[float, tuple[str, ...]]:
-    """Wait for the job's answer, a minute at most; return when it was seen, and the job's state, reason and node."""
+    """
+    Wait until the job has answered or failed, a minute at most; return the time of the last look and what Slurm says.
+
+    That is the job's state, reason and node: each empty if Slurm does not list it.
+    """
     end, job = time.monotonic() + _MOST_SECONDS, ("", "", "")
     while True:
         # Listed, as NFS keeps for a while that a name was not there.
@@ -119,7 +123,11 @@ def _wait(folder: Path) -> tuple[float, tuple[str, ...]]:
 
 
 def _compare(answer: dict[str, Any], job: str, times: tuple[float, float], gpus: int) -> Iterator[Finding]:
-    """Yield what is wrong with a node's answer; "ok" if nothing is."""
+    """
+    Yield a finding per problem of a node: user, imports, clock, GPUs; a single "ok" if there is none.
+
+    `times` are those of submitting the job and of seeing its answer; `gpus` is the number that a training requests.
+    """
     begun, seen = times
     problems = []
     if answer["uid"] != os.getuid():

@@ -43,7 +43,7 @@ Name = Annotated[str, Path(min_length=1, max_length=200)]
 
 
 class Done(Frozen):
-    """The answer to an action."""
+    """The answer to an action: sentences that confirm it."""
 
     words: tuple[str, ...]
 
@@ -74,7 +74,7 @@ class Promote(PerhapsWhy):
 
 
 class From(Frozen):
-    """The first step to repeat."""
+    """From which step a run is repeated."""
 
     since: str | None = Field(default=None, max_length=40)
     """First step to repeat, with all later ones; `null`: only the steps that are out of date."""
@@ -98,20 +98,24 @@ class Back(Frozen):
 
 @router.post("/runs/{run_id}/cancel")
 def cancel(site: SiteOf, run_id: Number) -> Done:
-    """Cancel a queued or waiting run at once, without a verdict; ask a running one to stop, after a checkpoint."""
+    """
+    Cancel a queued or waiting run, or a win that waits for approval; ask a running run to stop, after a checkpoint.
+
+    An error if it has ended otherwise.
+    """
     state = run_queue.cancel(site.writer(), run_id, now_ms())
     return _done(confirmations.cancelled(run_id, state))
 
 
 @router.post("/runs/{run_id}/retry")
 def retry(site: SiteOf, run_id: Number, body: From) -> Done:
-    """Continue a failed, cancelled or crashed run where it stopped, or from step `since`, with the current settings."""
+    """Continue a failed, cancelled or crashed run where it stopped or from step `since`, with the current settings."""
     return _done(stale_steps.retry(site.writer(), site.settings.work_folder, run_id, now_ms(), body.since))
 
 
 @router.post("/runs/{run_id}/move")
 def move(site: SiteOf, run_id: Number) -> Done:
-    """Put a queued or waiting run first, which still waits for its own time; return the new order."""
+    """Put a queued or waiting run first in the queue; it still waits for its earliest start. Return the new order."""
     return _done(confirmations.moved(order.move_first(site.writer(), run_id, now_ms(), _who())))
 
 
@@ -136,9 +140,10 @@ def promote(site: SiteOf, run_id: Number, body: Promote) -> Done:
 @router.post("/runs/{run_id}/review")
 def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
     """
-    Record a judgement of one pair of a run's blind review; the first one counts until it is withdrawn.
+    Record a judgement of one pair of a run's blind review, or withdraw it; return how many pairs are judged.
 
-    The judgement of the last pair completes the review: its result is added to the report and is final.
+    A second judgement of a pair changes nothing until the first is withdrawn. The judgement of the last pair completes
+    the review: its result is added to the report and is final.
     """
     choice = blind_review.Choice(body.pair, body.key, now_ms(), _who())
     review = blind_review.choose(site.writer(), site.settings.work_folder, run_id, choice)
@@ -147,7 +152,7 @@ def judge_blind(site: SiteOf, run_id: Number, body: Judged) -> Done:
 
 @router.post("/tracks/{name}/pause")
 def pause(site: SiteOf, name: Name, body: Why) -> Done:
-    """Pause a track: no run begins; a running one ends as usual. An error if it is paused already."""
+    """Pause a declared track: no run begins, a running one goes on. An error if it is paused already."""
     site.settings.track(name)
     order.pause(site.writer(), name, _word(body.reason))
     return _done(confirmations.paused(name))
@@ -178,7 +183,11 @@ def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
 
 @router.post("/drops/{drop_id}/answers/accept")
 def accept_answers(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
-    """Let a drop's new answers to questions of earlier drops replace those from the next run on, which is queued."""
+    """
+    Let a drop's new answers to questions of earlier drops replace the old ones from the next run on.
+
+    If a run has used the drop already, a new run is queued, unless the track runs at night.
+    """
     row = drops.accept_answers(site.writer(), drop_id, _word(body.reason), site.settings)
     return _done(*confirmations.accepted_answers(site.overview, site.settings, row))
 
@@ -219,7 +228,7 @@ _ACTIONS = {
 @forms.post("/{kind}/{target}/{deed}")
 async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
     """
-    Run the action of a form and render `done.html`; after a judgement, redirect to the review.
+    Run the action that a form's path names and render `done.html`; after a judgement, redirect to the review.
 
     Empty fields count as not given. Raises `NotThere` for an unknown action, `RequestValidationError` for wrong fields.
     """
@@ -249,5 +258,5 @@ def _word(reason: str) -> Word:
 
 
 def _who() -> str:
-    """Return the user to record: holders of the token act as the user that the page runs as."""
+    """Return "USER, on the page" for records: all holders of the token act as the user that the page runs as."""
     return f"{who()}, on the page"

@@ -79,7 +79,7 @@ def show_run(site: SiteOf, run_id: Number) -> RunDetail:
 
 @router.get("/runs/{run_id}/curves")
 def show_curves(site: SiteOf, run_id: Number) -> Curve:
-    """Return the loss curves of a run's training so far; empty before it; 404 if there is no such run."""
+    """Return the loss curves of a run's training so far, empty before it begins; 404 if there is no such run."""
     return site.overview.curves(site.overview.run(run_id).id)
 
 
@@ -91,7 +91,7 @@ def show_report(site: SiteOf, run_id: Number) -> dict[str, Any]:
 
 @router.get("/runs/{run_id}/review")
 def show_review(site: SiteOf, run_id: Number) -> Review:
-    """Return the open pairs of a run's blind review; after the last, the result. 409 if no answers can be compared."""
+    """Return the pairs left in a run's blind review, or its result; 404 without the run, 409 without answers."""
     return site.overview.review(run_id)
 
 
@@ -115,13 +115,17 @@ def show_rows(site: SiteOf, drop_id: Number, after: After = 0) -> tuple[DropRow,
 
 @router.get("/tracks/{name}/champions")
 def list_champions(site: SiteOf, name: str, before: Before = None) -> list[ChampionView]:
-    """List up to 25 champions, newest first; `before`: generations below it; 404 for an unknown track."""
+    """List up to 25 champions of a track, newest first; `before`: only generations below it; 404 if it is unknown."""
     require_track(site, name)
     return site.overview.history(name, MOST_CHAMPIONS, before)
 
 
 def changes(overview: Overview) -> Iterator[list[ServerSentEvent]]:
-    """Yield the events `changed` and `progress` that are due since the last list, at first all, without end."""
+    """
+    Yield, without end, the list of events that are due since the last list: `changed`, `progress`, both or none.
+
+    At first `changed` is due if there is a database, and `progress` if a run is running.
+    """
     path = overview.state / DATABASE_NAME
     watch: ChangeWatch | None = None
     running: tuple[LiveRun, ...] = ()

@@ -32,8 +32,8 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     """
     Return the ASGI application for the workspace of `settings`.
 
-    Changes need `token`; reading too, if `settings.web.closed`. Requests under a host name that is neither loopback nor
-    in `settings.web` are refused.
+    Requests that change something need `token`, and if `settings.web.closed` all do. Requests with a Host header that
+    is neither loopback nor in `settings.web` are refused.
     """
     app = FastAPI(
         title="Dropforge",
@@ -69,7 +69,7 @@ def _metrics(request: Request) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Answer an error with its status, words and remedy; raise an unforeseen error of the database again."""
+    """Answer an error with status, message and hint, as JSON under /api/; re-raise an unforeseen database error."""
     match error:
         case NotThere() | SettingsError():  # the only error of settings that a request can cause is an unknown track
             return _error(request, _NOT_FOUND, error.message, error.hint)

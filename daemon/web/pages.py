@@ -37,7 +37,7 @@ _CARD = {
 
 @router.get("/")
 def overview(request: Request, site: SiteOf) -> Response:
-    """Render what needs attention, the running runs, the queue, champions, latest runs and drops."""
+    """Render what needs attention, running runs, queue, champions, the latest ended runs and drops, data warnings."""
     seen = site.overview
     context = {
         "attention": attention(site.settings, seen),
@@ -61,7 +61,7 @@ def runs(request: Request, site: SiteOf, track: Track = None, state: State = Non
 
 @router.get("/runs/{run_id}")
 def run(request: Request, site: SiteOf, run_id: Number) -> Response:
-    """Render a run with its settings, curves and verdict. Raises `NotThere` if none."""
+    """Render a run: settings, curves, verdict, and a link to its report if any. Raises `NotThere` if it is unknown."""
     seen = site.overview
     detail = seen.run(run_id)
     card = None
@@ -117,7 +117,7 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
 
 @router.post("/drops/{drop_id}/shown")
 def shown(request: Request, site: SiteOf, drop_id: Number) -> Response:
-    """Render a drop's first 3 records as the model sees them: by a form, as it takes seconds. Raises `NotThere`."""
+    """Render a drop's first 3 records as the model sees them, which takes seconds. Raises `NotThere` without rows."""
     drop = site.overview.drop(drop_id)
     file = stored_file(site.overview, drop)
     if file is None:
@@ -144,7 +144,7 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
-    """Render the upload page: up to 50 drops with outcomes, files still being written, tracks that lack rows."""
+    """Render the upload page: up to 50 drops with outcomes, files open for writing, missing rows, data warnings."""
     views = site.overview.drops(track, None, MOST_LISTED, before)
     older = views[-1].id if len(views) == MOST_LISTED else None
     seen = site.overview

@@ -81,7 +81,7 @@ class Guard:
         self._hosts = {*_LOOPBACK, *(name.lower() for name in settings.hosts), settings.address.host} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request or pass it to the application; add the security headers to the response."""
+        """Refuse a request or pass it to the application; add the security headers that the response lacks."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -100,7 +100,7 @@ class Guard:
         await (answer or self._app)(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the response that refuses a request, or `None` if it is allowed."""
+        """Return the response that refuses a request, or `None` if allowed; static files need no token to be read."""
         if self._is_foreign(request):
             return PlainTextResponse("asked for by a name, or from a page, that is not ours\n", _MISDIRECTED)
         reads = request.method in READING
@@ -125,7 +125,7 @@ class Guard:
         return origin is not None and origin.lower() not in ours
 
     def _visit(self, request: Request) -> Response | None:
-        """Answer `/?token=TOKEN`: store the token in a cookie and redirect, or refuse; `None` for other requests."""
+        """Answer GET /?token=TOKEN: set the cookie and redirect to /, or refuse; `None` for any other request."""
         given = parse_qs(request.url.query).get("token")
         if request.url.path != "/" or request.method != "GET" or not given or self._is_foreign(request):
             return None
@@ -137,7 +137,7 @@ class Guard:
 
 
 def _host(header: str) -> str:
-    """Return the host of a Host header without its port; empty if there is none."""
+    """Return the host of a Host header in lower case, without its port; empty if there is none or it is malformed."""
     try:
         return (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError:

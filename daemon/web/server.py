@@ -74,12 +74,12 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed if no request comes within 10 s, or if there are too many connections."""
+    """A connection that is closed if no request comes within 10 s; may be aborted if there are too many."""
 
     since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the time limit for a request; if there are too many connections, abort the first by `rank`."""
+        """Start the time limit for a request; if there are more than 200 connections, abort that of the lowest rank."""
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > _MOST_CONNECTIONS:
@@ -95,7 +95,7 @@ class _Connection(H11Protocol):
         super().on_response_complete()
 
     def rank(self) -> tuple[int, float]:
-        """Return the sort key for aborting: idle connections, then reads, streams, changes; oldest first."""
+        """Return the sort key for aborting: first idle connections, then reads, streams, changes; older ones first."""
         # uvicorn has no cycle before the first request, whatever its types say.
         if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]
             return 0, self.since
@@ -108,7 +108,7 @@ class _Connection(H11Protocol):
         self.loop.call_later(_REQUEST_SECONDS, self._close_if_idle, (0, self.since))
 
     def _close_if_idle(self, rank: tuple[int, float]) -> None:
-        """Close the connection, after the rest of its output is sent, if its rank is unchanged: no request has come."""
+        """Close the connection, after its output is sent, if its rank is still `rank`: no request has come since."""
         if self.rank() == rank:
             self.transport.close()
 
@@ -146,7 +146,7 @@ def listen(address: Address) -> socket.socket:
 
 
 def address_words(address: Address, token: str) -> str:
-    """Return the URL to open, with the token; for a Unix socket also the ssh command that forwards to it."""
+    """Return the URL to open, with the token; for a Unix socket the ssh command to run, then the URL."""
     if address.socket is not None:
         return f"ssh -L 8765:{address.socket} HOST, then http://localhost:8765/?token={token}"
     host = f"[{address.host}]" if ":" in address.host else address.host

@@ -29,7 +29,7 @@ class Site:
     """The workspace that the web page serves, with its token and the open event streams."""
 
     def __init__(self, settings: Settings, token: str) -> None:
-        """Serve the workspace of `settings`; changes need `token`."""
+        """Store `settings` and `token`, and make a reader; no stream is open."""
         self.settings = settings
         self.token = token
         self.overview = Overview.of(settings)

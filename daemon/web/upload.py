@@ -41,8 +41,8 @@ def put(
     Copy the files of a form into the inbox under hidden names, then rename them; return a sentence per file.
 
     A `heldout` of any text puts them into the track's folder for held-out records. Raises `DropforgeError` if a file is
-    refused; its message says of each file whether it is in the inbox. If a name is unusable, `track` is not declared or
-    there is no inbox, it raises a `DropforgeError` and puts no file.
+    refused: its message says of each file whether it is in the inbox, where accepted files stay. Raises it before any
+    file is put if a name is unusable, `track` is not declared or there is no inbox.
     """
     # FastAPI answers 422 if the form has no file; a file without a name is none.
     files = [(_plain_name(upload.filename or ""), upload) for upload in file]
@@ -68,12 +68,12 @@ def put(
 
 @router.post("/upload")
 def upload(results: Annotated[list[str], Depends(put)]) -> Done:
-    """Put files into the inbox of a track, or into its folder for held-out records."""
+    """Put files into the inbox of a track, or into its folder for held-out records; return a sentence per file."""
     return Done(words=tuple(results))
 
 
 async def texts(request: Request) -> dict[str, str]:
-    """Return the fields of a form that hold text."""
+    """Return the text fields of a form, without its files."""
     return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
 
 
@@ -81,7 +81,11 @@ async def texts(request: Request) -> dict[str, str]:
 def by_form(
     request: Request, site: SiteOf, file: list[UploadFile], fields: Annotated[dict[str, str], Depends(texts)]
 ) -> Response:
-    """Put files into the inbox, and render `done.html`; a table, which must come alone, first renders `table.html`."""
+    """
+    Put files into the inbox, and render `done.html`; a table is answered by `_table`.
+
+    A table is a file that does not end in .jsonl or .json. Raises `DropforgeError` if it is sent with other files.
+    """
     tables = [name for name in (each.filename or "" for each in file) if not name.lower().endswith((".json", ".jsonl"))]
     if not tables:
         results = put(site, file, fields.get("track", "default"), fields.get("heldout"))
@@ -94,7 +98,11 @@ def by_form(
 
 
 def _table(request: Request, site: Site, file: UploadFile, fields: dict[str, str], folder: Path) -> Response:
-    """Render how a table is converted; or drop its records, if the form says so and the columns are no guess."""
+    """
+    Convert a table: put its records into the inbox and render `done.html`, or only show the result in `table.html`.
+
+    They are put if the form has a field `drop`, there are records, and the columns are known or named in the form.
+    """
     name, track, most = _plain_name(file.filename or ""), fields.get("track", "default"), site.settings.intake.max_bytes
     options = validation_options(site.settings, track, name)
     with folder.joinpath("table").open("wb") as copy:
@@ -114,7 +122,7 @@ def _table(request: Request, site: Site, file: UploadFile, fields: dict[str, str
 
 
 def _plain_name(name: str) -> str:
-    """Return the name of an uploaded file. Raises `DropforgeError` if it is a path, too long or ignored."""
+    """Return `name` unchanged. Raises `DropforgeError` if it is empty, a path, too long or ignored by the watcher."""
     if "/" in name or "\0" in name or name in {"", ".", ".."} or len(name.encode()) > _MOST_NAME:
         raise DropforgeError(
             "a file is sent under a name that is none", "rename it: a name without /, of at most 255 bytes"
