@@ -102,19 +102,15 @@ def test_a_paused_track_begins_no_run_until_it_is_resumed_and_others_go_on(engin
     assert run_owner.claim(engine, 100, configure) is None
     assert order.next_due(engine) is None
     order.resume(engine, "support", Word("", 200, "ada"))
-    assert claim(engine, 300).run_id == run
+    held = claim(engine, 300)
+    assert held.run_id == run
     assert events(engine)[-2:] == [
         ("track_paused", {"reason": "the card is lent out", "by": "ada"}),
         ("track_resumed", {"reason": "", "by": "ada"}),
     ]
-
-
-def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engine: Engine) -> None:
-    queue_runs(engine, "support")
-    held = claim(engine)
     order.pause(engine, "support", WORD)
-    assert run_owner.leave(engine, held, 120, Then.INTERRUPT) == "waiting"
-    assert run_owner.claim(engine, 130, configure) is None
+    assert run_owner.leave(engine, held, 320, Then.INTERRUPT) == "waiting"
+    assert run_owner.claim(engine, 330, configure) is None, "nor does one go on that was running"
 
 
 def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engine) -> None:
