@@ -57,18 +57,6 @@ def unseen(house: House) -> int:
 # --- in each state of a run
 
 
-def test_a_queued_run_has_no_snapshot_yet_and_goes_without_the_drop(house: House) -> None:
-    for name in ("good", "bad"):
-        (house.daemon.settings.inbox_folder / f"{name}.jsonl").write_bytes(records(name))
-        house.daemon.take_in(house.now)
-    with transaction(house.daemon.engine) as session:
-        bad = session.exec(select(Drop.id).where(Drop.name == "bad.jsonl")).one() or 0
-    house.withdraw(bad)
-    assert runs(house) == [("queued", [])]
-    house.daemon.finish_runs(house.now, "promoted")
-    assert runs(house) == [("promoted", ["good.jsonl"])]
-
-
 @pytest.mark.parametrize(("step", "outcome"), [("train", "promoted"), ("decide", "promoted"), ("decide", "worse")])
 def test_a_running_run_ends_at_each_step_and_nothing_follows_from_its_verdict(
     house: House, step: str, outcome: str

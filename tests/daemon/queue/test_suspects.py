@@ -272,24 +272,13 @@ def test_a_trial_that_lacks_a_drop_of_the_champions_is_made_again(box: Box) -> N
     box.drop()
     forced = Run(id=2, track="default", trigger="drop", created_at=0, not_before=0, snapshot=[1, 3])
     box.serve(forced)
-    box.end(trial, WORSE)
+    box.end(trial, QUIET)
     assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
     box.end(box.claim(), QUIET)
     again = box.next_trial()
     assert in_snapshot(again) == [1, 2, 3]
     box.control(again)
     assert box.states()[2] == "suspended"
-
-
-def test_after_a_rollback_a_trial_that_had_two_new_drops_is_made_again(box: Box) -> None:
-    blamed(box, 1)
-    first = box.next_trial()
-    box.end(first, WINS)
-    blamed(box, 1)
-    trial = box.next_trial()
-    box.roll_back("m1")
-    box.end(trial, WORSE)
-    assert box.states() == {1: "accepted", 2: "accepted", 3: "on trial"}
 
 
 def test_where_a_drop_of_the_champions_was_withdrawn_nothing_speaks_against_another(box: Box) -> None:
@@ -506,20 +495,6 @@ def test_a_control_that_ends_without_a_verdict_clears_the_drop_which_no_later_tr
     assert [one.drop_id for one in box.events("suspicion_ended")] == [3]
 
 
-@pytest.mark.parametrize("word", [drops.withdraw, drops.restore])
-def test_a_person_who_decides_on_the_drop_ends_its_control(box: Box, word: Callable[..., object]) -> None:
-    blamed(box, 2)
-    box.end(box.next_trial(), WORSE)
-    control = box.next_trial()
-    word(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
-    assert box.row(control.id or 0).cancel_requested
-    with pytest.raises(states.Cancelled):
-        box.end(control, QUIET)
-    assert box.settled == []
-    box.cancel(control)
-    assert in_snapshot(box.next_trial()) == [1, 2], "the drop that was blamed is not kept"
-
-
 def test_a_trial_is_made_again_where_another_champion_comes_before_its_control_ends(box: Box) -> None:
     blamed(box, 1)
     box.end(box.next_trial(), WORSE)
@@ -569,14 +544,29 @@ def test_no_more_trials_begin_in_a_week_than_the_settings_allow_and_what_is_left
 # --- a person's word
 
 
-def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_search_goes_on(box: Box) -> None:
+@pytest.mark.parametrize("phase", ["before its trial", "trial", "control"])
+@pytest.mark.parametrize(("word", "state"), [(drops.withdraw, "withdrawn"), (drops.restore, "accepted")])
+def test_a_person_who_decides_on_a_suspect_ends_its_trial_or_control_and_the_search_goes_on_without_it(
+    box: Box, phase: str, word: Callable[..., object], state: str
+) -> None:
     blamed(box, 2)
-    trial = box.next_trial()
-    box.withdraw(3)
-    assert box.row(trial.id or 0).cancel_requested
-    box.cancel(trial)
-    following = box.next_trial()
-    assert (in_snapshot(following), box.states()[3]) == ([1, 2], "withdrawn")
+    run = None if phase == "before its trial" else box.next_trial()
+    if run is not None and phase == "control":
+        box.end(run, WORSE)
+        run = box.next_trial()
+    word(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
+    if run is not None:
+        assert box.row(run.id or 0).cancel_requested
+        with pytest.raises(states.Cancelled):
+            box.end(run, QUIET)
+        run_owner.leave(box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.CANCEL)
+    assert box.states() == {1: "accepted", 2: "on trial", 3: state}
+    if state == "accepted":
+        again = box.claim()
+        assert in_snapshot(again) == [1, 3]
+        box.end(again, QUIET)
+    assert in_snapshot(box.next_trial()) == [1, 2], "the drop that was blamed is not kept"
+    assert box.settled == []
 
 
 def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_its_trial(box: Box) -> None:
@@ -671,18 +661,6 @@ def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_
     box.end(run, QUIET)
     following = box.next_trial()
     assert in_snapshot(following) == [2, 3], "the search goes on"
-
-
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: Box, begun: bool) -> None:
-    blamed(box, 2)
-    trial = box.trial() if begun else None
-    drops.restore(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
-    if trial is not None:
-        assert box.row(trial.id or 0).cancel_requested
-        run_owner.leave(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick(), Then.CANCEL)
-    assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
-    assert in_snapshot(box.claim()) == [1, 3]
 
 
 def test_a_drop_that_a_person_restored_is_not_tried_again(box: Box) -> None:
