@@ -1,6 +1,5 @@
 """Which nights are due, and each of them taken once, whatever clocks and daemons do."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,17 +39,9 @@ def ms(text: str) -> int:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    create(tmp_path / "state.db")
-    return tmp_path / "state.db"
-
-
-@pytest.fixture
-def engine(path: Path) -> Iterator[Engine]:
-    engine = open_engine(path)
+def engine(engine: Engine) -> Engine:
     assert take_due_slots(engine, NIGHTLY, FIRST_LOOK) == []
-    yield engine
-    engine.dispose()
+    return engine
 
 
 def drop(engine: Engine, role: str = "train") -> None:
