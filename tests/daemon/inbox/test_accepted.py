@@ -11,13 +11,9 @@ from daemon.queue.drops import accept
 from daemon.state.events import Word
 from daemon.state.tables import Drop, Run
 from tests import run_owner
-from tests.daemon.inbox.test_intake import NOW, Box
+from tests.daemon.inbox.test_intake import NOW, Box, rows
 
 PINNED = {"gate": {"on": "pinned"}}
-
-
-def rows(count: int, start: int = 0) -> list[dict[str, str]]:
-    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + count)]
 
 
 def warning(box: Box, name: str) -> str | None:

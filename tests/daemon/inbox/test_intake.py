@@ -33,7 +33,6 @@ from pipeline.errors import DropforgeError
 from tests import run_owner
 
 NOW = 1_800_000_000_000
-GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
 FOUND = {
     "blamed_run": 1,
     "trial": 2,
@@ -45,6 +44,13 @@ FINDINGS = Draft202012Validator(
     json.loads((Path(__file__).parents[3] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
     format_checker=Draft202012Validator.FORMAT_CHECKER,
 )
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + count)]
+
+
+GOOD = rows(3)
 
 
 class PowerCut(BaseException):

@@ -11,9 +11,9 @@ import pytest
 from daemon.state.tables import Drop, Event, Run
 from pipeline import durable
 from pipeline.records.records import Record, read_records
-from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl
+from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl, rows
 
-GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(98)]
+GOOD = rows(98)
 BAD = {"instruction": "a", "output": 7}
 MIXED = jsonl([*GOOD[:50], BAD, *GOOD[50:]]) + b"not JSON\n"
 

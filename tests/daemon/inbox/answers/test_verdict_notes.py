@@ -21,7 +21,7 @@ from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.artifacts import GuardResult, Remark, TrialScores
 from tests import run_owner
-from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
+from tests.daemon.inbox.test_intake import NOW, Box, PowerCut, rows
 from tests.made_artifacts import dataset_of
 
 AGAIN = "It is trained on again, together with the next drops."
@@ -31,10 +31,6 @@ TRIED = (
 )
 TOO_LITTLE = "36 held-out records, and a verdict needs 100, which about 430 more rows bring"
 HEAD = "drop 1 of track default, 3 rows, received 2027-01-15T08:00:00+00:00"
-
-
-def rows(start: int) -> list[dict[str, str]]:
-    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + 3)]
 
 
 class House:
@@ -49,7 +45,7 @@ class House:
         self.notes = verdict_notes.VerdictNotes(engine, self.box.settings, self.box.intake._inbox)
 
     def drop(self, name: str, start: int = 0, folder: str = "") -> None:
-        self.box.drop(name, rows(start), folder)
+        self.box.drop(name, rows(3, start), folder)
 
     def said(self, name: str = "a.jsonl", place: str = "done") -> list[str]:
         """Return the lines of a note once all texts are written."""
@@ -246,7 +242,7 @@ def test_held_out_files_say_what_they_are_for(tmp_path: Path) -> None:
     house = House(tmp_path, gate={"on": "pinned"})
     house.drop("exam.jsonl", folder="heldout")
     assert house.said("exam.jsonl")[2] == "Accepted: from the next run on it judges the candidates of track default."
-    path = house.box.put("more.jsonl", rows(10), "heldout")
+    path = house.box.put("more.jsonl", rows(3, 10), "heldout")
     path.chmod(0o666)
     house.box.take(path)
     assert house.said("more.jsonl")[2].startswith("It waits for a person, who lets it count or not: dropforge drops ")
@@ -332,7 +328,7 @@ def test_a_dropped_file_that_is_named_as_a_receipt_leads_no_note_astray(house: H
 @pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="only root gives files away")
 def test_another_users_note_lies_where_only_that_user_reads_it(tmp_path: Path) -> None:
     house = House(tmp_path)
-    path = house.box.put("a.jsonl", rows(0))
+    path = house.box.put("a.jsonl", rows(3))
     os.chown(path, 12345, 12345)
     house.box.take(path)
     assert house.said() == []
