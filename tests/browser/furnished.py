@@ -23,11 +23,11 @@ from pipeline import durable
 from pipeline.artifacts import CurvePoint
 from pipeline.config import TrainConfig
 from pipeline.contract import CURVE_NAME, PROGRESS_NAME, Curve, Progress
-from pipeline.models.manifest import write_manifest
 from pipeline.report.write import write_report
 from tests import run_owner
 from tests.daemon.conftest import BASE_ID, LivedIn
 from tests.made_artifacts import run_config
+from tests.model_folder import write_model
 
 HOUR_MS = 3_600_000
 #: Markup, a bidi control, a terminal escape; a name in a folder has no slash.
@@ -46,12 +46,8 @@ def rows(topic: str, number: int = 40) -> str:
 
 def make_model(folder: Path, name: str) -> str:
     """Put a model that no one could load into the `models` folder; return its id."""
-    new = folder / "new"
-    new.mkdir(parents=True)
-    (new / "config.json").write_text(f'{{"name": "{name}"}}')
-    (new / "model.safetensors").write_bytes(name.encode())
-    identity = write_manifest(new)
-    new.rename(folder / identity)
+    identity = write_model(folder / "new", name.encode())
+    (folder / "new").rename(folder / identity)
     return identity
 
 

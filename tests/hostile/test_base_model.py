@@ -20,6 +20,14 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 Spoil = Callable[[Path], object]
 
 
+def run(*arguments: str, folder: Path | None = None, said: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, in a folder, with something said on its standard input."""
+    argv = [sys.executable, "-P", *arguments]
+    return subprocess.run(
+        argv, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE, input=said
+    )
+
+
 def weights(data: bytes) -> Spoil:
     return lambda folder: (folder / "model.safetensors").write_bytes(data)
 
@@ -105,17 +113,9 @@ re.compile(token_pattern(special_tokens(Path(sys.argv[1]))))
 def test_what_is_costly_to_read_is_refused_within_little_memory(what: str, tiny_llama: Path, tmp_path: Path) -> None:
     spoil, words = COSTLY[what]
     base = spoilt(tiny_llama, tmp_path / "base", spoil)
-    argv = [sys.executable, "-P", "-c", _LOOK, str(base)]
-    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = run("-c", _LOOK, str(base))
     assert (done.returncode, done.stderr) == (0, ""), done
     assert words in done.stdout, done
-
-
-def run_cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-P", "-m", "daemon", *arguments]
-    return subprocess.run(
-        argv, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
 
 
 def spoilt(base: Path, folder: Path, spoil: Spoil) -> Path:
@@ -131,12 +131,12 @@ def test_init_and_doctor_name_it(tiny_llama: Path, tmp_path: Path) -> None:
         base = spoilt(tiny_llama, tmp_path / track, EVIL[what][0])
         settings += f'[tracks.{track}]\nbase_model = "{base}"\n'
     (tmp_path / "dropforge.toml").write_text(settings)
-    found = json.loads(run_cli(tmp_path, "doctor", "--json").stdout)["findings"]
+    found = json.loads(run("-m", "daemon", "doctor", "--json", folder=tmp_path).stdout)["findings"]
     for track, what in bases.items():
         (line,) = [one for one in found if one["name"] == f"base of {track}"]
         words = EVIL[what][1]
         assert (line["level"], words in line["text"], bool(line["remedy"])) == ("bad", True, True), line
-    begun = run_cli(tmp_path, "init", "place", "--base-model", str(tmp_path / "track0"))
+    begun = run("-m", "daemon", "init", "place", "--base-model", str(tmp_path / "track0"), folder=tmp_path)
     assert (begun.returncode, (tmp_path / "place").exists()) == (65, False), begun
     assert EVIL[bases["track0"]][1] in " ".join(begun.stderr.split())
     assert "Traceback" not in begun.stderr
@@ -171,14 +171,12 @@ def test_its_code_is_never_run_even_where_nobody_checks(known: bool, tiny_llama:
     auto = {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}
     set_in("config.json", auto_map=auto, **({} if known else {"model_type": "x"}))(base)
     set_in("tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]})(base)
-    argv = [sys.executable, "-P", "-c", _LOAD, str(base)]
-    done = subprocess.run(
-        argv, env=ENVIRONMENT, capture_output=True, text=True, check=True, input="y\n" * 20, timeout=PATIENCE
-    )
-    assert not decoy.exists(), done
+    done = run("-c", _LOAD, str(base), said="y\n" * 20)
+    assert (done.returncode, decoy.exists()) == (0, False), done
     assert ("refused" in done.stdout) != known, "where transformers has the architecture itself, it takes its own"
 
 
+#: Makes a template of each of these chat templates.
 _ASK = """
 import sys
 from pathlib import Path
@@ -197,12 +195,6 @@ for tokenizer.chat_template in sys.argv[2:]:
 """
 
 
-def ask(base: Path, *templates: str) -> subprocess.CompletedProcess[str]:
-    """Let a process make a template of each of these chat templates."""
-    argv = [sys.executable, "-P", "-c", _ASK, str(base), *templates]
-    return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=PATIENCE)
-
-
 _ENDLESS = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "a number that never lets go": "{{ 7 ** (7 ** 12) }}",
@@ -211,11 +203,12 @@ _ENDLESS = {
 
 @pytest.mark.parametrize("what", _ENDLESS)
 def test_a_chat_template_without_end_ends_its_step(what: str, tiny_llama: Path) -> None:
-    done = ask(tiny_llama, _ENDLESS[what])
+    done = run("-c", _ASK, str(tiny_llama), _ENDLESS[what])
     assert (done.returncode, done.stdout) == (-ENDED_BY, "loaded\n"), done
 
 
 def test_a_chat_template_that_takes_all_memory_is_refused(tiny_llama: Path) -> None:
-    done = ask(tiny_llama, "{{ 'a' * (8 * 1024**3) }}", "{{ '%1000000000d' % 1 }}", "{{ 'a'|center(2000000000) }}")
+    templates = ("{{ 'a' * (8 * 1024**3) }}", "{{ '%1000000000d' % 1 }}", "{{ 'a'|center(2000000000) }}")
+    done = run("-c", _ASK, str(tiny_llama), *templates)
     words = "cannot render a request: ValueError: it needs more than 536,870,912 bytes of memory"
     assert [words in line for line in done.stdout.splitlines()[1:]] == [True] * 3, done

@@ -1,4 +1,4 @@
-"""A state folder that is somebody else's, open to others, or taken away under the real daemon; and a dead thread."""
+"""A state folder that is another user's, open to others, or taken away under the real daemon; planted settings."""
 
 import os
 import shutil
@@ -202,3 +202,23 @@ def test_a_dead_intake_ends_the_daemon_in_order_with_its_reason(new_box: NewBox)
     )
     expected = "exit 1, reason: True, logged: True, in order: True"
     assert happened == expected, done.stderr
+
+
+@pytest.mark.parametrize("planted", ["settings", "link"])
+def test_root_writes_nothing_where_another_users_settings_lead(tmp_path: Path, planted: str) -> None:
+    roots, theirs = tmp_path / "roots", tmp_path / "theirs"
+    roots.mkdir()
+    theirs.mkdir()
+    if planted == "settings":
+        path = theirs / "dropforge.toml"
+        path.write_text(f'state = "{roots}"\n')
+    else:
+        path = theirs / ".dropforge"
+        path.symlink_to(roots)
+    for place in (theirs, path):
+        os.lchown(place, ALICE.number, ALICE.number)
+    argv = [sys.executable, "-P", "-m", "daemon", "web", "--url"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE_")}
+    done = subprocess.run(argv, cwd=theirs, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, list(roots.iterdir())) == (2, []), done.stderr
+    assert f"{path} belongs to {ALICE.number}, and this is root" in done.stderr

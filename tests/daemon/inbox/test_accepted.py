@@ -5,38 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import col, select
 
+from daemon.queue.attempt_ends import Then
 from daemon.queue.drops import accept
-from daemon.state import database
 from daemon.state.events import Word
-from daemon.state.states import RunState
 from daemon.state.tables import Drop, Run
-from tests.daemon.inbox.test_intake import NOW, Box
+from tests import run_owner
+from tests.daemon.inbox.test_intake import NOW, Box, rows
 
 PINNED = {"gate": {"on": "pinned"}}
-
-
-def rows(count: int, start: int = 0) -> list[dict[str, str]]:
-    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + count)]
 
 
 def warning(box: Box, name: str) -> str | None:
     found = [one["message"] for one in box.read(f"done/{name}.receipt.json")["warnings"]]
     return found[0] if found else None
-
-
-def end(box: Box, outcome: str | None) -> None:
-    """Let the queued run begin, and end so; `None`: it fails."""
-    with database.transaction(box.engine) as session:
-        run = session.exec(select(Run).order_by(col(Run.id).desc())).first()
-        assert run is not None
-        for drop in session.exec(select(Drop).where(col(Drop.first_run).is_(None))):
-            drop.first_run = run.id
-            session.add(drop)
-        run.state = RunState.FAILED if outcome is None else RunState.SUCCEEDED
-        run.outcome, run.ended_at = outcome, NOW
-        session.add(run)
 
 
 def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -> None:
@@ -52,26 +34,6 @@ def test_a_receipt_says_that_all_rows_of_the_track_are_too_few(tmp_path: Path) -
     box.drop("c.jsonl", rows(180, 600))
     assert warning(box, "c.jsonl") is None
     assert warning(box, "exam.jsonl") is None, "it waits for approval, and nothing is judged on it"
-
-
-def test_the_rows_themselves_say_how_many_a_verdict_needs(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.drop("short.jsonl", rows(900))
-    assert warning(box, "short.jsonl") is None, "their answers are one word, and 780 rows are enough"
-    said = [{**row, "output": "one two three four five six"} for row in rows(900)]
-    box.drop("long.jsonl", said, "support")
-    assert (warning(box, "support/long.jsonl") or "").startswith(
-        "track support has 900 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "
-    )
-
-
-def test_no_receipt_asks_for_rows_after_a_verdict(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.drop("a.jsonl", rows(3))
-    assert warning(box, "a.jsonl") is not None
-    end(box, "worse")
-    box.drop("b.jsonl", rows(3, 3))
-    assert warning(box, "b.jsonl") is None
 
 
 def test_a_receipt_says_how_many_records_are_pinned(tmp_path: Path) -> None:
@@ -98,10 +60,11 @@ def test_pinned_records_start_a_run_where_the_last_one_lacked_some(
     tmp_path: Path, outcome: str | None, values: dict[str, Any], *, begins: bool
 ) -> None:
     box = Box(tmp_path, **values)
-    with database.transaction(box.engine) as session:
-        session.add(Run(track="default", trigger="drop", created_at=NOW, not_before=NOW))
     box.drop("a.jsonl", rows(3))
-    end(box, outcome)
+    if outcome is None:
+        run_owner.leave(box.engine, box.begin(), NOW, Then.FAIL)
+    else:
+        box.end(outcome)
     taken = box.drop("exam.jsonl", rows(200, 900), "heldout")
     assert (taken.run is not None, len(box.rows(Run))) == (begins, 2 if begins else 1)
     if begins:
@@ -112,7 +75,7 @@ def test_pinned_records_start_a_run_where_the_last_one_lacked_some(
 def test_records_that_a_person_lets_count_start_a_run(tmp_path: Path) -> None:
     box = Box(tmp_path, **PINNED)
     box.drop("a.jsonl", rows(3))
-    end(box, "insufficient_evidence")
+    box.end("insufficient_evidence")
     path = box.put("exam.jsonl", rows(200, 900), "heldout")
     path.chmod(0o666)
     assert box.take(path).kind == "proposed"

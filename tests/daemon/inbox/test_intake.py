@@ -18,7 +18,8 @@ from sqlmodel import col, select
 from daemon.inbox.answers import rejected
 from daemon.inbox.intake import Intake, Outcome
 from daemon.inbox.watcher import Settled, make_inbox
-from daemon.queue import drops
+from daemon.queue import drops, run_queue
+from daemon.queue.states import Claim
 from daemon.settings.model import Settings
 from daemon.state import database
 from daemon.state.clauses import drop_clauses
@@ -29,9 +30,9 @@ from daemon.storage.retention import DAY_MS
 from daemon.system.programs import name_of
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from tests import run_owner
 
 NOW = 1_800_000_000_000
-GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(3)]
 FOUND = {
     "blamed_run": 1,
     "trial": 2,
@@ -43,6 +44,13 @@ FINDINGS = Draft202012Validator(
     json.loads((Path(__file__).parents[3] / "schemas" / "drop-errors.schema.json").read_text(encoding="utf-8")),
     format_checker=Draft202012Validator.FORMAT_CHECKER,
 )
+
+
+def rows(count: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + count)]
+
+
+GOOD = rows(3)
 
 
 class PowerCut(BaseException):
@@ -83,6 +91,19 @@ class Box:
 
     def drop(self, name: str, data: bytes | list[Any], folder: str = "", now: int = NOW) -> Outcome:
         return self.take(self.put(name, data, folder), now)
+
+    def begin(self) -> Claim:
+        """Let the next run of the default track begin, with all drops."""
+        run_queue.enqueue_by_hand(self.engine, "default", NOW)
+        claim = run_owner.claim(self.engine, NOW, run_owner.configure)
+        assert claim is not None
+        return claim
+
+    def end(self, outcome: str, claim: Claim | None = None, **verdict: Any) -> int:
+        """Let the next run, or one that has begun, come to a verdict; return its number."""
+        held = claim or self.begin()
+        run_owner.finish(self.engine, held, run_owner.ending(outcome, **verdict), NOW)
+        return held.run_id
 
     def rows(self, kind: type[Any]) -> list[Any]:
         with database.transaction(self.engine) as session:

@@ -11,9 +11,9 @@ import pytest
 from daemon.state.tables import Drop, Event, Run
 from pipeline import durable
 from pipeline.records.records import Record, read_records
-from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl
+from tests.daemon.inbox.test_intake import CUTS, FINDINGS, NOW, Box, PowerCut, jsonl, rows
 
-GOOD = [{"instruction": f"Question {number}?", "output": "yes"} for number in range(98)]
+GOOD = rows(98)
 BAD = {"instruction": "a", "output": 7}
 MIXED = jsonl([*GOOD[:50], BAD, *GOOD[50:]]) + b"not JSON\n"
 
@@ -118,9 +118,15 @@ def cut_between_documents(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("daemon.inbox.answers.receipts.durable.write_json", once)
 
 
-@pytest.mark.parametrize("cut", [*CUTS.values(), cut_between_documents])
-def test_a_daemon_that_dies_while_it_sets_rows_aside_answers_once_after_its_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None]
+@pytest.mark.parametrize(
+    ("cut", "on_bad_rows"),
+    [
+        *((cut, "quarantine") for cut in (*CUTS.values(), cut_between_documents)),
+        (CUTS["before the document"], "reject"),
+    ],
+)
+def test_a_daemon_that_dies_while_it_sets_rows_aside_answers_once_after_its_restart_whatever_the_settings_say_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None], on_bad_rows: str
 ) -> None:
     made = box(tmp_path)
     path = made.put("a.jsonl", MIXED)
@@ -128,26 +134,12 @@ def test_a_daemon_that_dies_while_it_sets_rows_aside_answers_once_after_its_rest
         cut(patch)
         with pytest.raises(PowerCut):
             made.take(path)
-    made.restart()
+    made = box(tmp_path, on_bad_rows=on_bad_rows)
     assert made.take(path, NOW + 1000).kind == "accepted"
     assert [(drop.state, drop.quarantined) for drop in made.rows(Drop)] == [("accepted", 2)]
     assert made.files("done") == ["a.jsonl", "a.jsonl.errors.json", "a.jsonl.receipt.json"]
+    assert made.files("rejected") == []
     receipt, errors = (made.read(f"done/a.jsonl.{name}.json") for name in ("receipt", "errors"))
     FINDINGS.validate(errors)
     assert (receipt["drop"], receipt["run"], errors["drop"], errors["quarantined"]) == (1, 1, 1, 2)
     assert len(made.store()) == len(made.rows(Run)) == 1
-
-
-def test_a_drop_that_was_taken_without_rows_stays_taken_whatever_the_settings_say_after_the_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = box(tmp_path)
-    path = made.put("a.jsonl", MIXED)
-    with monkeypatch.context() as patch:
-        CUTS["before the document"](patch)
-        with pytest.raises(PowerCut):
-            made.take(path)
-    strict = Box(tmp_path, intake={"on_bad_rows": "reject"})
-    assert strict.take(path).kind == "accepted"
-    assert len(strict.rows(Drop)) == 1
-    assert strict.files("rejected") == []

@@ -11,12 +11,9 @@ from sqlmodel import col, select
 
 from daemon.champions import decisions, promotion
 from daemon.queue.snapshots import waiting_drops
-from daemon.queue.states import Cancelled, Claim
+from daemon.queue.states import Cancelled
 from daemon.state.database import transaction
-from daemon.state.events import Word
 from daemon.state.tables import Drop, Run
-from daemon.system.folders import WorkFolder
-from tests import run_owner
 from tests.chaos.house import records
 from tests.daemon.champions.test_approval import MANUAL, House
 
@@ -60,18 +57,6 @@ def unseen(house: House) -> int:
 # --- in each state of a run
 
 
-def test_a_queued_run_has_no_snapshot_yet_and_goes_without_the_drop(house: House) -> None:
-    for name in ("good", "bad"):
-        (house.daemon.settings.inbox_folder / f"{name}.jsonl").write_bytes(records(name))
-        house.daemon.take_in(house.now)
-    with transaction(house.daemon.engine) as session:
-        bad = session.exec(select(Drop.id).where(Drop.name == "bad.jsonl")).one() or 0
-    house.withdraw(bad)
-    assert runs(house) == [("queued", [])]
-    house.daemon.finish_runs(house.now, "promoted")
-    assert runs(house) == [("promoted", ["good.jsonl"])]
-
-
 @pytest.mark.parametrize(("step", "outcome"), [("train", "promoted"), ("decide", "promoted"), ("decide", "worse")])
 def test_a_running_run_ends_at_each_step_and_nothing_follows_from_its_verdict(
     house: House, step: str, outcome: str
@@ -94,16 +79,6 @@ def test_a_waiting_run_ends_at_once(house: House) -> None:
     assert house.row(1).state == "cancelled"
     house.daemon.finish_runs(house.now, "promoted")
     assert runs(house)[1:] == [("promoted", ["good.jsonl"])]
-
-
-def test_every_run_that_was_made_from_the_drop_ends_and_one_follows(asking: House) -> None:
-    for _ in range(2):
-        asking.run()
-    asking.at("train")
-    asking.withdraw(1)
-    asking.daemon.finish_runs(asking.now, "promoted")
-    assert [outcome for outcome, _ in runs(asking)] == ["cancelled"] * 3 + ["awaiting_approval"]
-    assert runs(asking)[3][1] == ["2.jsonl", "3.jsonl"]
 
 
 def test_a_promoted_run_is_left_as_it_is(house: House) -> None:
@@ -191,19 +166,3 @@ def test_the_verdict_of_a_run_that_was_cancelled_is_not_told(asking: House, drop
         assert "promoted" not in said, words
         assert "waits for approval" not in said, words
     assert dropforge("show", str(run), "--json").json["run"]["verdict"] is None
-
-
-# --- the fences, one by one
-
-
-def test_a_run_that_is_to_be_cancelled_gets_no_verdict(house: House) -> None:
-    house.at("decide")
-    house.withdraw(1)
-    claim = Claim(1, house.row(1).token or "")
-    with pytest.raises(Cancelled):
-        run_owner.finish(house.daemon.engine, claim, run_owner.ending("worse"), house.now)
-    won = run_owner.judged("promoted", candidate_model_id="m", champion_generation=0)
-    word = Word("", house.now)
-    with pytest.raises(Cancelled):
-        promotion.promote(house.daemon.engine, WorkFolder(house.root), 1, won, word)
-    assert house.row(1).outcome is None

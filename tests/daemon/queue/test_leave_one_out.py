@@ -86,11 +86,6 @@ def box(tmp_path: Path) -> Iterator[Idle]:
 # --- which run is queued, and when
 
 
-def test_no_drop_is_left_out_unless_the_settings_say_so(box: Idle) -> None:
-    box.set(suspects=Settings().suspects)
-    assert box.trial() is None
-
-
 def test_each_drop_is_left_out_once_per_champion_the_oldest_first_under_another_seed(box: Idle) -> None:
     pinned = box.drop("heldout")
     for left, used in ((1, [2, 3]), (2, [1, 3]), (3, [1, 2])):
@@ -119,16 +114,22 @@ def test_a_track_without_news_is_not_asked_again(box: Idle) -> None:
     assert box.trial() is not None, "another champion"
 
 
-def test_what_a_person_restored_is_not_left_out(box: Idle) -> None:
+def _restored(box: Idle) -> None:
     box.withdraw(1)
     drops.restore(box.engine, 1, Word("right customer", box.tick()), box.settings)
     box.end(box.claim(), QUIET)
-    assert in_snapshot(box.next_trial()) == [1, 3]
 
 
-def test_a_drop_whose_run_was_cancelled_is_not_left_out_again(box: Idle) -> None:
+def _cancelled(box: Idle) -> None:
     run = box.next_trial()
     run_owner.leave(box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.CANCEL)
+
+
+@pytest.mark.parametrize("before", [_restored, _cancelled])
+def test_a_drop_that_a_person_restored_or_whose_run_was_cancelled_is_not_left_out(
+    box: Idle, before: Callable[[Idle], None]
+) -> None:
+    before(box)
     assert in_snapshot(box.next_trial()) == [1, 3]
 
 
@@ -154,6 +155,10 @@ def test_the_runs_of_a_week_are_limited_and_leave_a_search_its_trials(box: Idle)
     assert box.trial() is None
     box.now += 2 * DAY
     assert in_snapshot(box.next_trial()) == [1, 3]
+
+
+def _switched_off(box: Idle) -> None:
+    box.set(suspects=Settings().suspects)
 
 
 def _running(box: Idle) -> None:
@@ -186,10 +191,13 @@ def _withdrawn(box: Idle) -> None:
 
 
 @pytest.mark.parametrize(
-    "busy", [_running, _searching, _paused, _waiting_for_approval, _waiting_for_the_night, _withdrawn]
+    "before",
+    [_switched_off, _running, _searching, _paused, _waiting_for_approval, _waiting_for_the_night, _withdrawn],
 )
-def test_no_drop_is_left_out_while_something_else_is_to_be_done(box: Idle, busy: Callable[[Idle], None]) -> None:
-    busy(box)
+def test_no_drop_is_left_out_unless_the_settings_say_so_and_nothing_else_is_to_be_done(
+    box: Idle, before: Callable[[Idle], None]
+) -> None:
+    before(box)
     box.go_on()
     assert box.left_out() == []
 
@@ -203,9 +211,13 @@ def test_the_verdict_says_what_the_drop_is_worth_and_blames_nothing(box: Idle) -
     assert (box.order(), box.queued(), set(box.states().values())) == ([], [], {"accepted"})
 
 
-@pytest.mark.parametrize("said", [QUIET, LOST.model_copy(update={"outcome": "contaminated"})])
-def test_a_verdict_without_a_valid_comparison_gives_no_worth(box: Idle, said: Verdict) -> None:
-    box.end(box.next_trial(), said)
+@pytest.mark.parametrize(
+    ("said", "against"),
+    [(QUIET, None), (LOST.model_copy(update={"outcome": "contaminated"}), None), (LOST, "m9")],
+    ids=["no gain", "contaminated", "another champion"],
+)
+def test_a_verdict_without_a_valid_comparison_gives_no_worth(box: Idle, said: Verdict, against: str | None) -> None:
+    box.end(box.next_trial(), said, against=against)
     assert box.worth() == []
 
 
@@ -223,14 +235,7 @@ def test_a_model_that_is_better_without_a_drop_serves_and_the_drop_comes_back_as
     assert in_snapshot(box.next_trial()) == [3], "the new champion's turn"
 
 
-def test_a_drop_that_came_back_is_run_once(box: Idle) -> None:
-    box.end(box.next_trial(), WON)
-    box.go_on()
-    box.end(box.claim(), QUIET)
-    assert in_snapshot(box.next_trial()) == [3]
-
-
-def test_a_win_that_waits_for_approval_brings_the_drop_back_once_it_serves(box: Idle) -> None:
+def test_a_win_that_waits_for_approval_brings_the_drop_back_once_when_it_serves(box: Idle) -> None:
     run = box.next_trial()
     box.end(run, WON, AWAITING)
     box.go_on()
@@ -241,7 +246,10 @@ def test_a_win_that_waits_for_approval_brings_the_drop_back_once_it_serves(box: 
         held.outcome = "promoted"
     box.go_on()
     assert len(box.queued()) == 1
-    assert in_snapshot(box.claim()) == [1, 2, 3]
+    again = box.claim()
+    assert in_snapshot(again) == [1, 2, 3]
+    box.end(again, QUIET)
+    assert in_snapshot(box.next_trial()) == [3], "it came back once"
 
 
 # --- what happens meanwhile
@@ -254,12 +262,6 @@ def test_a_run_that_has_not_begun_ends_when_another_champion_comes(box: Idle) ->
     box.go_on()
     assert (box.row(2).state, box.row(2).error) == ("cancelled", "another champion came before it began")
     assert box.left_out() == [1, 1]
-
-
-def test_a_run_that_is_judged_against_another_champion_gives_no_worth(box: Idle) -> None:
-    run = box.next_trial()
-    box.end(run, LOST, against="m9")
-    assert box.worth() == []
 
 
 def test_a_run_that_waits_when_a_search_opens_is_no_trial_and_no_control_of_it(box: Idle) -> None:

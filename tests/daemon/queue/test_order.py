@@ -4,35 +4,23 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import select
 
-from daemon.queue import order, run_queue, states
+from daemon.queue import order, run_queue
 from daemon.queue.attempt_ends import Then
-from daemon.queue.states import Claim
 from daemon.state.database import transaction
 from daemon.state.events import Word
 from daemon.state.states import Purpose
 from daemon.state.tables import Event, Run
 from pipeline.errors import DropforgeError
 from tests import run_owner
+from tests.daemon.queue.test_run_queue import queue_run, take
 from tests.run_owner import add_drop, configure
 
 WORD = Word("the card is lent out", 50, "ada")
 
 
-def queue_runs(engine: Engine, *names: str) -> list[int]:
+def queue_runs(engine: Engine, *tracks: str) -> list[int]:
     """Queue a run a track."""
-    numbers = []
-    for name in names:
-        with transaction(engine) as session:
-            states.ensure_track(session, name, 0)
-            add_drop(session, name)
-            numbers.append(run_queue.enqueue(session, name, "drop", 0, 0).id or 0)
-    return numbers
-
-
-def claim(engine: Engine, now: int = 100) -> Claim:
-    found = run_owner.claim(engine, now, configure)
-    assert found is not None
-    return found
+    return [queue_run(engine, track) for track in tracks]
 
 
 def goes(engine: Engine) -> list[int]:
@@ -57,7 +45,7 @@ def test_trials_stay_last_where_nobody_moved_them(engine: Engine) -> None:
 
 def test_an_interrupted_run_goes_on_first_though_another_was_moved_to_the_front_meanwhile(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
-    running = claim(engine)
+    running = take(engine)
     assert order.move_first(engine, 3, 150, "ada") == [3, 2]
     run_owner.leave(engine, running, 90, Then.INTERRUPT)
     assert goes(engine) == [1, 3, 2]
@@ -73,7 +61,7 @@ def test_a_retried_run_has_lost_its_place(engine: Engine) -> None:
 
 def test_what_cannot_be_moved_is_refused(engine: Engine) -> None:
     queue_runs(engine, "a", "b", "c")
-    running = claim(engine)
+    running = take(engine)
     run_queue.cancel(engine, 3, 60)
     for run, words in (
         (running.run_id, "run 1 is running: only a queued or waiting run can be moved"),
@@ -97,24 +85,20 @@ def test_a_paused_track_begins_no_run_until_it_is_resumed_and_others_go_on(engin
     (run,) = queue_runs(engine, "support")
     (other,) = queue_runs(engine, "legal")
     order.pause(engine, "support", WORD)
-    held = claim(engine)
+    held = take(engine)
     assert held.run_id == other
     assert run_owner.claim(engine, 100, configure) is None
     assert order.next_due(engine) is None
     order.resume(engine, "support", Word("", 200, "ada"))
-    assert claim(engine, 300).run_id == run
+    held = take(engine, 300)
+    assert held.run_id == run
     assert events(engine)[-2:] == [
         ("track_paused", {"reason": "the card is lent out", "by": "ada"}),
         ("track_resumed", {"reason": "", "by": "ada"}),
     ]
-
-
-def test_a_running_run_of_a_paused_track_ends_and_an_interrupted_one_waits(engine: Engine) -> None:
-    queue_runs(engine, "support")
-    held = claim(engine)
     order.pause(engine, "support", WORD)
-    assert run_owner.leave(engine, held, 120, Then.INTERRUPT) == "waiting"
-    assert run_owner.claim(engine, 130, configure) is None
+    assert run_owner.leave(engine, held, 320, Then.INTERRUPT) == "waiting"
+    assert run_owner.claim(engine, 330, configure) is None, "nor does one go on that was running"
 
 
 def test_pausing_twice_and_resuming_what_is_not_paused_are_refused(engine: Engine) -> None:

@@ -248,80 +248,60 @@ def test_a_cancelled_run_that_never_began_is_refused_if_a_later_one_has_its_drop
 # --- attempts
 
 
-def test_attempts_are_numbered_by_step_and_each_has_its_own_fence(engine: Engine) -> None:
+def test_attempts_are_numbered_by_step_with_a_fence_each_and_one_is_open_at_most(engine: Engine) -> None:
     claim = start_run(engine)
-    begun = []
-    for step in ("prepare", "train", "train"):
-        begun.append(states.begin_attempt(engine, claim, step, 200))
-        states.end_attempt(engine, claim, begun[-1].id or 0, states.Ending(AttemptState.FAILED, "broken"), 210)
-    assert [(attempt.step, attempt.number) for attempt in begun] == [("prepare", 1), ("train", 1), ("train", 2)]
-    assert len({attempt.fence for attempt in begun}) == 3
-    assert states.open_attempt(engine, claim.run_id) is None
-    assert events(engine, claim.run_id).count("step_failed") == 3
-
-
-def test_a_run_has_one_open_attempt_at_most(engine: Engine) -> None:
-    claim = start_run(engine)
-    states.begin_attempt(engine, claim, "prepare", 200)
+    prepare = states.begin_attempt(engine, claim, "prepare", 200)
     with pytest.raises(DropforgeError, match="attempt 1 at step prepare"):
         states.begin_attempt(engine, claim, "train", 210)
-
-
-def test_an_attempt_that_has_ended_does_not_end_its_successor(engine: Engine) -> None:
-    claim = start_run(engine)
-    first = states.begin_attempt(engine, claim, "train", 200)
-    states.end_attempt(engine, claim, first.id or 0, states.Ending(AttemptState.LOST), 210)
-    second = states.begin_attempt(engine, claim, "train", 220)
-    with pytest.raises(LostClaim, match="has ended already"):
-        states.end_attempt(engine, claim, first.id or 0, states.Ending(AttemptState.PUBLISHED), 230)
-    assert states.open_attempt(engine, claim.run_id) == second
-
-
-def test_a_run_that_stops_leaves_no_attempt_open_behind_it(engine: Engine) -> None:
-    claim = start_run(engine)
-    states.begin_attempt(engine, claim, "train", 200)
-    run_owner.leave(engine, claim, 300, Then.INTERRUPT)
+    states.end_attempt(engine, claim, prepare.id or 0, states.Ending(AttemptState.FAILED, "broken"), 220)
     assert states.open_attempt(engine, claim.run_id) is None
-    again = take(engine, 300)
-    assert states.begin_attempt(engine, again, "train", 310).number == 2
+    first = states.begin_attempt(engine, claim, "train", 230)
+    states.end_attempt(engine, claim, first.id or 0, states.Ending(AttemptState.LOST), 240)
+    second = states.begin_attempt(engine, claim, "train", 250)
+    with pytest.raises(LostClaim, match="has ended already"):
+        states.end_attempt(engine, claim, first.id or 0, states.Ending(AttemptState.PUBLISHED), 260)
+    assert states.open_attempt(engine, claim.run_id) == second, "its predecessor's end is not its own"
+    run_owner.leave(engine, claim, 300, Then.INTERRUPT)
+    assert states.open_attempt(engine, claim.run_id) is None, "its run has stopped"
+    third = states.begin_attempt(engine, take(engine, 300), "train", 310)
+    begun = [prepare, first, second, third]
+    numbers = [("prepare", 1), ("train", 1), ("train", 2), ("train", 3)]
+    assert [(attempt.step, attempt.number) for attempt in begun] == numbers
+    assert len({attempt.fence for attempt in begun}) == 4
+    ended = [kind for kind in events(engine, claim.run_id) if kind in {"step_failed", "step_lost"}]
+    assert ended == ["step_failed", "step_lost", "step_lost"]
 
 
 # --- what is fixed, what waits, what is held
 
 
-def test_the_drops_of_a_failed_run_wait_for_a_run_again(engine: Engine) -> None:
-    claim = start_run(engine)
-    with transaction(engine) as session:
-        assert snapshots.waiting_drops(session, "default") == 0
-    run_owner.leave(engine, claim, 200, Then.FAIL)
-    with transaction(engine) as session:
-        assert snapshots.waiting_drops(session, "default") == 1
-    run_owner.retry(engine, claim.run_id, 300)
-    take(engine, 300)
-    with transaction(engine) as session:
-        assert snapshots.waiting_drops(session, "default") == 0
-
-
-def test_a_retried_run_has_todays_settings_and_not_the_drops_taken_out_since(engine: Engine) -> None:
-    with transaction(engine) as session:
-        add_drop(session)
-    claim = start_run(engine)
-    run_owner.leave(engine, claim, 200, Then.FAIL)
-    with transaction(engine) as session:
-        session.get_one(Drop, 1).state = DropState.WITHDRAWN
-    queue_run(engine)
-    run_owner.retry(engine, claim.run_id, 300)
+def test_a_failed_run_gives_its_drops_back_and_a_retry_has_todays_settings_and_not_the_drops_taken_out_since(
+    engine: Engine,
+) -> None:
+    def waiting() -> int:
+        with transaction(engine) as session:
+            return snapshots.waiting_drops(session, "default")
 
     def changed(session: Session, track: Track) -> RunConfig:
         return configure(session, track).model_copy(update={"train": TrainConfig(batch_size=2)})
 
+    with transaction(engine) as session:
+        add_drop(session)
+    claim = start_run(engine)
+    assert waiting() == 0
+    run_owner.leave(engine, claim, 200, Then.FAIL)
+    assert waiting() == 2
+    with transaction(engine) as session:
+        session.get_one(Drop, 1).state = DropState.WITHDRAWN
+    queue_run(engine)
+    run_owner.retry(engine, claim.run_id, 300)
     assert run_owner.claim(engine, 300, refuse) is None
     assert "the base model is gone" in (load(engine, claim.run_id).error or "")
     again = run_owner.claim(engine, 300 + POSTPONED_MS, changed)
     assert again is not None
     run = load(engine, again.run_id)
     assert (run.id, run.error) == (claim.run_id, None)
-    assert run.snapshot == [2]
+    assert (run.snapshot, waiting()) == ([2], 1)
     assert RunConfig.model_validate(run.config).train.batch_size == 2
 
 

@@ -232,16 +232,15 @@ def test_a_search_waits_for_a_running_run_of_its_track_whose_drops_it_would_call
     assert box.next_trial().state == "running"
 
 
-def test_a_verdict_that_blames_no_drop_opens_no_search(box: Box) -> None:
+def test_no_search_is_opened_by_a_verdict_that_blames_no_drop_or_where_every_drop_is_new(
+    box: Box, tmp_path: Path
+) -> None:
     blamed(box, 2, verdict("guard_failed"))
     assert (box.order(), box.trial()) == ([], None)
-
-
-def test_no_search_is_opened_where_every_drop_is_new(tmp_path: Path) -> None:
-    box = Box(tmp_path / "state.db")
-    blamed(box, 2)
-    assert box.order() == []
-    box.engine.dispose()
+    new = Box(tmp_path / "new.db")
+    blamed(new, 2)
+    assert new.order() == []
+    new.engine.dispose()
 
 
 def test_a_drop_that_was_tried_goes_after_those_that_never_were(box: Box) -> None:
@@ -273,24 +272,13 @@ def test_a_trial_that_lacks_a_drop_of_the_champions_is_made_again(box: Box) -> N
     box.drop()
     forced = Run(id=2, track="default", trigger="drop", created_at=0, not_before=0, snapshot=[1, 3])
     box.serve(forced)
-    box.end(trial, WORSE)
+    box.end(trial, QUIET)
     assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
     box.end(box.claim(), QUIET)
     again = box.next_trial()
     assert in_snapshot(again) == [1, 2, 3]
     box.control(again)
     assert box.states()[2] == "suspended"
-
-
-def test_after_a_rollback_a_trial_that_had_two_new_drops_is_made_again(box: Box) -> None:
-    blamed(box, 1)
-    first = box.next_trial()
-    box.end(first, WINS)
-    blamed(box, 1)
-    trial = box.next_trial()
-    box.roll_back("m1")
-    box.end(trial, WORSE)
-    assert box.states() == {1: "accepted", 2: "accepted", 3: "on trial"}
 
 
 def test_where_a_drop_of_the_champions_was_withdrawn_nothing_speaks_against_another(box: Box) -> None:
@@ -360,8 +348,10 @@ def test_a_drop_whose_trial_is_worse_than_its_control_too_is_suspended_and_all_o
 @pytest.mark.parametrize(("p_value", "state"), [(0.006, "accepted"), (0.005, "suspended")])
 def test_a_search_ends_with_its_control_whatever_that_shows(box: Box, p_value: float, state: str) -> None:
     blamed(box, 2)
-    box.control(box.next_trial(), p_value)
+    trial = box.next_trial()
+    box.control(trial, p_value)
     assert box.states() == {1: "accepted", 2: "accepted", 3: state}
+    assert box.settled == ([trial.id] if state == "accepted" else []), "what is not worse may serve"
     cleared = [one.drop_id for one in box.events("suspicion_ended") if one.detail["end"] == "cleared"]
     assert cleared == ([2, 3] if state == "accepted" else [2])
     if state == "accepted":
@@ -454,15 +444,6 @@ def test_a_verdict_of_a_search_that_is_over_suspends_nobody_and_a_trial_opens_no
 # --- a control
 
 
-@pytest.mark.parametrize(("p_value", "serves"), [(0.5, True), (0.005, False)])
-def test_a_trial_that_is_not_worse_than_its_control_may_serve(box: Box, p_value: float, *, serves: bool) -> None:
-    blamed(box, 1)
-    trial = box.next_trial()
-    box.control(trial, p_value)
-    assert box.settled == ([trial.id] if serves else [])
-    assert box.states()[2] == ("suspended" if p_value == 0.005 else "accepted")
-
-
 def test_a_trial_is_made_again_if_its_control_cannot_be_compared_with_it_while_the_week_has_trials(box: Box) -> None:
     box.allow(3)
     blamed(box, 1)
@@ -482,23 +463,6 @@ def test_a_trial_whose_control_has_no_record_in_common_with_it_is_neither_suspen
     box.compare(control, 1.0, groups=0)
     box.end(control, QUIET)
     assert (box.states()[2], box.settled) == ("accepted", [])
-
-
-def test_a_trial_is_judged_with_the_run_before_it_if_that_had_the_same_drops(box: Box) -> None:
-    def before(run: Run) -> int | None:
-        with transaction(box.engine) as session:
-            return suspects.blamed_run(session, run)
-
-    run = blamed(box, 2)
-    first = box.next_trial()
-    assert (before(run), before(first)) == (None, None), "the run had two new drops, this trial has one"
-    box.end(first, QUIET)
-    last = box.next_trial()
-    assert in_snapshot(last) == in_snapshot(run) == [1, 2, 3]
-    assert before(last) == run.id
-    box.end(last, WORSE)
-    control = box.next_trial()
-    assert (before(control), before(first)) == (run.id, None)
 
 
 @pytest.mark.parametrize(("number", "joined"), [(1, (2, None)), (2, (None, None))])
@@ -522,17 +486,6 @@ def test_models_that_were_trained_in_another_way_are_not_judged_together(
         assert tuple(suspects.blamed_run(session, run) for run in (trial, control)) == joined
 
 
-@pytest.mark.parametrize("word", [drops.withdraw, drops.restore])
-def test_a_trial_that_a_person_ended_does_not_serve_after_its_control(box: Box, word: Callable[..., object]) -> None:
-    blamed(box, 1)
-    box.end(box.next_trial(), WORSE)
-    control = box.next_trial()
-    word(box.engine, 2, Word("I looked at it", box.tick()), box.settings)
-    with pytest.raises(states.Cancelled):
-        box.end(control, QUIET)
-    assert box.settled == []
-
-
 def test_a_control_that_ends_without_a_verdict_clears_the_drop_which_no_later_trial_keeps(box: Box) -> None:
     blamed(box, 2)
     box.end(box.next_trial(), WORSE)
@@ -540,17 +493,6 @@ def test_a_control_that_ends_without_a_verdict_clears_the_drop_which_no_later_tr
     run_owner.leave(box.engine, Claim(control.id or 0, control.token or ""), box.tick(), Then.CANCEL)
     assert in_snapshot(box.next_trial()) == [1, 2]
     assert [one.drop_id for one in box.events("suspicion_ended")] == [3]
-
-
-@pytest.mark.parametrize("word", [drops.withdraw, drops.restore])
-def test_a_person_who_decides_on_the_drop_ends_its_control(box: Box, word: Callable[..., object]) -> None:
-    blamed(box, 2)
-    box.end(box.next_trial(), WORSE)
-    control = box.next_trial()
-    word(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
-    assert box.row(control.id or 0).cancel_requested
-    box.cancel(control)
-    assert in_snapshot(box.next_trial()) == [1, 2], "the drop that was blamed is not kept"
 
 
 def test_a_trial_is_made_again_where_another_champion_comes_before_its_control_ends(box: Box) -> None:
@@ -602,14 +544,29 @@ def test_no_more_trials_begin_in_a_week_than_the_settings_allow_and_what_is_left
 # --- a person's word
 
 
-def test_a_suspect_that_is_withdrawn_during_its_trial_is_not_suspended_and_the_search_goes_on(box: Box) -> None:
+@pytest.mark.parametrize("phase", ["before its trial", "trial", "control"])
+@pytest.mark.parametrize(("word", "state"), [(drops.withdraw, "withdrawn"), (drops.restore, "accepted")])
+def test_a_person_who_decides_on_a_suspect_ends_its_trial_or_control_and_the_search_goes_on_without_it(
+    box: Box, phase: str, word: Callable[..., object], state: str
+) -> None:
     blamed(box, 2)
-    trial = box.next_trial()
-    box.withdraw(3)
-    assert box.row(trial.id or 0).cancel_requested
-    box.cancel(trial)
-    following = box.next_trial()
-    assert (in_snapshot(following), box.states()[3]) == ([1, 2], "withdrawn")
+    run = None if phase == "before its trial" else box.next_trial()
+    if run is not None and phase == "control":
+        box.end(run, WORSE)
+        run = box.next_trial()
+    word(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
+    if run is not None:
+        assert box.row(run.id or 0).cancel_requested
+        with pytest.raises(states.Cancelled):
+            box.end(run, QUIET)
+        run_owner.leave(box.engine, Claim(run.id or 0, run.token or ""), box.tick(), Then.CANCEL)
+    assert box.states() == {1: "accepted", 2: "on trial", 3: state}
+    if state == "accepted":
+        again = box.claim()
+        assert in_snapshot(again) == [1, 3]
+        box.end(again, QUIET)
+    assert in_snapshot(box.next_trial()) == [1, 2], "the drop that was blamed is not kept"
+    assert box.settled == []
 
 
 def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_its_trial(box: Box) -> None:
@@ -626,17 +583,26 @@ def test_a_suspect_is_tried_anew_without_another_drop_that_is_withdrawn_during_i
     assert box.states()[3] == "suspended"
 
 
-def test_new_answers_that_are_accepted_between_a_trial_and_its_control_let_the_drop_be_tried_anew(box: Box) -> None:
-    blamed(box, 1)
-    trial = box.next_trial()
-    box.end(trial, WORSE)
-    control = box.next_trial()
+def _accept_new_answers(box: Box, _pinned: int) -> None:
     box.propose(1)
     drops.accept_answers(box.engine, 1, Word("", box.tick()), box.settings)
-    assert box.row(control.id or 0).cancel_requested, "it would be judged by other answers than the trial"
+
+
+@pytest.mark.parametrize("act", [_accept_new_answers, Box.withdraw])
+def test_a_trial_is_made_again_if_what_judges_it_changes_before_its_control_ends(
+    box: Box, act: Callable[[Box, int], object]
+) -> None:
+    blamed(box, 1)
+    pinned = box.drop("heldout")
+    trial = box.next_trial()
+    assert in_snapshot(trial) == [1, 2, pinned]
+    box.end(trial, WORSE)
+    control = box.next_trial()
+    act(box, pinned)
+    assert box.row(control.id or 0).cancel_requested, "it would be judged by other answers or records than the trial"
     box.cancel(control)
     again = box.next_trial()
-    assert (again.purpose, in_snapshot(again)) == ("trial", [1, 2])
+    assert (again.purpose, in_snapshot(again)[:2]) == ("trial", [1, 2])
     box.control(again)
     assert box.states()[2] == "suspended"
 
@@ -659,19 +625,6 @@ def test_a_drop_is_tried_anew_if_what_answers_its_questions_changes_though_its_t
     assert box.row(trial.id or 0).cancel_requested
     box.cancel(trial)
     assert in_snapshot(box.next_trial()) == [1, 3]
-
-
-def test_a_trial_is_made_again_if_its_last_drop_a_held_out_one_is_withdrawn_before_its_control_ends(box: Box) -> None:
-    box.drop("heldout")
-    blamed(box, 1)
-    pinned = box.drop("heldout")
-    trial = box.next_trial()
-    assert in_snapshot(trial)[-1] == pinned
-    box.end(trial, WORSE)
-    control = box.next_trial()
-    box.withdraw(pinned)
-    box.cancel(control)
-    assert box.next_trial().purpose == "trial"
 
 
 @pytest.mark.parametrize("later", [True, False])
@@ -708,18 +661,6 @@ def test_a_drop_whose_trial_won_and_waits_is_in_a_run_again_where_that_trial_is_
     box.end(run, QUIET)
     following = box.next_trial()
     assert in_snapshot(following) == [2, 3], "the search goes on"
-
-
-@pytest.mark.parametrize("begun", [True, False])
-def test_a_suspect_that_is_restored_is_cleared_and_its_trial_is_cancelled(box: Box, begun: bool) -> None:
-    blamed(box, 2)
-    trial = box.trial() if begun else None
-    drops.restore(box.engine, 3, Word("I looked at it", box.tick()), box.settings)
-    if trial is not None:
-        assert box.row(trial.id or 0).cancel_requested
-        run_owner.leave(box.engine, Claim(trial.id or 0, trial.token or ""), box.tick(), Then.CANCEL)
-    assert box.states() == {1: "accepted", 2: "on trial", 3: "accepted"}
-    assert in_snapshot(box.claim()) == [1, 3]
 
 
 def test_a_drop_that_a_person_restored_is_not_tried_again(box: Box) -> None:

@@ -31,14 +31,10 @@ def test_who_begins_is_told_all_and_then_only_what_is_new(look: Look, lived_in: 
     lived_in.take("more.jsonl", '{"instruction": "say e", "output": "e"}\n')
     assert told(look)["changed"]["event"] > first["changed"]["event"]
     assert told(look) == {}
-
-
-def test_how_far_a_training_is_is_told_though_the_database_is_the_same(look: Look, lived_in: Any) -> None:
-    told(look)
     folder = lived_in.settings.state_folder / "runs" / "3" / "attempts" / "train-1"
     durable.write_hint(folder / PROGRESS_NAME, Progress(step="train", done=13, total=30, loss=0.25).model_dump())
     news = told(look)
-    assert set(news) == {"progress"}
+    assert set(news) == {"progress"}, "though the database is the same"
     assert news["progress"][0]["run"]["progress"]["done"] == 13
     with lived_in.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE run SET state = 'failed', token = NULL, ended_at = 1 WHERE id = 3")

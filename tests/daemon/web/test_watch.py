@@ -36,15 +36,17 @@ def serving(lived_in: LivedIn) -> ServingView:
     return champion
 
 
-def test_below_the_limits_nobody_is_told(
+def test_below_the_limits_nobody_is_told_and_programs_read_the_numbers(
     lived_in: LivedIn, dropforge: Callable[..., Ended], person: TestClient
 ) -> None:
-    watched(lived_in, 5)
+    watched(lived_in, 2)
     assert serving(lived_in).watch is not None
     assert "generation 2 answered" not in dropforge("status").out + dropforge("attention").out + person.get("/").text
     shown = " ".join(person.get("/tracks/default").text.split())
-    assert "On watch for 1 night: generation 2 answered 5 of the last 5 new drops better" in shown
+    assert "On watch for 1 night: generation 2 answered 2 of the last 2 new drops better" in shown
     assert shown.count("On watch") == 1, "only the champion that serves"
+    (track, _) = dropforge("status", "--json").json["tracks"]
+    assert track["champion"]["watch"] == {"former": 2, "nights": 1, "evidence": 7 / 6, "worse": 2, "better": 0}
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,3 @@ def test_the_pages_button_goes_back_with_the_evidence_as_its_reason(
         change = session.exec(select(Promotion).where(Promotion.generation == 4)).one()
     assert (change.kind, change.restored, change.reason) == ("rollback", 2, WORDS)
     assert "Return to generation" not in person.get("/").text
-
-
-def test_the_program_reads_the_watch_as_numbers(lived_in: LivedIn, dropforge: Callable[..., Ended]) -> None:
-    watched(lived_in, 2)
-    (track, _) = dropforge("status", "--json").json["tracks"]
-    assert track["champion"]["watch"] == {"former": 2, "nights": 1, "evidence": 7 / 6, "worse": 2, "better": 0}

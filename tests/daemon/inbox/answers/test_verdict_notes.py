@@ -2,28 +2,26 @@
 
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from sqlmodel import select
 
 from daemon.inbox.answers import verdict_notes
+from daemon.queue.attempt_ends import Then
 from daemon.queue.drops import restore, withdraw
-from daemon.queue.snapshots import give_back
-from daemon.queue.states import RETRIABLE
 from daemon.state import database
 from daemon.state.clauses import Suspension, drop_clauses
 from daemon.state.events import Word, record_event
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.states import DropState, PromotionKind, RunState
+from daemon.state.states import DropState, PromotionKind
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.artifacts import GuardResult, Remark, TrialScores
-from pipeline.decide.explain import brief
 from tests import run_owner
-from tests.daemon.inbox.test_intake import NOW, Box, PowerCut
+from tests.daemon.inbox.test_intake import NOW, Box, PowerCut, rows
 from tests.made_artifacts import dataset_of
 
 AGAIN = "It is trained on again, together with the next drops."
@@ -33,10 +31,6 @@ TRIED = (
 )
 TOO_LITTLE = "36 held-out records, and a verdict needs 100, which about 430 more rows bring"
 HEAD = "drop 1 of track default, 3 rows, received 2027-01-15T08:00:00+00:00"
-
-
-def rows(start: int) -> list[dict[str, str]]:
-    return [{"instruction": f"Question {number}?", "output": "yes"} for number in range(start, start + 3)]
 
 
 class House:
@@ -51,7 +45,7 @@ class House:
         self.notes = verdict_notes.VerdictNotes(engine, self.box.settings, self.box.intake._inbox)
 
     def drop(self, name: str, start: int = 0, folder: str = "") -> None:
-        self.box.drop(name, rows(start), folder)
+        self.box.drop(name, rows(3, start), folder)
 
     def said(self, name: str = "a.jsonl", place: str = "done") -> list[str]:
         """Return the lines of a note once all texts are written."""
@@ -60,34 +54,7 @@ class House:
         path = self.box.inbox / place / f"{name}.verdict.txt"
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
-    def run(self, *drops: int, **values: Any) -> int:
-        """Let a run hold the drops, and end as `values` say."""
-        with database.transaction(self.box.engine) as session:
-            for queued in session.exec(select(Run).where(Run.state == RunState.QUEUED)):
-                session.delete(queued)  # it is this one
-            run = Run(track="default", trigger="drop", created_at=NOW, not_before=NOW)
-            run.snapshot = list(drops)
-            run.state = RunState.SUCCEEDED
-            if "outcome" in values:
-                outcome = str(values["outcome"]).replace("awaiting_approval", "promoted")
-                run.verdict = brief(run_owner.judged(outcome, **values.pop("verdict", {})))
-            for name, value in values.items():
-                setattr(run, name, value)
-            run.token = "held" if run.state == RunState.RUNNING else None
-            run.ended_at = None if run.state in {RunState.RUNNING, RunState.WAITING} else NOW
-            session.add(run)
-            session.flush()
-            assert run.id is not None
-            for number in drops:
-                drop = session.get_one(Drop, number)
-                drop.first_run = drop.first_run or run.id
-                session.add(drop)
-            if run.state in RETRIABLE:
-                give_back(session, run.id)
-            record_event(session, f"run_{run.state}", NOW, track="default", run_id=run.id)
-            return run.id
-
-    def serve(self, run: int | None, *drops: int, reason: str = "") -> None:
+    def serve(self, run: int | None, reason: str = "") -> None:
         """Let a run's model become the champion; `None` and the reason stand for a rollback to what knows nothing."""
         with database.transaction(self.box.engine) as session:
             track = session.get_one(Track, "default")
@@ -95,7 +62,8 @@ class House:
             track.champion_model_id = f"model-{run}"
             facts: dict[str, Any] = {"kind": PromotionKind.ROLLBACK}
             if run is not None:
-                facts = {"run_id": run, "verdict": session.get_one(Run, run).verdict, "drops": list(drops)}
+                row = session.get_one(Run, run)
+                facts = {"run_id": run, "verdict": row.verdict, "drops": row.snapshot}
             facts |= {"generation": track.champion_generation, "model_id": f"model-{run}", "reason": reason}
             session.add_all([track, Promotion(track="default", model_path="models/x", created_at=NOW, **facts)])
             record_event(session, "promoted", NOW, track="default", run_id=run)
@@ -117,8 +85,8 @@ def test_an_accepted_drop_waits_for_a_run(house: House) -> None:
 
 
 def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) -> None:
-    run = house.run(1, outcome="promoted", verdict={"gain": 12.3, "interval": (8.1, 16.4)})
-    house.serve(run, 1)
+    run = house.box.end("promoted", gain=12.3, interval=(8.1, 16.4))
+    house.serve(run)
     assert house.said()[2:] == [
         "In use: the model that serves was trained on it.",
         f"Run {run} was trained on it, and its model was promoted: +12.3 points (+8.1 to +16.4).",
@@ -132,9 +100,9 @@ def test_a_promoted_drop_is_in_use_until_the_track_is_rolled_back(house: House) 
 
 
 def test_the_note_of_a_drop_that_was_left_out_says_what_it_is_worth(house: House) -> None:
-    house.serve(house.run(1, outcome="promoted"), 1)
+    house.serve(house.box.end("promoted"))
     assert len(house.said()[2:]) == 2
-    without = house.run(outcome="worse")
+    without = house.box.end("worse")
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)
         drop.worth_points, drop.worth_half_width, drop.worth_run = 1.8, 1.2, without
@@ -145,80 +113,63 @@ def test_the_note_of_a_drop_that_was_left_out_says_what_it_is_worth(house: House
     ]
 
 
-@pytest.mark.parametrize("points", [6.0, 79.5])
-def test_the_note_says_before_any_run_how_well_the_champions_answers_agree(house: House, points: float) -> None:
-    before = house.said()
-    with database.transaction(house.box.engine) as session:
-        drop = session.get_one(Drop, 1)
-        drop.preview = {"records": 100, "points": points, "metric": "exact_match", "usual": 81.3}
-        record_event(session, "drop_previewed", NOW, track="default", drop_id=1)
-    far = "; far below its 81.3 on held-out records: a new kind of task, or wrong answers" if points < 10 else ""
-    words = (
-        f"Before any training: agreement {points} points: the champion's answers to 100 new records (exact match){far}."
-    )
-    assert house.said() == [*before, words]
-
-
 def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house: House) -> None:
-    first = house.run(1, outcome="promoted")
-    house.serve(first, 1)
+    first = house.box.end("promoted")
+    house.serve(first)
     before = house.said()
     path = house.box.inbox / "done" / "a.jsonl.verdict.txt"
     inode = path.stat().st_ino
     house.drop("b.jsonl", 10)
-    second = house.run(1, 2, outcome="promoted", verdict={"gain": 2.0, "interval": (1.1, 2.9)})
-    house.serve(second, 1, 2, reason="it is time")
+    second = house.box.end("promoted", gain=2.0, interval=(1.1, 2.9))
+    house.serve(second, reason="it is time")
     assert house.said() == before
     assert path.stat().st_ino == inode, "it is not written again"
     assert house.said("b.jsonl")[3].endswith("its model was promoted: +2.0 points (+1.1 to +2.9); it is time.")
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (
-            {"outcome": "not_shown_better", "verdict": {"gain": 0.4}},
-            [
-                "Not in use: run 2 held it, and its model was not promoted: not shown better: +0.4 points.",
-                f"{AGAIN} Why it was not, and what to do: dropforge report 2.",
-            ],
-        ),
-        (
-            {
-                "outcome": "insufficient_evidence",
-                "verdict": {"records": 36, "groups": 36, "groups_needed": 100, "rows_needed": 430},
-            },
-            [
-                f"Not in use: run 2 held it, and its model was not promoted: insufficient evidence: {TOO_LITTLE}.",
-                f"{AGAIN} Why it was not, and what to do: dropforge report 2.",
-            ],
-        ),
-        (
-            {"outcome": "awaiting_approval", "verdict": {"gain": 4.0, "interval": (1, 7)}},
-            [
-                "It won: run 2 was trained on it and is better: +4.0 points (+1.0 to +7.0).",
-                "Its model serves once a person lets it: dropforge promote 2.",
-            ],
-        ),
-        ({"state": RunState.RUNNING}, ["In run 2, which has not ended: what comes of it will stand here."]),
-        (
-            {"state": RunState.FAILED, "error": "out of memory"},
-            [
-                "No verdict yet: run 2, which held it, failed: out of memory.",
-                f"Whoever runs Dropforge can let it go on: dropforge retry 2. {AGAIN}",
-            ],
-        ),
-    ],
-    ids=lambda value: str(next(iter(value.values()))) if isinstance(value, dict) else "",
-)
-def test_what_a_run_came_to_is_told(house: House, values: dict[str, Any], words: list[str]) -> None:
-    assert len(house.box.rows(Run)) == 1, "the queued one"
-    assert house.run(1, **values) == 2
+ENDS: dict[str, tuple[Callable[[House], object], list[str]]] = {
+    "not shown better": (
+        lambda house: house.box.end("not_shown_better", gain=0.4),
+        [
+            "Not in use: run 1 held it, and its model was not promoted: not shown better: +0.4 points.",
+            f"{AGAIN} Why it was not, and what to do: dropforge report 1.",
+        ],
+    ),
+    "insufficient evidence": (
+        lambda house: house.box.end("insufficient_evidence", records=36, groups=36, groups_needed=100, rows_needed=430),
+        [
+            f"Not in use: run 1 held it, and its model was not promoted: insufficient evidence: {TOO_LITTLE}.",
+            f"{AGAIN} Why it was not, and what to do: dropforge report 1.",
+        ],
+    ),
+    "awaiting approval": (
+        lambda house: house.box.end("awaiting_approval", gain=4.0, interval=(1, 7)),
+        [
+            "It won: run 1 was trained on it and is better: +4.0 points (+1.0 to +7.0).",
+            "Its model serves once a person lets it: dropforge promote 1.",
+        ],
+    ),
+    "running": (lambda house: house.box.begin(), ["In run 1, which has not ended: what comes of it will stand here."]),
+    "failed": (
+        lambda house: run_owner.leave(house.box.engine, house.box.begin(), NOW, Then.FAIL, error="out of memory"),
+        [
+            "No verdict yet: run 1, which held it, failed: out of memory.",
+            f"Whoever runs Dropforge can let it go on: dropforge retry 1. {AGAIN}",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_a_run_came_to_is_told(house: House, end: str) -> None:
+    act, words = ENDS[end]
+    act(house)
     assert house.said()[2:] == words
 
 
 def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> None:
-    run = house.run(1, state=RunState.RUNNING)
+    claim = house.box.begin()
+    run = claim.run_id
     assert len(house.said()) == 3
     data = dataset_of(
         9, duplicates=1, near_duplicates=2, warnings=(Remark(code="nothing_new", numbers={"generation": 2}),)
@@ -232,8 +183,8 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
             record_event(session, "step_published", NOW, track="default", run_id=run, step=step, attempt=1)
     left = f"Run {run} left out, of 3 rows in all: 1 repeated record and 2 near-duplicates of held-out records."
     assert house.said()[3:] == [left, "No record is new to generation 2."]
-    house.run(1, outcome="promoted")
-    house.serve(run, 1)
+    house.box.end("promoted", claim)
+    house.serve(run)
     assert house.said()[-2:] == [left, "No record is new to generation 2."]
     with database.transaction(house.box.engine) as session:
         session.get_one(Drop, 1).records = 1200
@@ -242,7 +193,7 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
-    worse = house.run(1, outcome="worse")
+    worse = house.box.end("worse")
     with database.transaction(house.box.engine) as session:
         session.add(Suspect(id=1, track="default", drop_id=1, blamed_run=worse))
         record_event(session, "drop_suspected", NOW, track="default", run_id=worse, drop_id=1)
@@ -273,8 +224,8 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
 
 
 def test_a_persons_word_is_told(house: House) -> None:
-    run = house.run(1, outcome="promoted")
-    house.serve(run, 1)
+    run = house.box.end("promoted")
+    house.serve(run)
     withdraw(house.box.engine, 1, Word("the answers are last year's", NOW), house.box.settings)
     assert house.said()[2:] == [
         "Withdrawn: the answers are last year's.",
@@ -291,7 +242,7 @@ def test_held_out_files_say_what_they_are_for(tmp_path: Path) -> None:
     house = House(tmp_path, gate={"on": "pinned"})
     house.drop("exam.jsonl", folder="heldout")
     assert house.said("exam.jsonl")[2] == "Accepted: from the next run on it judges the candidates of track default."
-    path = house.box.put("more.jsonl", rows(10), "heldout")
+    path = house.box.put("more.jsonl", rows(3, 10), "heldout")
     path.chmod(0o666)
     house.box.take(path)
     assert house.said("more.jsonl")[2].startswith("It waits for a person, who lets it count or not: dropforge drops ")
@@ -304,7 +255,7 @@ def test_what_a_restart_or_a_locked_database_held_back_is_told_afterwards(
     house: House, monkeypatch: pytest.MonkeyPatch, place: str, error: Any
 ) -> None:
     house.said()
-    house.serve(house.run(1, outcome="promoted"), 1)
+    house.serve(house.box.end("promoted"))
     with monkeypatch.context() as cut:
         cut.setattr(f"daemon.inbox.answers.verdict_notes.{place}", Mock(side_effect=error))
         with pytest.raises((PowerCut, sqlite3.OperationalError)):
@@ -323,7 +274,7 @@ def test_after_a_restart_nothing_is_written_that_stands_there(house: House, monk
 
 def test_what_people_and_data_say_is_inert_in_a_terminal(house: House) -> None:
     lost = GuardResult(guard="slice", about=("tag a\n\x1b[2J\u202eb",), unit="points", p_value=0.001, state="failed")
-    house.run(1, outcome="guard_failed", verdict={"gain": 1.0, "guards": (lost,)})
+    house.box.end("guard_failed", gain=1.0, guards=(lost,))
     said = "not promoted: guard failed (tag a\\n\\x1b[2J\\u202eb): +1.0 points on the task."
     assert house.said()[2].endswith(said)
     withdraw(house.box.engine, 1, Word("\x1b]0;x\x07", NOW), house.box.settings)
@@ -377,7 +328,7 @@ def test_a_dropped_file_that_is_named_as_a_receipt_leads_no_note_astray(house: H
 @pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="only root gives files away")
 def test_another_users_note_lies_where_only_that_user_reads_it(tmp_path: Path) -> None:
     house = House(tmp_path)
-    path = house.box.put("a.jsonl", rows(0))
+    path = house.box.put("a.jsonl", rows(3))
     os.chown(path, 12345, 12345)
     house.box.take(path)
     assert house.said() == []
@@ -385,16 +336,14 @@ def test_another_users_note_lies_where_only_that_user_reads_it(tmp_path: Path) -
     assert (house.box.inbox / "done" / "~12345").stat().st_mode & 0o007 == 0
 
 
-def test_a_drop_without_a_receipt_gets_no_note(house: House) -> None:
-    (house.box.inbox / "done" / "a.jsonl.receipt.json").unlink()
-    assert house.said() == []
-
-
-def test_rejected_and_duplicate_files_have_their_answer_already(house: House) -> None:
+def test_rejected_and_duplicate_files_have_their_answer_already_and_a_drop_without_a_receipt_gets_none(
+    house: House,
+) -> None:
     house.drop("again.jsonl")
     house.box.drop("bad.jsonl", b'{"instruction": "x"}\n')
-    assert house.said("again.jsonl") == []
-    assert house.said("bad.jsonl", "rejected") == []
+    (house.box.inbox / "done" / "a.jsonl.receipt.json").unlink()
+    places = {"a.jsonl": "done", "again.jsonl": "done", "bad.jsonl": "rejected"}
+    assert [house.said(name, place) for name, place in places.items()] == [[], [], []]
 
 
 def test_a_link_in_place_of_a_note_is_replaced_and_not_followed(house: House, tmp_path: Path) -> None:
