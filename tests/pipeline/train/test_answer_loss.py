@@ -81,23 +81,13 @@ def _padded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "enable_packing", lambda *_: False)
 
 
-@pytest.fixture
-def chunk_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
-    """Set how many positions go through the head at once."""
-
-    def choose(rows: int, model: Any) -> None:
-        size = 4 * rows * model.get_output_embeddings().out_features
-        monkeypatch.setitem(LOGITS_BYTES, "cpu", size)
-
-    return choose
-
-
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
 def test_loss_and_gradients_are_trls(
-    tiny_llama: Path, tmp_path: Path, chunk_rows: Callable[[int, Any], None], rows: int
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     losses = Losses(tiny_llama, tmp_path, token_rows(16, seed=2))
-    chunk_rows(rows, losses.model)
+    # As many positions go through the head at once.
+    monkeypatch.setitem(LOGITS_BYTES, "cpu", 4 * rows * losses.model.get_output_embeddings().out_features)
     widths = {batch["input_ids"].shape[1] for batch in losses.batches}
     assert len(widths) > 1, "batches padded to different lengths"
     losses.compare(losses.batches, answers_of(losses.batches))

@@ -233,23 +233,19 @@ LLAMA_8B = BaseSizes(
 )
 
 
-@pytest.fixture
-def planned(order: Order, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str, int]]:
-    """Plan a training of an 8B model on a GPU with so many bytes free: base, activations, tokens."""
+def test_on_a_gpu_the_fastest_plan_that_fits_is_chosen(
+    order: Order, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(memory, "base_sizes", lambda _: LLAMA_8B)
 
-    def plan(free: int, **settings: Any) -> tuple[str, str, int]:
+    def planned(free: int, **settings: Any) -> tuple[str, str, int]:
         monkeypatch.setattr(memory, "free_memory", lambda *_: free)
         attempt = order(tiny_llama, **settings)
         found, _ = plan_memory(attempt, tiny_llama, "cuda", [100] * 8)
         (attempt.path(attempt.spec.checkpoints) / memory.NOTE_NAME).unlink()
         return found.quantization, found.activations, found.batch_tokens
 
-    return plan
-
-
-def test_on_a_gpu_the_fastest_plan_that_fits_is_chosen(planned: Callable[..., tuple[str, str, int]]) -> None:
     known = Sizes(LLAMA_8B, TrainConfig(rank=4), "cuda", 0, longest=100, most=800)
     fastest_first = [(base, activations) for base in ("none", "nf4") for activations in ("kept", HALF, ALL)]
     needed = [
@@ -266,24 +262,15 @@ def test_on_a_gpu_the_fastest_plan_that_fits_is_chosen(planned: Callable[..., tu
     assert planned(too_little, batch_tokens=512, quantization="none") == ("none", "recomputed", 100)
 
 
-@pytest.fixture
-def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Give child processes a module `torch` of this source; fail the test if this process uses a GPU."""
-
-    def stand_in(source: str) -> None:
-        (tmp_path / "libraries").mkdir(exist_ok=True)
-        (tmp_path / "libraries" / "torch.py").write_text(source)
-
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "libraries"))
+def test_the_gpu_with_least_free_memory_counts_and_another_process_reads_it(
+    order: Order, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: pytest.fail("it gets a context, which stays"))
-    return stand_in
-
-
-def test_the_gpu_with_least_free_memory_counts_and_another_process_reads_it(
-    order: Order, tiny_llama: Path, gpus: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpus(
+    # What child processes get as torch.
+    library = tmp_path / "torch.py"
+    library.write_text(
         "class cuda:\n    device_count = lambda: 4\n"
         "    mem_get_info = lambda gpu: ((80 << 30, 70 << 30, 9 << 30, 1 << 30)[gpu], 80 << 30)\n"
     )
@@ -293,7 +280,7 @@ def test_the_gpu_with_least_free_memory_counts_and_another_process_reads_it(
     monkeypatch.setattr(engines, "chosen_device", lambda: "cuda")
     weights = (tiny_llama / "model.safetensors").stat().st_size
     assert cache_bytes(tiny_llama, 100, 1 << 40) == int(0.9 * (80 << 30)) - weights
-    gpus("class cuda:\n    device_count = lambda: 1 / 0\n")
+    library.write_text("class cuda:\n    device_count = lambda: 1 / 0\n")
     with pytest.raises(StepFailed, match="cannot be read: ZeroDivisionError: division by zero") as raised:
         plan_memory(order(tiny_llama), tiny_llama, "cuda", [100] * 8)
     assert "nvidia-smi" in raised.value.hint
