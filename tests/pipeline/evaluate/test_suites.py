@@ -82,7 +82,7 @@ def test_no_general_row_that_is_trained_on_is_asked() -> None:
     assert max(outputs.values()) == 1, "an answer that comes again and again would be a label"
 
 
-def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
+def test_a_file_of_questions_or_records_is_read_with_its_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", ITEM, "", {"question": "q", "choices": ["x", "y"], "answer": 1})
     suite = read_suite(str(path))
     assert suite.name == str(path)
@@ -92,6 +92,8 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     )
     path = write(tmp_path / "free.jsonl", {"question": "q", "answers": ["x", "y"]})
     assert read_suite(str(path)).items == (Item(id="1", question="q", answers=("x", "y")),)
+    path = write(tmp_path / "records.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
+    assert read_suite(str(path)).items == (Item(id="1", question="Add.\n### Input:\n1 1", answers=("2",), words=0),)
 
 
 @pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
@@ -116,11 +118,6 @@ def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path)
     assert f"suite {path}, line 2: " in caught.value.message
     assert caught.value.hint.endswith("; then: dropforge retry 7")
     assert [suite.name for suite in read_suites(("questions", "builtin", "builtin"), 7)] == ["questions", "builtin"]
-
-
-def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
-    assert read_suite(str(path)).items == (Item(id="1", question="Add.\n### Input:\n1 1", answers=("2",), words=0),)
 
 
 @pytest.mark.parametrize(

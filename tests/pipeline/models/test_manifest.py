@@ -102,10 +102,6 @@ def cut_off(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data[:-10])
 
 
-def pointer(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n")
-
-
 def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
@@ -131,10 +127,6 @@ def device(folder: Path) -> None:
 
 def grown(name: str, size: int) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, size)
-
-
-def nested(name: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text("[" * 200_000)
 
 
 def index(weight_map: object) -> Callable[[Path], object]:
@@ -170,7 +162,10 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "it is not there": (shutil.rmtree, "no base model folder"),
     "there are no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
     "weights are cut off": (cut_off, "model.safetensors that is truncated"),
-    "weights are a git-lfs pointer": (pointer, "truncated or not a safetensors"),
+    "weights are a git-lfs pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid\n"),
+        "truncated or not a safetensors",
+    ),
     "a shard is missing": (missing_shard, "model-00002-of-00002.safetensors"),
     "its tokenizer is code": (
         set_in("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
@@ -188,7 +183,10 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config.json has 10 MB": (grown("config.json", 10_000_000), "config.json of 10,000,000 bytes"),
     "tokenizer.json has a GB": (grown("tokenizer.json", 1 << 30), "tokenizer.json of 1,073,741,824 bytes"),
-    "the index is nested": (nested("model.safetensors.index.json"), "no readable model.safetensors.index.json"),
+    "the index is nested": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("[" * 200_000),
+        "no readable model.safetensors.index.json",
+    ),
     "the index names no names": (index({"a": ["b"]}), "no readable model.safetensors.index.json"),
     "the index leads to the root": (index({"a": "/x.safetensors"}), "lacks the shard /x.safetensors"),
     "it names its weights by itself": (set_in("config.json", transformers_weights="x"), "transformers_weights"),
