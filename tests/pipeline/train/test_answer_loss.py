@@ -63,14 +63,6 @@ class Losses:
         assert_near(ours[1], trl[1], tolerance)
 
 
-def without_labels(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
-    """Return a micro-batch some rows of which have no label."""
-    labels = batch["labels"].clone()
-    labels[rows] = NO_LABEL
-    answers = batch["answers"]
-    return {**batch, "labels": labels, "answers": answers[labels.flatten()[answers + 1] != NO_LABEL]}
-
-
 def answers_of(batches: Sequence[Any]) -> torch.Tensor:
     return torch.stack([(batch["labels"][:, 1:] != NO_LABEL).sum() for batch in batches]).sum()
 
@@ -92,18 +84,6 @@ def test_loss_and_gradients_are_trls(
     assert len(widths) > 1, "batches padded to different lengths"
     losses.compare(losses.batches, answers_of(losses.batches))
     losses.compare(losses.batches[:1])
-
-
-def test_rows_without_a_label_change_nothing(tiny_llama: Path, tmp_path: Path) -> None:
-    losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=3))
-    prompt_only = without_labels(losses.batches[0], slice(1, 3))
-    losses.compare([prompt_only])
-    nothing = without_labels(losses.batches[1], slice(None))
-    losses.compare([nothing])
-    losses.compare([nothing, prompt_only], answers_of([prompt_only]))
-    found, gradients = losses.of(losses.trainer.compute_loss, [nothing])
-    assert found == [0]
-    assert not any(gradient.any() for gradient in gradients.values())
 
 
 def test_loss_and_gradients_are_trls_over_an_nf4_base_with_recomputed_activations(

@@ -116,9 +116,10 @@ def _kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def varlen_attn_of_torch_2_10(
-    query: Any, key: Any, value: Any, ends: Any, _ends_k: Any, _longest_q: int, _longest_k: int, **options: Any
+    query: Any, key: Any, value: Any, ends: Any, _ends_k: Any, longest: int, _longest_k: int, **options: Any
 ) -> Any:
     assert options.keys() == {"scale", "window_size"}
+    assert longest == max(b - a for a, b in pairwise(ends.tolist()))
     # Torch 2.15 reads these two to choose a kernel.
     cuda: Any = torch.backends.cuda
     assert (cuda.flash_sdp_enabled(), cuda.cudnn_sdp_enabled()) == (True, False)
