@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline import durable
 from pipeline.errors import CannotTrain, Interrupted
@@ -247,14 +245,6 @@ def test_an_answer_that_loops_is_cut_and_counted_as_a_loop_that_never_ended(scri
     assert degenerate(cut.text, ["SELECT 1"], ended=cut.ended) == ["truncated", "looping"]
     assert (whole.text, whole.ended) == (LOOP, True), "where a reference is a loop itself"
     assert [(one.text, one.ended) for one in others] == [(TABLE, True), (lesser, True)], "no loop, or not yet"
-
-
-@given(st.lists(st.integers(0, 2), min_size=1), st.lists(st.integers(0, 9), max_size=12), st.integers(0, 40))
-def test_a_loop_is_an_end_of_four_equal_phrases_and_32_tokens(head: list[int], phrase: list[int], times: int) -> None:
-    tokens = head + phrase * times
-    ends = (tokens[-max(4 * period, 32) :] for period in range(1, len(tokens) // 4 + 1))
-    periodic = (end[period:] == end[:-period] and len(end) >= 32 for period, end in enumerate(ends, 1))
-    assert greedy_decoding._repeats(tokens) == any(periodic)
 
 
 def test_phrases_that_end_in_another_token_are_not_compared() -> None:
