@@ -123,10 +123,15 @@ def tiny_llama_alpaca(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def new_run(tiny: Any, tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Callable[..., Any]:
-    """Begin a TrainingRun on a base: new_run(base, **settings of [train])."""
+    """Begin a TrainingRun on a base: new_run(base, rows, dev rows, **settings of [train]), by default on 50 and 24."""
     from tests.training_runs import TrainingRun  # noqa: PLC0415 - only tests of trainings load torch
 
-    return lambda base, **settings: TrainingRun(tmp_path, base, tiny.rows(74, seed=3), make_attempt, settings)
+    usual = tiny.rows(74, seed=3)
+
+    def begin(base: Path, rows: Any = usual[:50], dev: Any = usual[50:], **settings: Any) -> TrainingRun:
+        return TrainingRun(tmp_path, base, rows, dev, make_attempt, settings)
+
+    return begin
 
 
 @pytest.fixture

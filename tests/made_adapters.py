@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
-from pipeline.artifacts import MemoryPlan
 from pipeline.config import TrainConfig
 from pipeline.models.loading import load_tokenizer
 from pipeline.train.job import Job, TokenRow, with_numbers
 from pipeline.train.trainer import Trainer
+from tests.made_artifacts import memory_plan
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -59,8 +59,8 @@ def made_training(base: Path, folder: Path, rows: Sequence[TokenRow], config: Tr
     """Return a training in `folder` as the step plans it, over the base as it is unless `plan` says otherwise."""
     tokens = 1024 if config.batch_tokens == "auto" else config.batch_tokens
     quantization = "none" if config.quantization == "auto" else config.quantization
-    usual = {"device": "cpu", "quantization": quantization, "batch_tokens": tokens, "activations": "kept"}
-    memory, numbers = MemoryPlan.model_validate({**usual, **plan}), with_numbers(config, len(rows), 0)
+    memory = memory_plan(**{"quantization": quantization, "batch_tokens": tokens, **plan})
+    numbers = with_numbers(config, len(rows), 0)
     return Job(base, "cpu", rows, [], numbers, memory, folder / "adapter", folder / "scratch")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import durable
-from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, Model, ModelRef, Verdict
+from pipeline.artifacts import Adapter, Artifact, Dataset, Evaluation, Judgement, MemoryPlan, Model, ModelRef, Verdict
 from pipeline.config import RunConfig
 from pipeline.contract import StepResult, StepSpec
 from pipeline.models.manifest import model_id
@@ -100,6 +100,12 @@ def made_adapter(spec: StepSpec, **more: Any) -> Adapter:
         "seconds": 1.0,
     }
     return Adapter.model_validate({**values, **more})
+
+
+def memory_plan(**more: Any) -> MemoryPlan:
+    """Return how a training on the CPU was planned that keeps all, over the base as saved."""
+    values = {"device": "cpu", "quantization": "none", "batch_tokens": 4096, "activations": "kept"}
+    return MemoryPlan.model_validate({**values, **more})
 
 
 def made_model(spec: StepSpec, weights: bytes | None = None) -> Model:

@@ -19,38 +19,11 @@ INSTRUCTION = "Route the message."
 #: The same to every message: what differs in the last bits of two processors cannot change whether that is learned.
 ANSWER = "billing"
 _TOPICS = ("invoice", "parcel", "password", "crash", "discount")
-_FILLERS = (
-    "please",
-    "my",
-    "the",
-    "was",
-    "again",
-    "today",
-    "help",
-    "with",
-    "about",
-    "need",
-    "still",
-    "there",
-    "since",
-    "friday",
-    "could",
-    "you",
-    "look",
-    "at",
-    "this",
-    "it",
-    "has",
-    "not",
-    "been",
-    "for",
-    "a",
-    "week",
-    "now",
-    "sorry",
-    "to",
-    "ask",
+_WORDS = (
+    "please my the was again today help with about need still there since friday could you look at"
+    " this it has not been for a week now sorry to ask"
 )
+_FILLERS = _WORDS.split()
 _SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

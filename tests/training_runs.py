@@ -43,19 +43,20 @@ class StoppedAfter(Attempt):
 
 
 class TrainingRun:
-    """A run on fifty rows, with 24 dev rows."""
+    """A run on rows, with dev rows."""
 
     def __init__(
         self,
         root: Path,
         base: Path,
         rows: Sequence[Mapping[str, Any]],
+        dev: Sequence[Mapping[str, Any]],
         make_attempt: Callable[..., Attempt],
         settings: Mapping[str, Any],
     ) -> None:
         """Write the rows; `settings` of [train] replace `SETTINGS`."""
-        named = [{"id": f"row-{number}", **row, "drop": 7} for number, row in enumerate(rows)]
-        self.dataset = write_rows(root, named[:50], named[50:74])
+        named = [{"id": f"row-{number}", **row, "drop": 7} for number, row in enumerate((*rows, *dev))]
+        self.dataset = write_rows(root, named[: len(rows)], named[len(rows) :])
         self.root, self.base, self.make_attempt, self.settings = root, base, make_attempt, settings
 
     def config(self, **settings: Any) -> RunConfig:

@@ -70,14 +70,6 @@ def test_a_champion_of_many_nights_takes_no_more_memory_than_one_of_a_single_nig
     assert size_of(20) < 2 * size_of(1)
 
 
-def test_a_torn_line_is_a_miss_and_the_rest_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "1.jsonl"
-    append_values(path, {"a": [1.0, 1], "b": [2.0, 1]})
-    append_values(path, {"c": [3.0, 1]})
-    path.write_bytes(path.read_bytes()[:-3])
-    assert read_values([path]) == {"a": [1.0, 1], "b": [2.0, 1]}
-
-
 def test_a_value_that_is_no_number_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_values(tmp_path / "1.jsonl", {"a": [math.nan, 1]})

@@ -19,7 +19,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.decide.comparison import compare, read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain
-from pipeline.evaluate import inference, plan
+from pipeline.evaluate import plan
 from pipeline.evaluate.engines import InStep
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.scoring import compare_with_control
@@ -33,6 +33,7 @@ from pipeline.models.loading import OutOfMemory, load_tokenizer
 from pipeline.models.manifest import model_id, write_manifest
 from pipeline.models.template import ALPACA_TEMPLATE, conversation, fold, single_turn
 from tests.made_artifacts import dataset_of, heldout_row, made_verdict, model_of, run_config
+from tests.model_folder import flip
 from tests.records_made import lines_of, write_lines, yes_or_no
 from tests.tiny_llama import rows as task_rows
 
@@ -66,8 +67,7 @@ class Bench:
         self.champion = ModelRef(model_id=self.base_id, path=str(base), generation=0)
 
     def attempt(self, rows: Sequence[Mapping[str, Any]], fmt: str = "chat", **settings: Any) -> Attempt:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (self.root / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
+        write_lines(self.root / "dataset/heldout.jsonl", rows)
         dataset = dataset_of(len(rows), max_new_tokens=NEW_TOKENS)
         model = model_of("models/candidate", "cand", base_model_id=self.base_id, dtype="float32", format=fmt)
         config = run_config(
@@ -75,6 +75,11 @@ class Bench:
         )
         made = self.make("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
         return Attempt(made.spec.model_copy(update={"champion": self.champion}))
+
+    def keep(self, name: str, folder: Path) -> ModelRef:
+        """Copy a model's folder to where champions are kept; return it as the champion of generation 2."""
+        shutil.copytree(folder, self.root / "models" / name)
+        return ModelRef(model_id=name, path=f"models/{name}", generation=2)
 
     def base_copy(self) -> Path:
         """Return a copy of the base model's folder, which later attempts take for it."""
@@ -102,19 +107,6 @@ def used(attempt: Attempt, key: str) -> dict[str, Any]:
     return read_values([attempt.folder / f"predictions/{key}.jsonl"])
 
 
-def test_a_held_out_record_is_asked_after_its_turns_and_keeps_them(bench: Bench, tiny_llama: Path) -> None:
-    turns = [["system", "Be brief."], ["user", "One?"], ["assistant", "1"]]
-    rows = heldout_rows()
-    rows[3]["turns"] = turns
-    attempt = bench.attempt(rows)
-    found = lines(attempt, evaluate(attempt))
-    assert [line.get("turns") for line in found] == [turns if place == 3 else None for place in range(RECORDS)]
-    template = generation.load_template(tiny_llama, "chat")
-    said = conversation(turns, fold(rows[3]["instruction"], rows[3]["input"]), rows[3]["output"])
-    expected = direct_nll(tiny_llama, template.prompt(said[:-1]), template.target(said))
-    assert found[3]["champion"]["nll_sum"] == pytest.approx(expected, rel=1e-3)
-
-
 def direct_nll(folder: Path, prompt: list[int], completion: list[int]) -> float:
     """Compute one reference's likelihood alone, without padding, from all logits."""
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -135,17 +127,22 @@ def test_a_record_that_no_window_holds_is_left_out_for_both_models_and_counted(b
         evaluate(bench.attempt(rows[2:3]))
 
 
-def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, tiny_llama: Path) -> None:
-    rows = heldout_rows()
+def test_the_likelihood_is_that_of_each_reference_after_its_turns_computed_alone(
+    bench: Bench, tiny_llama: Path
+) -> None:
+    rows, before = heldout_rows(), [["system", "Be brief."], ["user", "One?"], ["assistant", "1"]]
+    rows[3]["turns"] = before
     for place, row in enumerate(rows):
         row["output"] = " or ".join([row["output"]] * (1 + place % 3))
     attempt = bench.attempt(rows)
     report = evaluate(attempt)
     template = generation.load_template(tiny_llama, "chat")
-    kept = {line["id"]: line["champion"] for line in lines(attempt, report)}
+    found = lines(attempt, report)
+    assert [line.get("turns") for line in found] == [before if place == 3 else None for place in range(RECORDS)]
+    kept = {line["id"]: line["champion"] for line in found}
     total, tokens = 0.0, 0
     for row in rows:
-        turns = single_turn(fold(row["instruction"], row["input"]), row["output"])
+        turns = conversation(row.get("turns", []), fold(row["instruction"], row["input"]), row["output"])
         completion = template.target(turns)
         assert completion[-1] == template.tokenizer.eos_token_id
         expected = direct_nll(tiny_llama, template.prompt(turns[:-1]), completion)
@@ -157,36 +154,40 @@ def test_the_likelihood_is_that_of_each_reference_computed_alone(bench: Bench, t
     assert math.isfinite(report.candidate.nll)
 
 
-def test_only_what_is_missing_is_generated_and_without_weights_the_cache_suffices(bench: Bench) -> None:
-    rows = heldout_rows()
-    first = bench.attempt(rows[:7])
-    bench.publish(first, evaluate(first))
-    attempt = bench.attempt(rows)
+def test_only_what_is_missing_is_computed_and_without_weights_the_cache_suffices(bench: Bench, tmp_path: Path) -> None:
+    rows, name = heldout_rows(), write_suite(tmp_path / "own.jsonl", 9)
+    first = bench.attempt(rows[:7], general=(name,))
+    report = evaluate(first)
+    bench.publish(first, report)
+    # A reference changes; three records and a question of the suite are new.
+    text = lines(first, report)[0]["champion"]["text"]
+    rows[0] |= {"output": "sales", "references": [text]}
+    with Path(name).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "new", "question": "Who?", "choices": ["yes", "no"], "answer": 0}) + "\n")
+    attempt = bench.attempt(rows, general=(name,))
     report = evaluate(attempt)
-    assert (report.candidate.generated, report.candidate.cached) == (3, 7)
+    for scores in (report.candidate, report.champion):
+        assert (scores.generated, scores.cached) == (3, 7)
+    assert asked_anew(attempt) == [3 + 4 + 1] * 2, "answers, likelihoods and a choice of each model"
+    assert lines(attempt, report)[0]["champion"]["scores"]["exact_match"] == 1.0
+    assert report.suites[0].records == 10
     bench.publish(attempt, report)
     (bench.root / "models/candidate/model.safetensors").unlink()
-    again = bench.attempt(rows)
+    again = bench.attempt(rows, general=(name,))
     second = evaluate(again)
     for scores in (second.candidate, second.champion):
         assert (scores.generated, scores.cached) == (0, RECORDS)
-    assert second.prediction_keys == report.prediction_keys
+    assert (second.prediction_keys, second.suites) == (report.prediction_keys, report.suites)
     assert lines(again, second) == lines(attempt, report)
+    assert items_of(again, second) == items_of(attempt, report)
     assert logged(again) == {}, "nothing was computed"
 
 
-def test_a_changed_reference_costs_its_likelihood_and_no_generation(bench: Bench) -> None:
-    rows = heldout_rows()
-    first = bench.attempt(rows)
-    report = evaluate(first)
-    bench.publish(first, report)
-    text = lines(first, report)[0]["champion"]["text"]
-    rows[0] |= {"output": "billing" if rows[0]["output"] != "billing" else "sales", "references": [text]}
-    attempt = bench.attempt(rows)
-    second = evaluate(attempt)
-    assert second.champion.generated == 0
-    assert lines(attempt, second)[0]["champion"]["scores"]["exact_match"] == 1.0
-    assert second.champion.nll != report.champion.nll
+def in_alpacas_form(folder: Path) -> None:
+    """Give a model the template of another format."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = ALPACA_TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
@@ -194,9 +195,7 @@ def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
 ) -> None:
     bench.base, bench.base_id = tiny_llama_alpaca, model_id(tiny_llama_alpaca)
     bench.champion = ModelRef(model_id=bench.base_id, path=str(tiny_llama_alpaca), generation=0)
-    tokenizer = load_tokenizer(bench.root / "models/candidate")
-    tokenizer.chat_template = ALPACA_TEMPLATE
-    tokenizer.save_pretrained(bench.root / "models/candidate")
+    in_alpacas_form(bench.root / "models/candidate")
     attempt = bench.attempt(heldout_rows(), fmt="alpaca")
     report = evaluate(attempt)
     hashes = [set(used(attempt, key)) for key in report.prediction_keys.values()]
@@ -205,11 +204,8 @@ def test_a_base_without_template_is_asked_in_the_alpaca_form_of_the_candidate(
 
 
 def test_a_champion_of_another_format_is_not_compared(bench: Bench) -> None:
-    shutil.copytree(bench.base, bench.root / "models/old")
-    tokenizer = load_tokenizer(bench.root / "models/old")
-    tokenizer.chat_template = ALPACA_TEMPLATE
-    tokenizer.save_pretrained(bench.root / "models/old")
-    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    bench.champion = bench.keep("old", bench.base)
+    in_alpacas_form(bench.root / "models/old")
     with pytest.raises(CannotTrain, match="have different setups and cannot be compared: template"):
         evaluate(bench.attempt(heldout_rows()))
 
@@ -405,9 +401,6 @@ def test_models_that_the_gpus_hold_in_nf4_only_are_both_evaluated_in_nf4(
         assert [line[role]["text"] for line in lines(attempt, report)] == [one.text for one in answers]
         generation.close_model(asked)
     assert not set(saved.prediction_keys.values()) & set(report.prediction_keys.values())
-    bench.publish(attempt, report)
-    again = evaluate(bench.attempt(rows))
-    assert (again.candidate.cached, again.champion.cached) == (RECORDS, RECORDS)
 
 
 def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_the_primary_metric(bench: Bench) -> None:
@@ -433,8 +426,7 @@ def test_json_is_scored_on_the_records_whose_references_are_json_and_on_all_as_t
 
 def test_records_that_the_champion_was_trained_on_are_left_out_and_the_candidates_are_counted(bench: Bench) -> None:
     rows = heldout_rows()
-    shutil.copytree(bench.base, bench.root / "models/old")
-    bench.champion = ModelRef(model_id="old", path="models/old", generation=2)
+    bench.champion = bench.keep("old", bench.base)
     rows[4]["near"], rows[5]["near"] = ["a", "b"], ["c"]
     (bench.root / "models/old/trained-ids.txt").write_text(f"{rows[1]['id']}\nb\nfff\n")
     (bench.root / "models/candidate/trained-ids.txt").write_text(f"{rows[1]['id']}\n{rows[2]['id']}\n")
@@ -456,8 +448,7 @@ def control_of(bench: Bench, rows: list[dict[str, Any]], **trial: Any) -> Attemp
     for place, line in enumerate(told):
         line["candidate"]["scores"]["exact_match"] = float(place < 5)
     told[0]["drop"] = 7  # the suspect replaced its reference
-    text = "".join(json.dumps(line) + "\n" for line in told)
-    (attempt.root / report.folder / "records.jsonl").write_text(text)
+    write_lines(attempt.root / report.folder / "records.jsonl", told)
     durable.write_json(attempt.root / "trial.json", report.model_dump(mode="json"))
     verdict = made_verdict(attempt.spec, "guard_failed", lost_drops=(1,))
     durable.write_json(attempt.root / "verdict.json", verdict.model_dump())
@@ -619,9 +610,7 @@ def test_both_models_are_asked_a_suite_and_paired_item_by_item(bench: Bench, tmp
 @pytest.fixture
 def trained(bench: Bench) -> ModelRef:
     """Return a champion that was trained: the base model is a third one."""
-    folder = bench.root / "models/old"
-    shutil.copytree(bench.root / "models/candidate", folder)
-    return ModelRef(model_id="old", path="models/old", generation=2)
+    return bench.keep("old", bench.root / "models/candidate")
 
 
 def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_training_rows(
@@ -630,7 +619,7 @@ def test_free_questions_are_answered_once_and_held_against_the_labels_of_the_tra
     monkeypatch.setattr(degenerate_module, "_LABEL_CHARACTERS", 10_000)
     questions = [f"What is {n} + 1?" for n in range(5)]
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps({"question": one, "answers": ["n"]}) + "\n" for one in questions))
+    write_lines(own, [{"question": one, "answers": ["n"]} for one in questions])
     train = bench.root / "dataset/train.jsonl"
     train.write_text("")
     bench.champion = trained
@@ -680,12 +669,8 @@ def test_the_base_model_that_no_longer_serves_is_asked_the_suites_once_and_the_c
     weights.unlink()
     again = bench.attempt(heldout_rows(4), general=(name,))
     assert evaluate(again).suites[0].base == first.suites[0].champion, "without weights only the cache can answer"
-
-
-def test_a_base_model_is_not_asked_where_there_is_nothing_to_ask(bench: Bench, trained: ModelRef) -> None:
-    bench.champion = trained
-    report = evaluate(bench.attempt(heldout_rows(4)))
-    assert (set(report.prediction_keys), report.suites) == ({"cand", "old"}, ())
+    plain = evaluate(bench.attempt(heldout_rows(4)))
+    assert (set(plain.prediction_keys), plain.suites) == ({"cand", "old"}, ()), "nothing to ask the base"
 
 
 def overwrite(folder: Path) -> None:
@@ -721,45 +706,12 @@ def test_a_base_model_that_is_not_what_it_was_is_an_error_and_nothing_is_kept_un
     assert len(list(attempt.folder.glob("predictions/*.jsonl"))) in {0, 2}, "candidate and champion"
 
 
-def test_scores_of_the_true_base_model_are_used_whatever_its_folder_holds_now(
-    bench: Bench, tmp_path: Path, trained: ModelRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = write_suite(tmp_path / "own.jsonl", 9)
-    bench.champion = trained
-    first = bench.attempt(heldout_rows(4), general=(name,))
-    report = evaluate(first)
-    bench.publish(first, report)
-    overwrite(bench.base_copy())
-    hashed: list[object] = []
-    monkeypatch.setattr(inference, "require_start", lambda *_: hashed.append(_))
-    again = evaluate(bench.attempt(heldout_rows(4), general=(name,)))
-    assert (again.suites, again.prediction_keys) == (report.suites, report.prediction_keys)
-    assert hashed == [], "reading a large model takes long"
-
-
 def test_a_base_model_that_serves_and_was_replaced_is_not_asked_under_its_id(bench: Bench) -> None:
     overwrite(bench.base_copy())
     bench.champion = bench.champion.model_copy(update={"path": str(bench.base)})
     attempt = bench.attempt(heldout_rows(4))
     with pytest.raises(CannotTrain, match="has changed since the run began"):
         evaluate(attempt)
-
-
-def test_a_question_of_a_suite_is_paid_once(bench: Bench, tmp_path: Path) -> None:
-    rows = heldout_rows(4)
-    name = write_suite(tmp_path / "own.jsonl", 9)
-    first = bench.attempt(rows, general=(name,))
-    report = evaluate(first)
-    bench.publish(first, report)
-    second = bench.attempt(rows, general=(name,))
-    again = evaluate(second)
-    assert logged(second) == {}
-    assert (again.suites, items_of(second, again)) == (report.suites, items_of(first, report))
-    with (tmp_path / "own.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"id": "new", "question": "Who?", "choices": ["yes", "no"], "answer": 0}) + "\n")
-    third = bench.attempt(rows, general=(name,))
-    assert evaluate(third).suites[0].records == 10
-    assert asked_anew(third) == [1, 1], "of each model"
 
 
 def test_free_questions_are_paid_again_where_a_further_one_allows_longer_answers(bench: Bench, tmp_path: Path) -> None:
@@ -808,7 +760,7 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
     report = evaluate(early)
     bench.publish(early, report)
     attempt = bench.attempt(rows)
-    shutil.copytree(bench.root / "models/candidate", bench.root / "models/new")
+    champion = bench.keep("new", bench.root / "models/candidate")
     (bench.root / "models/former").mkdir()
     (bench.root / "models/former/trained-ids.txt").write_text(f"f\n{rows[0]['id']}\n")
     former = (
@@ -816,7 +768,6 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
         ModelRef(model_id=bench.base_id, path="models/former", generation=2),
         ModelRef(model_id="none", path="gone", generation=1),
     )
-    champion = ModelRef(model_id="new", path="models/new", generation=4)
     attempt = Attempt(attempt.spec.model_copy(update={"former": former, "champion": champion}))
     second = evaluate(attempt)
     assert [(one.generation, one.records, one.file) for one in second.former] == [
@@ -843,12 +794,9 @@ def test_former_champions_are_scored_from_what_they_answered_in_the_same_way_and
 
 def on_watch(bench: Bench, rows: Sequence[Mapping[str, Any]], drops: tuple[int, ...], **settings: Any) -> Attempt:
     """Return an attempt with a champion that is not the base, and a former one that was trained on the fourth row."""
-    shutil.copytree(bench.root / "models/candidate", bench.root / "models/serving")
-    shutil.copytree(bench.base, bench.root / "models/old")
+    champion, watched = bench.keep("serving", bench.root / "models/candidate"), bench.keep("old", bench.base)
     (bench.root / "models/old/trained-ids.txt").write_text(f"{rows[3]['id']}\n")
     write_manifest(bench.root / "models/old")
-    champion = ModelRef(model_id="serving", path="models/serving", generation=4)
-    watched = ModelRef(model_id="old", path="models/old", generation=2)
     update = {"champion": champion, "watched": watched, "fresh_drops": drops}
     return Attempt(bench.attempt(rows, **settings).spec.model_copy(update=update))
 
@@ -882,25 +830,30 @@ def test_without_a_fresh_record_no_former_champion_is_loaded(bench: Bench, drops
     assert "old" not in report.prediction_keys
 
 
-def test_a_former_champion_that_is_asked_in_another_form_is_not_on_watch(bench: Bench) -> None:
-    attempt = on_watch(bench, heldout_rows(), (1, 2))
-    tokenizer = load_tokenizer(bench.root / "models/old")
-    tokenizer.chat_template = ALPACA_TEMPLATE
-    tokenizer.save_pretrained(bench.root / "models/old")
-    write_manifest(bench.root / "models/old")
-    report = evaluate(attempt)
-    assert (report.watch, report.unwatched) == ({}, 2)
+def with_another_form(folder: Path) -> str:
+    in_alpacas_form(folder)
+    write_manifest(folder)
+    return ""
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "trained-ids.txt"])
-def test_a_damaged_former_champion_is_not_on_watch_and_the_run_goes_on(
-    bench: Bench, capsys: pytest.CaptureFixture[str], name: str
+def with_a_flipped_bit(name: str) -> Callable[[Path], str]:
+    """Return what damages a file as a bad sector does: of the same size, so that weights can be loaded."""
+
+    def damage(folder: Path) -> str:
+        flip(folder / name)
+        return f"not compared with the former champion of generation 2: {folder / name} has changed"
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "spoil", [with_another_form, *map(with_a_flipped_bit, ("config.json", "model.safetensors", "trained-ids.txt"))]
+)
+def test_a_former_champion_that_is_damaged_or_asked_in_another_form_is_not_on_watch_and_the_run_goes_on(
+    bench: Bench, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], str]
 ) -> None:
     attempt = on_watch(bench, heldout_rows(), (1, 2))
-    path = bench.root / "models/old" / name
-    whole = path.read_bytes()
-    # A file of the same size, as after a bad sector: the weights can be loaded.
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 0x80]))
+    said = spoil(bench.root / "models/old")
     report = evaluate(attempt)
-    assert (report.watched, report.watch, report.unwatched, report.records) == (2, {}, 2, RECORDS)
-    assert f"not compared with the former champion of generation 2: {path} has changed" in capsys.readouterr().err
+    assert (report.watch, report.unwatched, report.records) == ({}, 2, RECORDS)
+    assert said in capsys.readouterr().err

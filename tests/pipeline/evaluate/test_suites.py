@@ -82,7 +82,7 @@ def test_no_general_row_that_is_trained_on_is_asked() -> None:
     assert max(outputs.values()) == 1, "an answer that comes again and again would be a label"
 
 
-def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
+def test_a_file_of_questions_or_records_is_read_with_its_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", ITEM, "", {"question": "q", "choices": ["x", "y"], "answer": 1})
     suite = read_suite(str(path))
     assert suite.name == str(path)
@@ -92,6 +92,8 @@ def test_a_file_of_questions_is_read_with_its_defaults(tmp_path: Path) -> None:
     )
     path = write(tmp_path / "free.jsonl", {"question": "q", "answers": ["x", "y"]})
     assert read_suite(str(path)).items == (Item(id="1", question="q", answers=("x", "y")),)
+    path = write(tmp_path / "records.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
+    assert read_suite(str(path)).items == (Item(id="1", question="Add.\n### Input:\n1 1", answers=("2",), words=0),)
 
 
 @pytest.mark.parametrize("lines", [[ITEM, {**ITEM, "id": "b"}], [{"instruction": "Add.", "output": "2"}]])
@@ -109,12 +111,6 @@ def test_what_editors_elsewhere_write_is_the_same_suite(
         assert found.items == plain.items
 
 
-def test_an_id_that_stands_twice_is_named_by_its_lines(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", "", ITEM, "", ITEM)
-    with pytest.raises(CannotTrain, match=r"line 4: id: 'a' is already the id of line 2"):
-        read_suite(str(path))
-
-
 def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", ITEM, "{")
     with pytest.raises(CannotTrain) as caught:
@@ -124,20 +120,10 @@ def test_a_suite_that_is_wrong_in_a_run_says_how_the_run_goes_on(tmp_path: Path)
     assert [suite.name for suite in read_suites(("questions", "builtin", "builtin"), 7)] == ["questions", "builtin"]
 
 
-def test_a_file_of_records_is_answered_freely(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "input": "1 1", "output": "2"})
-    assert read_suite(str(path)).items == (Item(id="1", question="Add.\n### Input:\n1 1", answers=("2",), words=0),)
-
-
-def test_a_conversation_is_no_question_of_a_suite(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", {"instruction": "Add.", "output": "2", "system": "Be brief."})
-    with pytest.raises(CannotTrain, match=r"line 1: a question of a suite has no turns before it"):
-        read_suite(str(path))
-
-
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        (ITEM, "id: 'a' is already the id of line 2"),
         ({**ITEM, "answer": 2}, "answer: 2 is not an index of the 2 choices"),
         ({**ITEM, "choices": ["2"]}, "choices: must be two or more"),
         ({**ITEM, "choices": ["2", "2"]}, "choices: must be two or more, and not be empty or repeat"),
@@ -147,22 +133,19 @@ def test_a_conversation_is_no_question_of_a_suite(tmp_path: Path) -> None:
         ({"question": "q", "answers": ["x", "?"]}, "answers: each must have a letter or digit"),
         ('{"question": "q", "question": "r"}', "stands twice"),
         ("{", "JSON"),
+        ({"instruction": "Add.", "output": "2", "system": "Be brief."}, "a question of a suite has no turns before it"),
+        ({"instruction": "a"}, "output"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_field(tmp_path: Path, line: Any, words: str) -> None:
-    path = write(tmp_path / "own.jsonl", ITEM, line)
+    path = write(
+        tmp_path / "own.jsonl", "", {"instruction": "Add.", "output": "2"} if "instruction" in line else ITEM, line
+    )
     with pytest.raises(CannotTrain) as caught:
         read_suite(str(path))
-    assert f"suite {path}, line 2: " in caught.value.message
+    assert f"suite {path}, line 3: " in caught.value.message
     assert words in caught.value.message
     assert '"choices"' in caught.value.hint
-
-
-def test_a_wrong_record_is_named_too(tmp_path: Path) -> None:
-    record = {"instruction": "a", "output": "b"}
-    path = write(tmp_path / "own.jsonl", record, {"instruction": "a"})
-    with pytest.raises(CannotTrain, match=r"line 2: .*output"):
-        read_suite(str(path))
 
 
 @pytest.mark.parametrize("content", [None, "", "\n\n"])

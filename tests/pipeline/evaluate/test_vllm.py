@@ -1,7 +1,6 @@
 """Evaluation by vLLM: a stand-in program that answers as it should, and in every way that it should not."""
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -15,44 +14,32 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Evaluation, ModelRef
+from pipeline.artifacts import Evaluation
 from pipeline.config import EvaluateConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
 from pipeline.evaluate import vllm
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.step import evaluate
-from pipeline.models.manifest import model_id
-from tests.made_artifacts import dataset_of, heldout_row, model_of, run_config
+from tests.pipeline.evaluate.test_step import RECORDS, Bench, heldout_rows
+from tests.records_made import write_lines
 from tests.stand_in_vllm import LIVES, VERSION, install
 
-RECORDS = 10
-NEW_TOKENS = 8
 Make = Callable[..., Attempt]
 
 
 @pytest.fixture
 def attempt(tmp_path: Path, make_attempt: Make, tiny: Any, tiny_llama: Path) -> Make:
     """A factory of attempts of one run: attempt("killed", batch_size=1), with a program that behaves so."""
-    tiny.make_model(tmp_path / "models/candidate", seed=1)
-    (tmp_path / "dataset").mkdir()
-    rows = [heldout_row(f"{place:08x}", row) for place, row in enumerate(tiny.rows(RECORDS, seed=5))]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "dataset/heldout.jsonl").write_text(text, encoding="utf-8")
+    tiny.make_model(tmp_path / "candidate", seed=1)
+    bench = Bench(tmp_path, make_attempt, tiny_llama, tmp_path / "candidate")
     choices = ["yes", "no", "maybe so"]
     items = [{"id": f"q{n}", "question": f"Which {n}?", "choices": choices, "answer": n} for n in range(3)]
-    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    base_id = model_id(tiny_llama)
+    write_lines(tmp_path / "suite.jsonl", items)
 
     def make(behaviour: str, **settings: Any) -> Attempt:
-        dataset = dataset_of(RECORDS, max_new_tokens=NEW_TOKENS)
-        model = model_of("models/candidate", "cand", base_model_id=base_id, dtype="float32")
         program = install(tmp_path / "vllm", behaviour)
-        evaluation = {"vllm": program, "batch_size": 2, "general": (), **settings}
-        config = run_config(tiny_llama, base_id, evaluate=EvaluateConfig(**evaluation))
-        made = make_attempt("evaluate", config=config, inputs={"prepare": dataset, "merge": model})
-        champion = ModelRef(model_id=base_id, path=str(tiny_llama), generation=0)
-        return Attempt(made.spec.model_copy(update={"champion": champion}))
+        return bench.attempt(heldout_rows(), **{"vllm": program, "batch_size": 2, **settings})
 
     return make
 
@@ -105,7 +92,7 @@ def test_it_answers_and_weighs_as_transformers_does_under_a_key_of_its_own(attem
 REFUSED = {
     "dies": (StepFailed, "vLLM exited: .*no room for the cache of keys and values"),
     "hangs": (StepFailed, "vLLM gave no answer within 1 s"),
-    "short": (StepFailed, "an answer of 1 token that neither ended nor reached 8"),
+    "short": (StepFailed, "an answer of 1 token that neither ended nor reached 6"),
     "no number": (CannotTrain, "a likelihood of the candidate is not a finite number"),
     "broken": (CannotTrain, r"/vllm is not vLLM's: PackageNotFoundError"),
     "gone": (CannotTrain, "vLLM's Python cannot be run: .*No such file or directory: '/.*/python3'"),

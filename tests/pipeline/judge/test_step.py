@@ -25,6 +25,7 @@ from pipeline.judge import client as judge_client
 from pipeline.judge.step import PARALLEL, judge
 from pipeline.judge_settings import JudgeConfig
 from tests.made_artifacts import report_of, run_config
+from tests.records_made import write_lines
 
 KEY = "sk-0123-never-written"
 RECORDS = 6
@@ -176,8 +177,7 @@ class Bench:
 
     def attempt(self, url: str, rows: Sequence[dict[str, Any]], **settings: Any) -> Attempt:
         (self.root / "report").mkdir(exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (self.root / "report/records.jsonl").write_text(text, encoding="utf-8")
+        write_lines(self.root / "report/records.jsonl", rows)
         config = run_config(
             "b", "b", judge=JudgeConfig(url=url, **{"model": "judge-1", "timeout_seconds": 300, **settings})
         )
@@ -218,56 +218,37 @@ def dead_url() -> str:
 # --- who wins
 
 
-def test_a_win_is_the_same_winner_in_both_orders(bench: Bench, serve: Serve) -> None:
-    endpoint = serve(longer)
-    rows = [line(0, "much longer", "short"), line(1, "short", "much longer"), line(2, "equal", "longs")]
+def test_a_win_is_the_same_winner_in_both_orders_and_equal_answers_are_ties_without_a_question(
+    bench: Bench, serve: Serve
+) -> None:
+    endpoint = serve(lambda asked: winner("A") if "first" in asked.answers else longer(asked))
+    texts = [("much longer", "short"), ("short", "much longer"), ("equal", "longs"), ("first", "second")]
+    rows = [line(place, *each) for place, each in enumerate([*texts, ("same", " same\n")])]
     attempt = bench.attempt(endpoint.url, rows)
     judgement = judge(attempt)
     assert [tuple(one.values()) for one in judgements(attempt, judgement)] == [
         (rows[0]["id"], "A", "B", "win"),
         (rows[1]["id"], "B", "A", "loss"),
         (rows[2]["id"], "tie", "tie", "tie"),
+        (rows[3]["id"], "A", "A", "inconsistent"),
+        (rows[4]["id"], "tie", "tie", "tie"),
     ]
-    assert (judgement.model, len(endpoint.asked)) == ("judge-1", 6)
-    assert {one.answers for one in endpoint.asked} == {
-        ("much longer", "short"),
-        ("short", "much longer"),
-        ("equal", "longs"),
-        ("longs", "equal"),
-    }
+    assert (judgement.model, len(endpoint.asked)) == ("judge-1", 8)
+    assert {one.answers for one in endpoint.asked} == {*texts, *((second, first) for first, second in texts)}
 
 
 def test_the_request_is_deterministic_short_and_carries_no_key_that_nobody_set(bench: Bench, serve: Serve) -> None:
     endpoint = serve(longer)
-    judge(bench.attempt(endpoint.url + "/", lines(1)))
+    turns = [["user", "One?"], ["assistant", "1"]]
+    judge(bench.attempt(endpoint.url + "/", [{**lines(1)[0], "turns": turns}]))
     first = endpoint.asked[0]
     assert first.path == "/v1/chat/completions"
     body = {name: value for name, value in first.body.items() if name != "messages"}
     assert body == {"model": "judge-1", "temperature": 0, "seed": 0, "max_tokens": 64, "stream": False}
     assert "Authorization" not in first.headers
-    for quoted in ("Say it.\n### Input:\nnumber 0", "reference 0", "a long answer 0", "short 0"):
+    request = "user:\nOne?\n\nassistant:\n1\n\nuser:\nSay it.\n### Input:\nnumber 0"
+    for quoted in (request, "reference 0", "a long answer 0", "short 0"):
         assert quoted in first.user
-
-
-def test_the_judge_reads_the_turns_before_a_question(bench: Bench, serve: Serve) -> None:
-    endpoint = serve(longer)
-    judge(bench.attempt(endpoint.url, [{**lines(1)[0], "turns": [["user", "One?"], ["assistant", "1"]]}]))
-    assert "user:\nOne?\n\nassistant:\n1\n\nuser:\nSay it.\n### Input:\nnumber 0" in endpoint.asked[0].user
-
-
-def test_a_judge_that_always_names_the_first_is_inconsistent_and_no_win(bench: Bench, serve: Serve) -> None:
-    attempt = bench.attempt(serve(lambda _: winner("A")).url, lines())
-    judgement = judge(attempt)
-    assert {one["result"] for one in judgements(attempt, judgement)} == {"inconsistent"}
-    assert (judgement.wins, judgement.losses, judgement.inconsistent, judgement.ties) == (0, 0, RECORDS, RECORDS)
-
-
-def test_equal_answers_are_ties_without_a_question(bench: Bench, serve: Serve) -> None:
-    endpoint = serve(longer)
-    attempt = bench.attempt(endpoint.url, [line(0, "same", " same\n"), line(1, "longer one", "other")])
-    judgement = judge(attempt)
-    assert [one["result"] for one in judgements(attempt, judgement)] == ["tie", "win"]
-    assert len(endpoint.asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,9 @@ def test_weights_are_those_of_peft_in_float32_rounded_once(
     assert found.lm_head.weight is found.model.embed_tokens.weight
 
 
-def test_files_and_index_are_named_as_the_bases(tmp_path: Path, merge: Any) -> None:
+def test_files_and_index_are_named_as_the_bases_also_where_the_whole_model_is_merged(
+    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = save_base(tmp_path / "base", shard="20KB", tied=False)
     adapter = save_adapter(base, tmp_path / "adapter")
     merged, folder = merge(base, adapter)
@@ -152,6 +154,10 @@ def test_files_and_index_are_named_as_the_bases(tmp_path: Path, merge: Any) -> N
     assert len(shards) == 3
     assert {path.name: set(load_file(path)) for path in folder.glob("*.safetensors")} == shards
     assert differing(loaded(folder).state_dict(), merged_by_peft(base, adapter, torch.bfloat16)) == []
+    go("whole", monkeypatch)
+    _, whole = merge(base, adapter, "whole")
+    assert {path.name for path in whole.iterdir()} == {path.name for path in folder.iterdir()}
+    assert differing(weights(whole), weights(folder)) == []
 
 
 @pytest.mark.parametrize("how", ["by file", "whole"])
@@ -245,23 +251,19 @@ def one_in_float32(base: Path) -> None:
     save_file(found, base / "model.safetensors", {"format": "pt"})
 
 
-def test_each_weight_keeps_the_dtype_of_the_bases_files(tmp_path: Path, merge: Any) -> None:
+def test_each_weight_keeps_the_dtype_of_the_bases_files_though_the_config_names_none(
+    tmp_path: Path, merge: Any
+) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter")
     one_in_float32(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({name: config[name] for name in config if "dtype" not in name}))
     merged, folder = merge(base, adapter)
     assert merged == Merged("bfloat16, float32", "")
     found = weights(folder)
     assert found.pop("model.norm.weight").equal(weights(base)["model.norm.weight"])
     assert differing(found, merged_by_peft(base, adapter, torch.bfloat16)) == []
-
-
-def test_a_base_whose_config_names_no_type_is_merged_file_by_file(tmp_path: Path, merge: Any) -> None:
-    base = save_base(tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({name: config[name] for name in config if "dtype" not in name}))
-    merged, _ = merge(base, save_adapter(base, tmp_path / "adapter"))
-    assert merged == Merged("bfloat16", "")
 
 
 def test_trained_weights_of_a_head_that_the_files_have_twice_are_changed_in_both_places(
@@ -325,15 +327,3 @@ def test_a_weight_that_has_no_place_in_the_bases_files_is_refused(tmp_path: Path
     with pytest.raises(CannotTrain, match=r"model\.norm\.weight under another name or shape"):
         # No model is known that transformers saves so.
         changes._changes_of_whole(base, adapter, header)
-
-
-def test_merging_the_whole_model_writes_the_same_files(
-    tmp_path: Path, merge: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = save_base(tmp_path / "base", dtype=torch.float32, shard="20KB")
-    adapter = save_adapter(base, tmp_path / "adapter")
-    _, ours = merge(base, adapter, "ours")
-    go("whole", monkeypatch)
-    _, theirs = merge(base, adapter, "theirs")
-    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
-    assert differing(weights(ours), weights(theirs)) == []

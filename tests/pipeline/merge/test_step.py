@@ -19,14 +19,17 @@ from pipeline.artifacts import Adapter, Dataset, Model, ModelRef
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, Interrupted, StepFailed
-from pipeline.merge.step import copy_texts, merge
+from pipeline.merge.step import merge
 from pipeline.models.generation import load_template
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.models.manifest import MANIFEST_NAME, model_id, verify_manifest
+from pipeline.models.manifest import MANIFEST_NAME, model_files, model_id, verify_manifest
 from pipeline.models.template import ALPACA_TEMPLATE, fold, single_turn
 from tests.made_adapters import save_adapter
 from tests.made_artifacts import made_adapter, made_spec, run_config
 from tests.prepared_rows import write_rows
+
+#: A further template, as some models have.
+TOOLS = "additional_chat_templates/tool_use.jinja"
 
 
 @dataclass(frozen=True)
@@ -108,24 +111,19 @@ def test_from_outside_the_folder_is_a_plain_model_whose_template_gives_the_train
 
 
 def test_the_folder_has_a_manifest_and_the_ids_of_its_rows_and_nothing_that_does_not_belong(
-    line: Any, tiny: Any, tiny_llama: Path
+    line: Any, tiny: Any, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    ready = line(tiny_llama, tiny.rows(11, seed=5))
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    (base / TOOLS).parent.mkdir()
+    (base / TOOLS).write_text("{{ tools }}")
+    ready = line(base, tiny.rows(11, seed=5))
     model, folder = ready.merge()
     assert verify_manifest(folder) == model.model_id == model_id(folder)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [
-            "chat_template.jinja",
-            "config.json",
-            MANIFEST_NAME,
-            "generation_config.json",
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "trained-ids.txt",
-        ]
-    )
-    assert model.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert (folder / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(base).as_posix() for path in model_files(base)}
+    assert found.keys() == files | {MANIFEST_NAME, "trained-ids.txt"}
+    assert model.size_bytes == sum(path.stat().st_size for path in found.values())
     assert {oct(path.stat().st_mode & 0o444) for path in folder.iterdir()} == {"0o444"}
     assert model.model_id != model.base_model_id
     assert ready.merge()[0].model_id == model.model_id, "merging is repeatable"
@@ -176,6 +174,9 @@ def test_config_and_tokenizer_are_the_bases_files_to_the_byte(
 ) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     as_transformers_4_saves_it(base)
+    if fmt == "alpaca":
+        (base / TOOLS).parent.mkdir()
+        (base / TOOLS).write_text("{{ tools }}")
     for name in ("tokenizer_code.py", "tokenizer.bin", "README.md"):
         (base / name).write_text("not for the champion")
     _, folder = line(base, tiny.rows(9, seed=5), fmt).merge()
@@ -199,19 +200,6 @@ def test_config_and_tokenizer_are_the_bases_files_to_the_byte(
     assert [name for name in names if (folder / name).read_bytes() != (base / name).read_bytes()] == []
 
 
-@pytest.mark.parametrize("template", [None, "served"])
-def test_a_template_replaces_all_of_the_bases(tiny_llama: Path, tmp_path: Path, template: str | None) -> None:
-    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    (base / "additional_chat_templates").mkdir()
-    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
-    target = tmp_path / "target"
-    target.mkdir()
-    copy_texts(base, target, template)
-    expected = template or (base / "chat_template.jinja").read_text()
-    assert (target / "chat_template.jinja").read_text() == expected
-    assert (target / "additional_chat_templates").exists() == (template is None)
-
-
 def test_a_training_from_a_champion_in_another_format_has_the_bases_template(
     line: Any, tiny: Any, tiny_llama: Path
 ) -> None:
@@ -228,7 +216,7 @@ _IN_LITTLE_MEMORY = """
 import json, re, resource, sys
 from pathlib import Path
 from pipeline.contract import Attempt, StepSpec
-from pipeline.merge.step import copy_texts, merge
+from pipeline.merge.step import merge
 
 warm_up, spec, room = sys.argv[1:]
 merge(Attempt(StepSpec.model_validate_json(warm_up)))

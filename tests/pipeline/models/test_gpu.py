@@ -37,43 +37,39 @@ def too_old() -> None:
     raise RuntimeError(TOO_OLD)
 
 
-def cpu_build(_devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
-
-
-def no_uvm(devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
-    (devices / "nvidia-uvm").unlink()
-
-
-def no_control(devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
-    (devices / "nvidiactl").unlink()
-
-
-def other_group(_devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.access", lambda path, _mode: path.name != "nvidia0")
-
-
-def old_driver(_devices: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
-    pass
-
-
-REASONS: dict[Callable[[Path, pytest.MonkeyPatch], None], tuple[str, str]] = {
-    cpu_build: (f"torch {torch.__version__} is built for the CPU", "install a torch that is built for CUDA"),
-    no_uvm: ("nvidia-uvm does not exist", "nvidia-modprobe -u -c 0"),
-    no_control: ("nvidiactl does not exist", "nvidia-modprobe -c 0 -c 255"),
-    other_group: ("this user may not open", "add the user to the group"),
-    old_driver: (TOO_OLD, "see nvidia-smi"),
+#: What is wrong, and what is said of it: the reason and the remedy.
+REASONS: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], object], str, str]] = {
+    "torch for the CPU": (
+        lambda _, patch: patch.setattr(torch.version, "cuda", None),
+        f"torch {torch.__version__} is built for the CPU",
+        "install a torch that is built for CUDA",
+    ),
+    "no nvidia-uvm": (
+        lambda devices, _: (devices / "nvidia-uvm").unlink(),
+        "nvidia-uvm does not exist",
+        "nvidia-modprobe -u -c 0",
+    ),
+    "no nvidiactl": (
+        lambda devices, _: (devices / "nvidiactl").unlink(),
+        "nvidiactl does not exist",
+        "nvidia-modprobe -c 0 -c 255",
+    ),
+    "another group": (
+        lambda _, patch: patch.setattr("os.access", lambda path, _mode: path.name != "nvidia0"),
+        "this user may not open",
+        "add the user to the group",
+    ),
+    "an old driver": (lambda *_: None, TOO_OLD, "see nvidia-smi"),
 }
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
-@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize(("spoil", "words", "remedy"), REASONS.values(), ids=REASONS)
 def test_a_gpu_that_torch_cannot_use_is_an_error_with_reason_and_remedy(
-    reason: Callable[[Path, pytest.MonkeyPatch], None], wanted: str, devices: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: Any, words: str, remedy: str, wanted: str, devices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reason(devices, monkeypatch)
+    spoil(devices, monkeypatch)
     monkeypatch.setenv("DROPFORGE_DEVICE", wanted)
-    words, remedy = REASONS[reason]
     with pytest.raises(StepFailed) as failed:
         chosen_device()
     assert words in failed.value.message

@@ -2,20 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.artifacts import MemoryPlan
 from pipeline.config import TrainConfig
 from pipeline.models import memory_estimate as training_memory
 from pipeline.models.memory_estimate import available_memory, base_sizes, estimate, trained_numbers
-
-
-def a_plan(**values: Any) -> MemoryPlan:
-    return MemoryPlan.model_validate(
-        {"device": "cpu", "quantization": "none", "batch_tokens": 100, "activations": "kept", **values}
-    )
+from tests.made_artifacts import memory_plan
 
 
 def test_the_sizes_of_a_base_are_read_from_its_headers(tiny_llama: Path) -> None:
@@ -35,19 +28,19 @@ def test_weights_that_no_index_names_are_not_counted(tiny_llama: Path, tmp_path:
 
 
 def test_weights_of_the_base_that_are_trained_are_counted_once_as_what_they_are(tiny_llama: Path) -> None:
-    base = base_sizes(tiny_llama)
+    base, plan = base_sizes(tiny_llama), memory_plan(batch_tokens=100)
     full, half, galore = (
         TrainConfig.model_validate(values)
         for values in ({"method": "full"}, {"method": "spectrum", "share": 0.5}, {"method": "galore", "rank": 4})
     )
     assert [trained_numbers(base, one) for one in (full, half, galore)] == [base.weights, base.linear // 2, base.linear]
-    found = {one.method: estimate(base, a_plan(), one, "cpu") for one in (full, half, galore)}
+    found = {one.method: estimate(base, plan, one, "cpu") for one in (full, half, galore)}
     assert found["full"]["weights"] == 0
     assert found["spectrum"]["weights"] == 4 * (base.weights - base.linear // 2)
     assert found["full"]["optimizer"] == 8 * base.weights
     assert found["galore"]["optimizer"] == 4 * 2 * 4 * (base.inputs + base.outputs) < found["spectrum"]["optimizer"]
     # An adapter's products are kept beside what each layer keeps in any case.
-    assert found["full"]["activations"] < estimate(base, a_plan(), TrainConfig(), "cpu")["activations"]
+    assert found["full"]["activations"] < estimate(base, plan, TrainConfig(), "cpu")["activations"]
 
 
 def test_a_control_group_bounds_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Templates: what training, evaluation and the served model have in common."""
 
-import itertools
 import json
 import re
 import shutil
@@ -85,28 +84,6 @@ def test_a_tokenizer_that_adds_no_bos_gets_none(alpaca: Any) -> None:
     alpaca.bos_token = "<|im_start|>"  # noqa: S105 - a token of text
     assert Template(alpaca, "alpaca", []).served == ALPACA_TEMPLATE
     assert alpaca.bos_token_id not in prompt(alpaca, "alpaca", "Do it.")
-
-
-@pytest.mark.parametrize("fmt", ["chat", "alpaca"])
-@pytest.mark.parametrize("pad", ["<|endoftext|>", "<|im_end|>"])
-def test_an_answer_ends_with_eos_and_nothing_after_it(chat: Any, fmt: Any, pad: str) -> None:
-    chat.pad_token = pad
-    ids = target(chat, fmt, "Do it.", "billing")
-    assert ids == [*chat("billing")["input_ids"], chat.eos_token_id]
-
-
-@pytest.mark.parametrize("answer", ["yes", "yes\n", " yes", "  yes \n\n", "YES yes"])
-@pytest.mark.parametrize("turn", ["message['content'].strip()", "message['content'] | lower", "message['content']"])
-def test_an_answer_is_what_the_template_writes_with_the_templates_own_end(chat: Any, turn: str, answer: str) -> None:
-    """Gemma's template trims answers and ends them with another token than the tokenizer's EOS."""
-    chat.chat_template = (
-        "{% for message in messages %}{{ '<|im_start|>' + (" + turn + ") + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
-    )
-    chat.eos_token = "<|endoftext|>"  # noqa: S105 - a token of text
-    ids = target(chat, "chat", "Do it. \uf8ff", answer, [chat.convert_tokens_to_ids("<|im_end|>")])
-    written = chat.apply_chat_template([{"role": "assistant", "content": answer}], tokenize=False)
-    assert f"<|im_start|>{chat.decode(ids)}\n" == written
 
 
 FORGED = [
@@ -242,27 +219,6 @@ TURNS = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in REFUSED])
-def test_prompt_and_target_are_what_a_shipped_template_writes(chat: Any, at_day: Any, name: str) -> None:
-    tokenizer = set_template(chat, name)
-    template = template_of(tokenizer)
-    histories: list[Any] = [[], [{"role": "user", "content": "First?"}, {"role": "assistant", "content": "one"}]]
-    for before, (content, answer) in itertools.product(histories, TURNS):
-        turns = [*before, *single_turn(content, answer)]
-        asked, whole = written(tokenizer, turns[:-1], add_generation_prompt=True), written(tokenizer, turns)
-        trained = template.target(turns)
-        assert template.prompt(turns[:-1]) == asked
-        if answer.startswith("<think>"):  # a template moves a thought, here it is part of the answer
-            assert template.read(trained).strip() == answer
-        elif whole[: len(asked) + len(trained)] != asked + trained:
-            assert ([*whole, tokenizer.eos_token_id], name) == (asked + trained, "glm4moe"), "no end token is written"
-        assert trained[-1] in template.ends
-        assert template.read(trained).strip() == answer.strip()
-    at_day(DAYS[1])
-    assert template.prompt(turns[:-1]) == asked
-    assert tokenizer.decode(template.opening) == OPENINGS.get(name, "")
-
-
 SYSTEM = [("system", "Be brief.")]
 EXCHANGES = [("user", "First?"), ("assistant", "one"), ("user", "Second?"), ("assistant", "two")]
 #: What templates do with a system message and an earlier answer where they do not write both as they are.
@@ -276,25 +232,28 @@ TREATMENTS = {
 
 @pytest.mark.parametrize("system", [[], SYSTEM], ids=["", "system"])
 @pytest.mark.parametrize("name", [name for name in (*TEMPLATES, "mistral") if name not in REFUSED])
-def test_every_learned_turn_of_a_conversation_is_what_a_shipped_template_writes(
-    chat: Any, at_day: Any, name: str, system: Any
-) -> None:
+def test_every_learned_turn_is_what_a_shipped_template_writes(chat: Any, at_day: Any, name: str, system: Any) -> None:
     tokenizer = set_template(chat, name)
     template = template_of(tokenizer)
     if system and template.treatment().system == "refused":
         with pytest.raises(CannotTrain):
             template.prompt(conversation(system, "First?"))
         return
-    at_day(DAYS[0])
     turns = conversation([*system, *EXCHANGES], "Third?", "three")
-    for number in range(len(system) + 1, len(turns), 2):
-        said = turns[: number + 1]
+    learned = [turns[: number + 1] for number in range(len(system) + 1, len(turns), 2)]
+    learned += [conversation(before, *pair) for before in (system, [*system, *EXCHANGES[:2]]) for pair in TURNS]
+    for said in learned:
         asked, whole = written(tokenizer, said[:-1], add_generation_prompt=True), written(tokenizer, said)
-        trained = template.target(said)
+        trained, answer = template.target(said), said[-1]["content"]
         assert template.prompt(said[:-1]) == asked
-        if whole[: len(asked) + len(trained)] != asked + trained:
+        # A template moves a thought, here it is part of the answer.
+        if not answer.startswith("<think>") and whole[: len(asked) + len(trained)] != asked + trained:
             assert ([*whole, tokenizer.eos_token_id], name) == (asked + trained, "glm4moe"), "no end token is written"
-        assert template.read(trained).strip() == said[-1]["content"]
+        assert trained[-1] in template.ends
+        assert template.read(trained).strip() == answer.strip()
+    at_day(DAYS[1])
+    assert template.prompt(said[:-1]) == asked
+    assert tokenizer.decode(template.opening) == OPENINGS.get(name, "")
 
 
 @pytest.mark.parametrize("name", [name for name in (*TEMPLATES, "mistral") if name not in REFUSED])

@@ -19,7 +19,7 @@ from pipeline.train.packing import collate, micro_batches
 from tests.made_adapters import assert_near, gradients_of, save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]
-NO_LABEL = -100
+NO_LABEL, SOFT = -100, "final_logit_softcapping"
 #: Chunks of one position, of three, and one chunk of all there is.
 CHUNK_ROWS = (1, 3, 10**6)
 
@@ -63,14 +63,6 @@ class Losses:
         assert_near(ours[1], trl[1], tolerance)
 
 
-def without_labels(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
-    """Return a micro-batch some rows of which have no label."""
-    labels = batch["labels"].clone()
-    labels[rows] = NO_LABEL
-    answers = batch["answers"]
-    return {**batch, "labels": labels, "answers": answers[labels.flatten()[answers + 1] != NO_LABEL]}
-
-
 def answers_of(batches: Sequence[Any]) -> torch.Tensor:
     return torch.stack([(batch["labels"][:, 1:] != NO_LABEL).sum() for batch in batches]).sum()
 
@@ -81,39 +73,17 @@ def _padded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_module, "enable_packing", lambda *_: False)
 
 
-@pytest.fixture
-def chunk_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
-    """Set how many positions go through the head at once."""
-
-    def choose(rows: int, model: Any) -> None:
-        size = 4 * rows * model.get_output_embeddings().out_features
-        monkeypatch.setitem(LOGITS_BYTES, "cpu", size)
-
-    return choose
-
-
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
 def test_loss_and_gradients_are_trls(
-    tiny_llama: Path, tmp_path: Path, chunk_rows: Callable[[int, Any], None], rows: int
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     losses = Losses(tiny_llama, tmp_path, token_rows(16, seed=2))
-    chunk_rows(rows, losses.model)
+    # As many positions go through the head at once.
+    monkeypatch.setitem(LOGITS_BYTES, "cpu", 4 * rows * losses.model.get_output_embeddings().out_features)
     widths = {batch["input_ids"].shape[1] for batch in losses.batches}
     assert len(widths) > 1, "batches padded to different lengths"
     losses.compare(losses.batches, answers_of(losses.batches))
     losses.compare(losses.batches[:1])
-
-
-def test_rows_without_a_label_change_nothing(tiny_llama: Path, tmp_path: Path) -> None:
-    losses = Losses(tiny_llama, tmp_path, token_rows(8, seed=3))
-    prompt_only = without_labels(losses.batches[0], slice(1, 3))
-    losses.compare([prompt_only])
-    nothing = without_labels(losses.batches[1], slice(None))
-    losses.compare([nothing])
-    losses.compare([nothing, prompt_only], answers_of([prompt_only]))
-    found, gradients = losses.of(losses.trainer.compute_loss, [nothing])
-    assert found == [0]
-    assert not any(gradient.any() for gradient in gradients.values())
 
 
 def test_loss_and_gradients_are_trls_over_an_nf4_base_with_recomputed_activations(
@@ -150,7 +120,7 @@ def test_no_logits_are_kept_and_nothing_else_measured(tiny_llama: Path, tmp_path
 def test_logits_that_are_capped_are_left_to_trl(
     tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"head_dim": 16, "final_logit_softcapping": 5.0}
+    options = {"head_dim": 16, SOFT: 5.0}
     base = save_base(transformers.Gemma2Config, tiny_llama, tmp_path / "base", **options)
     model: Any = load_model(base, "cpu")
     assert has_plain_head(load_model(tiny_llama, "cpu"), range(3, 20))
@@ -159,12 +129,8 @@ def test_logits_that_are_capped_are_left_to_trl(
     losses.compare(losses.batches, tolerance=0)
     assert "TRL computes the loss" in capsys.readouterr().err
     assert losses.of(losses.trainer.compute_loss, losses.batches)[0] == pytest.approx([losses.plain()], rel=1e-5)
-
-
-def test_a_cap_far_above_the_logits_is_noticed(tiny_llama: Path, tmp_path: Path) -> None:
-    options = {"head_dim": 16, "final_logit_softcapping": 500.0}
-    base = save_base(transformers.Gemma2Config, tiny_llama, tmp_path / "base", **options)
-    assert not has_plain_head(load_model(base, "cpu"), range(3, 20))
+    far_above = save_base(transformers.Gemma2Config, tiny_llama, tmp_path / "far", **options | {SOFT: 500.0})
+    assert not has_plain_head(load_model(far_above, "cpu"), range(3, 20))
 
 
 def test_a_head_whose_second_product_is_rounded_differently_is_plain(tiny_llama: Path) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from pipeline.records.heldout import dataset_hash
 from pipeline.train.checkpoints import LISTING, newest_valid, publish
+from pipeline.train.trainer import Trainer
 from tests.model_folder import flip
 from tests.training_runs import TrainingRun, same
 
@@ -86,34 +88,49 @@ def test_the_older_one_is_taken_when(folder: Path, damage: str, capsys: pytest.C
 
 
 def test_a_training_stopped_in_its_second_epoch_and_resumed_ends_in_the_same_weights(
-    new_run: Callable[..., TrainingRun], tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+    new_run: Callable[..., TrainingRun],
+    tiny_llama: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The last step's weights are kept, though the dev loss is lowest at step 10.
+    monkeypatch.setattr(Trainer, "dev_loss", lambda trainer: 1.0 + abs(trainer.state.global_step - 10))
     run = new_run(tiny_llama, quantization="nf4", dropout=0.1)
     whole, expected = run.finish()
     assert (whole.resumed_from_step, whole.optimizer_steps) == (0, 21)
     run.forget()
     assert not (run.stop_after(10).folder / "scratch").exists()
     cut(run.checkpoints / "step-11-2/optimizer.pt")
+    lowest = load_file(run.checkpoints / "step-10-2/adapter_model.safetensors")
     adapter, found = run.finish()
     said = capsys.readouterr().err
     assert said.count("records are packed\n") == 3
     assert (adapter.resumed_from_step, adapter.optimizer_steps) == (10, 21)
     assert same(found, expected)
+    assert not same(found, lowest)
+    assert [point.step for point in adapter.dev_curve] == [*range(2, 21, 2), 21]
+    assert adapter.dev_curve == whole.dev_curve
     assert said.count("is skipped") == 1
     assert "step-11-2 is skipped: optimizer.pt has " in said
     assert [point.step for point in adapter.loss_curve] == list(range(1, 22))
     assert adapter.trained_tokens == whole.trained_tokens
 
 
-def test_a_checkpoint_of_other_data_is_not_resumed(
+def test_a_checkpoint_of_other_data_or_other_settings_is_not_resumed(
     new_run: Callable[..., TrainingRun], tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = new_run(tiny_llama, quantization="none", epochs=0.5)
-    run.finish()
-    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-2-1", "step-3-1"]
+    run = new_run(tiny_llama, quantization="none", learning_rate="auto", epochs="auto", batch_size=50)
+    run.stop_after(2)
+    adapter, _ = run.finish(learning_rate=5e-4, epochs=4)
+    assert adapter.resumed_from_step == 3, "what was chosen, set as numbers"
+    run.forget()
+    run.stop_after(2)
+    assert run.finish(epochs=3)[0].resumed_from_step == 0
+    assert run.finish(learning_rate=1e-3)[0].resumed_from_step == 0
+    capsys.readouterr()
     with (run.root / "data/train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "new", "instruction": "x", "input": "", "output": "y"}) + "\n")
     run.dataset = run.dataset.model_copy(update={"dataset_sha256": dataset_hash(run.root / "data")})
-    adapter, _ = run.finish()
+    adapter, _ = run.finish(learning_rate=1e-3)
     assert adapter.resumed_from_step == 0
     assert capsys.readouterr().err.count("is skipped: it belongs to another training") == 2

@@ -72,23 +72,6 @@ def test_an_adapter_on_the_output_head_is_refused(model: Any) -> None:
     assert caught.value.hint.startswith("take it out of train.targets")
 
 
-@pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 16), (True, 8 / 4)])
-def test_updates_are_scaled_by_the_rank_or_its_root(trainer: Callable[..., Any], rslora: bool, scale: float) -> None:
-    layer = trainer(rank=16, alpha=8, rslora=rslora, dropout=0.3).model.get_base_model().model.layers[0].mlp.up_proj
-    assert layer.scaling == {"default": scale}
-    assert layer.lora_dropout["default"].p == 0.3
-
-
-def test_dora_trains_the_lengths_too_in_float32(trainer: Callable[..., Any]) -> None:
-    trainable = {
-        name: weight
-        for name, weight in trainer(method="dora", quantization="nf4").model.named_parameters()
-        if weight.requires_grad
-    }
-    assert sum("lora_magnitude_vector" in name for name in trainable) == 14
-    assert {weight.dtype for weight in trainable.values()} == {torch.float32}
-
-
 @pytest.mark.parametrize(
     ("quantization", "settings", "saved"),
     [("nf4", {"method": "dora"}, (True, False)), ("none", {"rslora": True}, (False, True))],
@@ -101,11 +84,13 @@ def test_an_adapter_of_each_kind_is_saved_as_such_and_merges_by_shard(
     saved: tuple[bool, bool],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = new_run(tiny_llama, quantization=quantization, epochs=0.5, **settings)
+    run = new_run(tiny_llama, quantization=quantization, epochs=0.5, alpha=6, dropout=0.3, **settings)
     adapter, weights = run.finish()
-    assert any("magnitude" in name for name in weights) == saved[0]
+    assert sum("magnitude" in name for name in weights) == 14 * saved[0]
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}, "as they were trained"
     config = json.loads((run.root / adapter.folder / "adapter_config.json").read_text())
     assert (config["use_dora"], config["use_rslora"]) == saved
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 6, 0.3)
     merge(run.make_attempt("merge", config=run.config(), inputs={"prepare": run.dataset, "train": adapter}))
     assert "whole model in memory" not in capsys.readouterr().err
 

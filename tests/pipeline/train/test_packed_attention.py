@@ -1,6 +1,6 @@
 """Records packed into one row: what they would be apart, and no record sees another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.train import packing
 from pipeline.train import trainer as trainer_module
-from pipeline.train.job import TokenRow
-from pipeline.train.packing import collate, enable_packing, micro_batches
+from pipeline.train.packing import collate, enable_packing, micro_batches, packed_attention
 from tests.made_adapters import SMALL, assert_near, gradients_of, save_base, token_rows, trainer_of, trls_loss
 
 Gradients = dict[str, torch.Tensor]
@@ -23,54 +22,31 @@ TOLERANCE = 1e-5
 TOKENS = [list(range(3, 40))]
 
 
-class Padded:
-    """The same step by TRL's own loss over padded rows, under the library's attention."""
-
-    def __init__(self, trainer: Any, rows: Sequence[TokenRow]) -> None:
-        self.trainer = trainer
-        trainer.model = trainer.accelerator.prepare_model(trainer.model)
-        trainer.model.eval()
-        self.step = collate([dict(row) for row in trainer.train_dataset])
-        assert len(self.step["lengths"]) == len(rows)
-
-    def packed(self) -> tuple[float, Gradients]:
-        return self._gradients(self.trainer.compute_loss, packed=True)
-
-    def padded(self) -> tuple[float, Gradients]:
-        base = self.trainer.model.get_base_model()
-        base.set_attn_implementation("sdpa")
-        try:
-            return self._gradients(partial(trls_loss, self.trainer), packed=False)
-        finally:
-            base.set_attn_implementation("packed_records")
-
-    def _gradients(self, compute: Any, *, packed: bool) -> tuple[float, Gradients]:
-        self.trainer.model.zero_grad()
-        (inputs,) = micro_batches(self.step, 10**6, packed=packed)
-        loss = compute(self.trainer.model, inputs)
-        loss.backward()
-        return loss.item(), gradients_of(self.trainer.model)
-
-    def compare(self, tolerance: float = TOLERANCE) -> None:
-        """Hold loss and gradients of the packed step against those of the padded one."""
-        (ours, found), (trls, expected) = self.packed(), self.padded()
-        assert ours == pytest.approx(trls, rel=tolerance)
-        assert_near(found, expected, tolerance)
-
-
-def made(base: Path, folder: Path, rows: Sequence[TokenRow], **settings: Any) -> Padded:
-    trainer = trainer_of(base, folder, rows, **settings)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_loss_and_gradients_of_packed_records_are_trls_of_padded_ones(
+    tiny_llama: Path, tmp_path: Path, *, recomputed: bool
+) -> None:
+    trainer = trainer_of(tiny_llama, tmp_path, token_rows(12, seed=2))
     assert trainer.divide_step.keywords["packed"]
-    return Padded(trainer, rows)
+    model = trainer.model = trainer.accelerator.prepare_model(trainer.model)
+    if recomputed:
+        model.activation_checkpointing_enable()
+    model.train(recomputed)
+    assert model.get_base_model().model.layers[0].gradient_checkpointing == recomputed
+    step = collate([dict(row) for row in trainer.train_dataset])
 
+    def gradients(compute: Any, attention: str, *, packed: bool) -> tuple[float, Gradients]:
+        model.get_base_model().set_attn_implementation(attention)
+        model.zero_grad()
+        (inputs,) = micro_batches(step, 10**6, packed=packed)
+        loss = compute(model, inputs)
+        loss.backward()
+        return loss.item(), gradients_of(model)
 
-def test_loss_and_gradients_of_packed_records_are_those_of_padded_ones(tiny_llama: Path, tmp_path: Path) -> None:
-    steps = made(tiny_llama, tmp_path, token_rows(12, seed=2))
-    steps.compare()
-    steps.trainer.model.activation_checkpointing_enable()
-    steps.trainer.model.train()
-    assert steps.trainer.model.get_base_model().model.layers[0].gradient_checkpointing
-    steps.compare()
+    ours, found = gradients(trainer.compute_loss, "packed_records", packed=True)
+    trls, expected = gradients(partial(trls_loss, trainer), "sdpa", packed=False)
+    assert ours == pytest.approx(trls, rel=TOLERANCE)
+    assert_near(found, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -107,27 +83,28 @@ def tiny() -> Any:
     return transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**SMALL)).eval()
 
 
-def test_a_slight_leak_between_records_is_found(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def leaking(module: Any, *states: Any, **options: Any) -> Any:
+    made, _ = packed_attention(module, *states, **options)
+    return made + 0.002 * made[:, :1], None
+
+
+def detached(*states: Any, **options: Any) -> Any:
+    return packed_attention(*states, **options)[0].detach(), None
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"),
+    [
+        (leaking, "would attend across packed records"),
+        (detached, "its attention does not accept packed records (RuntimeError"),
+    ],
+)
+def test_a_slight_leak_between_records_and_a_missing_gradient_are_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], attention: Any, reason: str
 ) -> None:
-    plain = packing.packed_attention
-
-    def leaking(module: Any, *states: Any, **options: Any) -> Any:
-        made, _ = plain(module, *states, **options)
-        return made + 0.002 * made[:, :1], None
-
-    monkeypatch.setattr(packing, "packed_attention", leaking)
+    monkeypatch.setattr(packing, "packed_attention", attention)
     assert not enable_packing(tiny(), TOKENS)
-    assert "would attend across packed records" in capsys.readouterr().err
-
-
-def test_packed_attention_without_a_gradient_is_padded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain = packing.packed_attention
-    monkeypatch.setattr(packing, "packed_attention", lambda *a, **b: (plain(*a, **b)[0].detach(), None))
-    assert not enable_packing(tiny(), TOKENS)
-    assert "its attention does not accept packed records (RuntimeError" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -139,9 +116,10 @@ def _kernel_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def varlen_attn_of_torch_2_10(
-    query: Any, key: Any, value: Any, ends: Any, _ends_k: Any, _longest_q: int, _longest_k: int, **options: Any
+    query: Any, key: Any, value: Any, ends: Any, _ends_k: Any, longest: int, _longest_k: int, **options: Any
 ) -> Any:
     assert options.keys() == {"scale", "window_size"}
+    assert longest == max(b - a for a, b in pairwise(ends.tolist()))
     # Torch 2.15 reads these two to choose a kernel.
     cuda: Any = torch.backends.cuda
     assert (cuda.flash_sdp_enabled(), cuda.cudnn_sdp_enabled()) == (True, False)
@@ -155,19 +133,15 @@ def varlen_attn_of_torch_2_10(
     return torch.cat([part.transpose(0, 1) for part in parts])
 
 
-@pytest.mark.usefixtures("_kernel_on_cpu")
-def test_a_torch_whose_kernel_does_not_name_shared_heads_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn_of_torch_2_10)
-    assert enable_packing(tiny(), TOKENS)
+def varlen_attn_that_asks(*states: Any, enable_gqa: bool = False, **options: Any) -> Any:
+    assert enable_gqa
+    return varlen_attn_of_torch_2_10(*states, **options)
 
 
 @pytest.mark.usefixtures("_kernel_on_cpu")
-def test_shared_heads_are_named_where_torch_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def varlen_attn(*states: Any, enable_gqa: bool = False, **options: Any) -> Any:
-        assert enable_gqa
-        return varlen_attn_of_torch_2_10(*states, **options)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+@pytest.mark.parametrize("kernel", [varlen_attn_of_torch_2_10, varlen_attn_that_asks])
+def test_shared_heads_are_named_where_torch_asks_for_it(monkeypatch: pytest.MonkeyPatch, kernel: Any) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     assert enable_packing(tiny(), TOKENS)
 
 

@@ -2,62 +2,40 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.artifacts import Adapter
-from pipeline.config import TrainConfig
-from pipeline.contract import Attempt, Curve, thinned
+from pipeline.contract import Curve, thinned
 from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.generation import load_template
 from pipeline.models.loading import load_model, load_tokenizer
-from pipeline.models.manifest import model_id
 from pipeline.train.step import tokenise, train
 from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training
-from tests.made_artifacts import run_config
-from tests.prepared_rows import write_rows
 from tests.training_runs import TrainingRun
 
-Row = dict[str, str]
-
-
-class Bench:
-    """Trains on rows in a folder of its own."""
-
-    def __init__(self, root: Path, make_attempt: Callable[..., Attempt]) -> None:
-        self.root = root
-        self.make_attempt = make_attempt
-
-    def attempt(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Attempt:
-        """Make an attempt at training on `rows`, by default two steps of a small adapter without quantisation."""
-        dataset = write_rows(self.root, rows, dev)
-        config = run_config(
-            base,
-            model_id(base) if base.is_dir() else "?",
-            train=TrainConfig(**{"quantization": "none", "rank": 4, "learning_rate": 3e-3, "epochs": 1, **settings}),
-        )
-        return self.make_attempt("train", config=config, inputs={"prepare": dataset})
-
-    def train(self, base: Path, rows: Sequence[Row], dev: Sequence[Row] = (), **settings: Any) -> Adapter:
-        return train(self.attempt(base, rows, dev, **settings))
+Begin = Callable[..., TrainingRun]
 
 
 @pytest.fixture
-def bench(tmp_path: Path, make_attempt: Callable[..., Attempt]) -> Bench:
-    return Bench(tmp_path, make_attempt)
+def begin(new_run: Begin) -> Begin:
+    """Begin a run on such rows, one epoch without quantisation: begin(base, rows, dev rows, **settings)."""
+    usual = {"quantization": "none", "epochs": 1, "batch_tokens": "auto"}
+    return lambda base, rows, dev=(), **settings: new_run(base, rows, dev, **{**usual, **settings})
 
 
 @pytest.mark.parametrize(("fmt", "pad"), [("chat", "<|im_end|>"), ("alpaca", "<|endoftext|>")])
 def test_the_loss_is_on_the_answer_and_its_eos_alone(
-    bench: Bench, tiny: Any, tiny_llama: Path, fmt: Any, pad: str
+    begin: Begin, tiny: Any, tiny_llama: Path, fmt: Any, pad: str
 ) -> None:
     rows = tiny.rows(9, seed=5)
-    attempt = bench.attempt(tiny_llama, rows, format=fmt)
+    before = [("system", "Be brief."), ("user", "One?"), ("assistant", "1")]
+    rows[3] |= {"turns": before, "output": "the last answer alone"}
+    attempt = begin(tiny_llama, rows, format=fmt).attempt()
     template = load_template(tiny_llama, fmt)
     tokenizer = template.tokenizer
     tokenizer.pad_token = pad
@@ -74,41 +52,27 @@ def test_the_loss_is_on_the_answer_and_its_eos_alone(
             answers.add(tokenizer.decode(kept))
             first = labels.index(kept[0])
             end = "<|im_start|>assistant\n" if fmt == "chat" else "### Response:\n"
-            assert tokenizer.decode(ids[:first]).endswith(end)
+            asked = tokenizer.decode(ids[:first])
+            assert asked.endswith(end)
             assert labels[:first] == [-100] * first
+            assert ("1<|im_end|>" in asked) == ("Be brief." in asked) == tokenizer.decode(kept).startswith("the last")
     assert answers == {row["output"] + "<|im_end|>" for row in rows}
 
 
-def test_of_a_conversation_the_last_answer_alone_is_learned(bench: Bench, tiny_llama: Path) -> None:
-    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1")]
-    rows: Any = [{"turns": turns, "instruction": "Two?", "input": "", "output": "2"}]
-    attempt = bench.attempt(tiny_llama, rows)
-    template = load_template(tiny_llama, "auto")
-    (row,), _ = tokenise(attempt, template, attempt.path("data/train.jsonl"), 512)
-    said = [{"role": role, "content": text} for role, text in (*turns, ("user", "Two?"), ("assistant", "2"))]
-    asked, whole = (
-        template.tokenizer.apply_chat_template(some, add_generation_prompt=len(some) == 4, return_dict=False)
-        for some in (said[:-1], said)
-    )
-    assert row.input_ids == whole[: len(row.input_ids)]
-    assert row.completion_mask.index(1) == len(asked)
-    assert template.tokenizer.decode(row.input_ids[len(asked) :]) == "2<|im_end|>"
-
-
-def test_a_look_at_the_dev_loss_does_not_stop_the_training(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_a_look_at_the_dev_loss_does_not_stop_the_training(begin: Begin, tiny: Any, tiny_llama: Path) -> None:
     rows = tiny.rows(64, seed=5)
     curves = {}
     for dev in (rows[32:51], rows[32:]):  # 19 are too few for a dev loss
-        attempt = bench.attempt(tiny_llama, rows[:32], dev, quantization="nf4")
+        attempt = begin(tiny_llama, rows[:32], dev, quantization="nf4").attempt()
         adapter = train(attempt)
         curves[bool(adapter.dev_curve)] = [point.loss for point in adapter.loss_curve]
         shutil.rmtree(attempt.path(attempt.spec.checkpoints), ignore_errors=True)
     assert curves[True] == pytest.approx(curves[False])
 
 
-def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_an_adapter_tells_how_its_training_went(begin: Begin, tiny: Any, tiny_llama: Path) -> None:
     rows = tiny.rows(60, seed=5)
-    attempt = bench.attempt(tiny_llama, rows[:36], rows[36:], epochs=5, batch_size=16, batch_tokens=300)
+    attempt = begin(tiny_llama, rows[:36], rows[36:], epochs=5, batch_size=16, batch_tokens=300).attempt()
     adapter = train(attempt)
     assert (adapter.optimizer_steps, adapter.format, adapter.quantization, adapter.device) == (
         15,
@@ -138,30 +102,16 @@ def test_an_adapter_tells_how_its_training_went(bench: Bench, tiny: Any, tiny_ll
 
 
 def test_automatic_settings_are_chosen_by_the_rows_and_the_base_logged_and_recorded(
-    bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+    begin: Begin, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attempt = bench.attempt(tiny_llama, tiny.rows(12, seed=5), learning_rate="auto", epochs="auto")
-    adapter = train(attempt)
+    adapter, _ = begin(tiny_llama, tiny.rows(12, seed=5), learning_rate="auto", epochs="auto").finish()
     assert (adapter.learning_rate, adapter.epochs) == (5e-4, 4)
     assert adapter.optimizer_steps == 8, "four passes of two steps"
     assert "learning rate 0.0005, 4 epochs" in capsys.readouterr().err
 
 
-def test_a_checkpoint_continues_only_a_training_with_its_learning_rate_and_epochs(
-    new_run: Callable[..., TrainingRun], tiny_llama: Path
-) -> None:
-    run = new_run(tiny_llama, quantization="none", learning_rate="auto", epochs="auto", batch_size=50)
-    run.stop_after(2)
-    adapter, _ = run.finish(learning_rate=5e-4, epochs=4)
-    assert adapter.resumed_from_step == 3, "what was chosen, set as numbers"
-    run.forget()
-    run.stop_after(2)
-    assert run.finish(epochs=3)[0].resumed_from_step == 0
-    assert run.finish(learning_rate=1e-3)[0].resumed_from_step == 0
-
-
 def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_tokens_are_plain_text(
-    bench: Bench, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+    begin: Begin, tiny: Any, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
         *tiny.rows(6, seed=5),
@@ -170,14 +120,14 @@ def test_rows_beyond_the_window_are_left_out_whole_and_counted_and_special_token
         {"instruction": "x", "input": "", "output": "billing<|im_start|>user"},
         {"instruction": "<|endoftext|>", "input": "", "output": "billing"},
     ]
-    adapter = bench.train(tiny_llama, rows, max_length=60)
+    adapter, _ = begin(tiny_llama, rows, max_length=60).finish()
     assert (adapter.rows_too_long, adapter.optimizer_steps) == (1, 2)
     assert "train.jsonl: 9 rows kept; left out whole, never cut: 1 longer than 60 tokens" in capsys.readouterr().err
 
 
-def test_nothing_left_to_train_on_is_refused_with_the_lengths(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_nothing_left_to_train_on_is_refused_with_the_lengths(begin: Begin, tiny: Any, tiny_llama: Path) -> None:
     with pytest.raises(CannotTrain, match=r"2 training records have \d+ to \d+ tokens, and the window is 16"):
-        bench.train(tiny_llama, tiny.rows(2, seed=5), max_length=16)
+        begin(tiny_llama, tiny.rows(2, seed=5), max_length=16).finish()
 
 
 def edit(name: str, **values: Any) -> Callable[[Path], object]:
@@ -197,32 +147,28 @@ def learn_a_word(base: Path) -> None:
         (edit("config.json", text_config={"max_position_embeddings": 20}), "the window is 20"),
         (learn_a_word, "the tokenizer has token"),
         (edit("tokenizer_config.json", eos_token=None), "no EOS"),
+        (lambda base: (base / "chat_template.jinja").unlink(), r"train\.format is chat"),
     ],
 )
 def test_a_base_that_cannot_be_trained_is_refused(
-    bench: Bench, tiny_llama: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
+    begin: Begin, tiny_llama: Path, tmp_path: Path, spoil: Callable[[Path], object], problem: str
 ) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     spoil(base)
     with pytest.raises(CannotTrain, match=problem):
-        bench.train(base, [{"instruction": "zebra" * 5, "input": "", "output": "x"}])
+        begin(base, [{"instruction": "zebra" * 5, "input": "", "output": "x"}], format="chat").finish()
 
 
-def test_a_base_or_data_that_has_changed_is_refused(bench: Bench, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_base_or_data_that_has_changed_is_refused(begin: Begin, tiny: Any, tiny_llama: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
-    attempt = bench.attempt(base, tiny.rows(9, seed=5))
+    attempt = begin(base, tiny.rows(9, seed=5)).attempt()
     (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with pytest.raises(CannotTrain, match="has changed since the run began"):
         train(attempt)
-    attempt = bench.attempt(tiny_llama, tiny.rows(9, seed=5))
-    (bench.root / "data/train.jsonl").write_text("")
+    attempt = begin(tiny_llama, tiny.rows(9, seed=5)).attempt()
+    (tmp_path / "data/train.jsonl").write_text("")
     with pytest.raises(CannotTrain, match="has changed since it was prepared"):
         train(attempt)
-
-
-def test_chat_format_without_a_template_is_refused(bench: Bench, tiny: Any, tiny_llama_alpaca: Path) -> None:
-    with pytest.raises(CannotTrain, match=r"train\.format is chat"):
-        bench.train(tiny_llama_alpaca, tiny.rows(9, seed=5), format="chat")
 
 
 @pytest.mark.parametrize(
@@ -242,13 +188,13 @@ def test_a_config_that_is_not_of_its_weights_is_refused_and_nothing_made_up(
         load_model(base, "cpu")
 
 
-def test_a_training_that_moves_nothing_fails(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
+def test_a_training_that_moves_nothing_fails(begin: Begin, tiny: Any, tiny_llama: Path) -> None:
     with pytest.raises(CannotTrain, match="changed no weight"):
-        bench.train(tiny_llama, tiny.rows(9, seed=5), learning_rate=1e-300)
+        begin(tiny_llama, tiny.rows(9, seed=5), learning_rate=1e-300).finish()
 
 
-def test_a_stop_before_the_first_step_is_obeyed(bench: Bench, tiny: Any, tiny_llama: Path) -> None:
-    attempt = bench.attempt(tiny_llama, tiny.rows(9, seed=5))
+def test_a_stop_before_the_first_step_is_obeyed(begin: Begin, tiny: Any, tiny_llama: Path) -> None:
+    attempt = begin(tiny_llama, tiny.rows(9, seed=5)).attempt()
     attempt.stop.set()
     with pytest.raises(Interrupted):
         train(attempt)
