@@ -9,9 +9,7 @@ import pytest
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from daemon.messages import digest, outbox
-from daemon.settings.messages import MessageSettings
-from daemon.settings.model import Settings
+from daemon.messages import outbox
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.tables import Message
@@ -211,12 +209,6 @@ def test_the_digest_tells_verdicts_and_what_waits_for_a_person(lived_in: Any) ->
     assert "run 1: promoted: +40.0 points (+28.5 to +51.5)" in lines
     assert lines[-2:] == ["and 2 further verdicts: dropforge runs", "more: dropforge status"]
     assert len(lines) <= 12
-
-
-def test_without_a_time_there_is_no_digest() -> None:
-    now = round(datetime(2026, 11, 26, 9, tzinfo=UTC).timestamp() * 1000)
-    assert digest.digest_due(Settings(messages=MessageSettings(digest="")), now - 9 * DAY, now) is None
-    assert digest.digest_due(Settings(), now - DAY, now) == now - 3_600_000
 
 
 def test_a_clock_that_was_ahead_does_not_put_a_message_off_for_longer(lived_in: Any) -> None:
