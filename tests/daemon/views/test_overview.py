@@ -1,6 +1,5 @@
 """What the overview says of a state folder that the daemon's own functions have written."""
 
-import fcntl
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,24 +34,9 @@ def test_where_no_daemon_ever_ran_every_answer_is_empty_and_nothing_is_made(tmp_
     assert not (tmp_path / "none").exists()
 
 
-def test_a_database_without_tables_is_empty_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+def test_a_database_without_tables_is_empty(tmp_path: Path) -> None:
     (tmp_path / "dropforge.db").touch()
     assert Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).runs() == []
-    (tmp_path / "dropforge.db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(Exception, match="is damaged: file is not a database"):
-        Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).runs()
-
-
-def test_looking_does_not_keep_a_daemon_from_starting(tmp_path: Path) -> None:
-    (tmp_path / "daemon.lock").touch()
-    Overview(StateFolder(tmp_path), WorkFolder(tmp_path)).daemon()
-    with (tmp_path / "daemon.lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_an_emptied_progress_file_is_no_progress(lived_in: Any, overview: Overview) -> None:
-    (lived_in.settings.state_folder / "runs/3/attempts/train-1/progress.json").write_bytes(b"")
-    assert overview.run(3).progress is None
 
 
 def test_what_the_last_run_left_out_is_told_until_the_next_one(lived_in: Any, dropforge: Callable[..., Any]) -> None:
