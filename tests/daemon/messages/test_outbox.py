@@ -207,6 +207,13 @@ def test_the_digest_tells_verdicts_and_what_waits_for_a_person(lived_in: Any) ->
     assert len(lines) <= 12
 
 
+def test_without_a_time_there_is_no_digest(lived_in: Any) -> None:
+    with_messages(lived_in, urls=[URL])
+    fail_hook(lived_in, "exit code 0")
+    lived_in.now += 2 * DAY
+    assert [one.kind for one in collect(lived_in)] == ["hook_failed"]
+
+
 def test_a_clock_that_was_ahead_does_not_put_a_message_off_for_longer(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL])
     (address,) = found_addresses(lived_in)
