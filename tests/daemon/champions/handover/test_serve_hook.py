@@ -2,11 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from sqlmodel import col, select
 
 from daemon.champions.hooks.changes import Hooks
@@ -65,18 +62,3 @@ def test_a_server_that_does_not_answer_as_the_champion_did_brings_the_former_one
         daemon = promote(tmp_path, serve_hook(stand.url, "--restart", again), serve_hook(stand.url))
         changes = settled(daemon)
     assert changes[1:] == [("promotion", "failed", "failed"), ("rollback", "ok", None)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("http://127.0.0.1:8000",), "serve-hook is run by the daemon"),
-        (("here",), "is no address of a server"),
-        (("unix:/none", "--restart", "a", "--adapter-name", "b"), "choose one"),
-    ],
-)
-def test_at_the_command_line_it_says_who_runs_it(
-    dropforge: Callable[..., Any], arguments: tuple[str, ...], words: str
-) -> None:
-    done = dropforge("serve-hook", *arguments)
-    assert (done.code != 0, words in done.err) == (True, True)
