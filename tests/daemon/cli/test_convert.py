@@ -383,9 +383,18 @@ def test_a_table_of_two_forms_is_read_as_the_one_that_is_named(
     assert dropforge("check", "b.jsonl").code == 0
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
-def test_check_names_this_one_command(dropforge: Command, tmp_path: Path, name: str) -> None:
-    data = {"a.csv": b"question,answer\na,b\n", "a.parquet": b"PAR1", "a.jsonl.gz": packed(b"{}")}
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
+def test_check_and_submit_name_this_one_command(dropforge: Command, tmp_path: Path, name: str) -> None:
+    data = {
+        "a.csv": b"question,answer\na,b\n",
+        "a.tsv": b"question\tanswer\na\tb\n",
+        "a.parquet": b"PAR1",
+        "a.jsonl.gz": packed(b"{}"),
+    }
     (tmp_path / name).write_bytes(data.get(name, b"x\ty\na\tb\n"))
+    dropforge("init")
+    submitted = dropforge("submit", name)
+    assert (submitted.out, f"convert it: dropforge convert {name}\n" in submitted.err) == ("", True)
     ended = dropforge("check", name)
-    assert (ended.code, f"convert it: dropforge convert {name}" in ended.out) == (65, True)
+    assert (ended.code, f"convert it: dropforge convert {name}\n" in ended.out) == (65, True)
+    assert ended.out.endswith(f"{name}: it would be rejected\n"), "no row of it was read"
