@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,32 +58,28 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, point: int) -> Iterator[list[str]]
     """Cut the power at the `point`-th rename, link or commit, before it is done; yield what was reached."""
     reached: list[str] = []
 
-    def cut(name: str) -> None:
+    def reach(name: str) -> None:
         reached.append(name)
         if len(reached) == point:
             raise PowerCut
 
-    real_rename, real_symlink = os.rename, os.symlink
+    def cut(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object, **options: object) -> None:
+            reach(name)
+            real(*arguments, **options)
 
-    def rename(*arguments: object, **options: object) -> None:
-        cut("rename")
-        real_rename(*arguments, **options)  # type: ignore[arg-type]
-
-    def symlink(*arguments: object, **options: object) -> None:
-        cut("symlink")
-        real_symlink(*arguments, **options)  # type: ignore[arg-type]
+        return call
 
     @contextmanager
     def cut_transaction(engine: Engine) -> Iterator[Session]:
         with transaction(engine) as session:
             yield session
-            cut("commit")
+            reach("commit")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", rename)
-        patch.setattr(os, "symlink", symlink)
-        for module in (promotion, base_models):
-            patch.setattr(module, "transaction", cut_transaction)
+        patch.setattr(os, "rename", cut("rename", os.rename))
+        patch.setattr(os, "symlink", cut("symlink", os.symlink))
+        patch.setattr(promotion, "transaction", cut_transaction)
         yield reached
 
 

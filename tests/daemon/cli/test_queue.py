@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from daemon.web.app import make_app
+from tests.daemon.web.conftest import HERE, TOKEN
 
 Command = Callable[..., Any]
 
@@ -33,8 +34,8 @@ def test_status_says_that_a_track_is_paused_why_and_how_it_goes_on(dropforge: Co
 
 
 def test_a_track_is_paused_and_resumed_in_the_same_words_as_on_the_page(lived_in: Any, dropforge: Command) -> None:
-    headers = {"authorization": f"Bearer {'t' * 43}"}
-    client = TestClient(make_app(lived_in.settings, "t" * 43), base_url="http://127.0.0.1:8765", headers=headers)
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    client = TestClient(make_app(lived_in.settings, TOKEN), base_url=HERE, headers=headers)
     paused = client.post("/api/v1/tracks/default/pause", json={"reason": "a fair"}).json()["words"]
     resumed = client.post("/api/v1/tracks/default/resume", json={}).json()["words"]
     assert paused == ["track default is paused: no run of it begins; to resume: dropforge resume default"]

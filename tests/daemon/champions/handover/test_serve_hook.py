@@ -9,7 +9,8 @@ from sqlmodel import col, select
 from daemon.champions.hooks.changes import Hooks
 from daemon.state.database import transaction
 from daemon.state.tables import Promotion
-from tests.chaos.house import START, Daemon, build, records
+from tests.chaos.house import START, Daemon
+from tests.daemon.champions.test_approval import House
 from tests.recorded import record
 from tests.settled_hooks import settle
 from tests.stand_in_server import StandIn, write_answers
@@ -24,15 +25,9 @@ def serve_hook(*arguments: str) -> list[str]:
 
 def promote(folder: Path, after: list[str], health: list[str]) -> Daemon:
     """Let a run be promoted whose answers are known; its adapter answers as it does."""
-    build(folder)
-    settings = folder / "dropforge.toml"
-    settings.write_text(
-        f"{settings.read_text()}[hooks]\nafter_promotion = {json.dumps(after)}\nhealth = {json.dumps(health)}\n"
-    )
-    (folder / "inbox" / "a.jsonl").write_bytes(records("a"))
-    daemon = Daemon(folder, START)
-    daemon.take_in(START)
-    daemon.finish_runs(START, "promoted")
+    house = House(folder, f"[hooks]\nafter_promotion = {json.dumps(after)}\nhealth = {json.dumps(health)}\n")
+    house.run()
+    daemon = house.daemon
     record(daemon, [OWN] * 8, [OTHER] * 8)
     write_answers(daemon.root / "runs" / "1" / "attempts" / "train-1", dict.fromkeys(PROMPTS, OWN))
     return daemon
