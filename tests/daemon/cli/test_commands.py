@@ -255,6 +255,15 @@ def test_check_tells_line_and_remedy_and_ends_with_65(dropforge: Command, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
 
 
+def test_check_tells_of_a_question_that_is_not_read(dropforge: Command, tmp_path: Path) -> None:
+    rows = [{"instruction": "Classify", "text": f"case {number}", "output": "yes"} for number in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    ended = dropforge("check", "a.jsonl")
+    assert ended.code == 65
+    assert ended.out.startswith('a.jsonl:1: 60 rows have only 1 prompt without the key "text", which is not read; ren')
+    assert "a.jsonl: 60 rows = 60 records; it would be rejected\n" in ended.out
+
+
 def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "dropforge.toml").write_text(f'base_model = "{tiny_llama}"\n[train]\nmax_length = 256\n')
     rows = [{"instruction": f"Say {number}", "output": "word " * (999 if number < 40 else 1)} for number in range(100)]

@@ -265,6 +265,14 @@ def test_a_search_is_queued_and_says_how_much_it_tries(lived_in: Any, dropforge:
         assert session.get_one(Run, 4).purpose == "search"
 
 
+def test_a_space_that_is_wrong_is_refused_by_each_command(lived_in: Any, dropforge: Command) -> None:
+    with (lived_in.folder / "dropforge.toml").open("a") as file:
+        file.write("[train.search.space]\nlearningrate = [1e-4, 2e-4]\n")
+    ended = dropforge("status")
+    assert ended.code == 2
+    assert "train: search.space.learningrate: there is no setting train.learningrate; what can be tried: " in ended.err
+
+
 def test_rows_and_records_are_two_numbers_wherever_drops_are_listed(lived_in: Any, dropforge: Command) -> None:
     said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     lived_in.take("talk.jsonl", json.dumps({"conversations": said * 3}) + "\n")
