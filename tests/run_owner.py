@@ -138,8 +138,8 @@ def end_with_card(
     return int(claimed.run_id)
 
 
-def crown(engine: Engine, root: WorkFolder, weights: str, over: int) -> str:
-    """Make a model with these weights the champion after generation `over`, by a run of its own; return its id."""
+def candidate(engine: Engine, root: WorkFolder, weights: str) -> tuple[int, str]:
+    """Make a model with these weights, by a run of its own; return the run and the model's id."""
     identity = write_model(root / "models/new", weights.encode())
     shutil.copytree(root / "models/new", root / "models" / identity, dirs_exist_ok=True)
     shutil.rmtree(root / "models/new")
@@ -147,7 +147,12 @@ def crown(engine: Engine, root: WorkFolder, weights: str, over: int) -> str:
         run = Run(track="default", state="succeeded", trigger="drop", created_at=1, not_before=1, ended_at=1)
         session.add(run)
         session.flush()
-        run_id = run.id or 0
+        return run.id or 0, identity
+
+
+def crown(engine: Engine, root: WorkFolder, weights: str, over: int) -> str:
+    """Make a model with these weights the champion after generation `over`; return its id."""
+    run_id, identity = candidate(engine, root, weights)
     won = judged("promoted", candidate_model_id=identity, champion_generation=over)
     promotion.promote(engine, root, run_id, won, Word("", 10))
     return identity

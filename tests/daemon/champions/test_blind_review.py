@@ -156,14 +156,9 @@ def test_the_turns_before_a_question_are_shown_their_end_if_they_are_long(review
 def test_what_cannot_be_judged_is_refused_with_a_remedy(reviewed: Reviewed) -> None:
     pair = reviewed.overview.review(1).left[0].id
     beyond = read_pairs(reviewed.root, 1, "s")[ASKED].id
-    for name, key, words in (
-        (pair, "3", "'3' is no choice"),
-        (beyond, "1", "asks about no pair"),
-        (beyond, "u", "asks about no pair"),
-        ("x", "1", "no pair"),
-    ):
-        with pytest.raises(DropforgeError, match=words) as refused:
-            reviewed.choose(name, key)
+    for key in "1u":
+        with pytest.raises(DropforgeError, match="asks about no pair") as refused:
+            reviewed.choose(beyond, key)
         assert refused.value.hint
     reviewed.records.write_text("{}\n")
     with pytest.raises(DropforgeError, match="damaged"):

@@ -15,25 +15,17 @@ from daemon.state.database import transaction
 from pipeline.errors import DropforgeError, StepFailed
 from pipeline.models.ask import check
 from tests.chaos.house import START, Daemon, build, records
-from tests.tiny_llama import make_model
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    make_model(folder)
-    return folder
+def test_a_model_that_answers_passes(tiny_llama: Path) -> None:
+    require_answer(tiny_llama)
 
 
-def test_a_model_that_answers_passes(tiny: Path) -> None:
-    require_answer(tiny)
-
-
-def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     import torch  # noqa: PLC0415
     from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
-    folder = Path(shutil.copytree(tiny, tmp_path / "nan"))
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "nan"))
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -41,32 +33,34 @@ def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Path) -> 
         check(folder)
 
 
-def test_one_that_takes_too_long_is_given_up(tiny: Path) -> None:
+def test_one_that_takes_too_long_is_given_up(tiny_llama: Path) -> None:
     with pytest.raises(DropforgeError, match=r"no answer within 0\.01 s"):
-        require_answer(tiny, seconds=0.01)
+        require_answer(tiny_llama, seconds=0.01)
 
 
-def test_a_daemon_that_stops_waits_for_no_answer(tiny: Path) -> None:
+def test_a_daemon_that_stops_waits_for_no_answer(tiny_llama: Path) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        require_answer(tiny, stop=stop)
+        require_answer(tiny_llama, stop=stop)
 
 
-def test_a_check_that_dies_without_a_word_is_an_error_with_a_hint(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_dies_without_a_word_is_an_error_with_a_hint(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(DropforgeError, match="its process ended with 1") as refused:
-        require_answer(tiny)
+        require_answer(tiny_llama)
     assert "memory" in refused.value.hint
 
 
 @pytest.mark.long
 def test_the_command_loads_the_model_before_anything_moves(
-    tiny: Path, tmp_path: Path, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, tmp_path: Path, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path)
     shutil.rmtree(tmp_path / "base")
-    shutil.copytree(tiny, tmp_path / "base")
+    shutil.copytree(tiny_llama, tmp_path / "base")
     daemon = Daemon(tmp_path, START)
     for number, outcome in enumerate(("promoted", "worse")):
         (tmp_path / "inbox" / f"{outcome}.jsonl").write_bytes(records(outcome))

@@ -5,10 +5,22 @@ from typing import Any
 
 import pytest
 
-from daemon.queue import order
+from daemon.queue import order, run_queue
+from daemon.queue.states import Claim
 from daemon.state.events import Word
 from daemon.system.processes import FileLock
-from tests.daemon.conftest import lines
+from tests import run_owner
+from tests.daemon.conftest import LivedIn, lines
+
+
+def running(lived_in: LivedIn) -> Claim:
+    """Return the claim on the run that `lived_in` left running."""
+    return run_queue.rescue(lived_in.engine, lived_in.tick())[0]
+
+
+def end_running(lived_in: LivedIn, outcome: str, gain: float, **more: Any) -> None:
+    """End that run with a verdict."""
+    run_owner.finish(lived_in.engine, running(lived_in), run_owner.ending(outcome, gain, **more), lived_in.tick())
 
 
 @pytest.fixture

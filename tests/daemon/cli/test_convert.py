@@ -25,6 +25,7 @@ Command = Callable[..., Ended]
 #: Without the time, so that two processes collect the same tests.
 packed = partial(gzip.compress, mtime=0)
 QA = 'question,answer,id\n"What is 1+1?",2,7\n"two\nlines, yes",007,8\n'
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 RECORDS = [{"instruction": "What is 1+1?", "output": "2"}, {"instruction": "two\nlines, yes", "output": "007"}]
 
 
@@ -326,8 +327,7 @@ def test_columns_that_are_no_text_are_told_and_rows_of_them_lost(dropforge: Comm
 
 
 def test_conversations_are_passed_on_as_json(dropforge: Command, tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (tmp_path / "a.tsv").write_text(f"messages\tid\n{json.dumps(talk)}\t1\n[1\t2\n")
+    (tmp_path / "a.tsv").write_text(f"messages\tid\n{json.dumps(TALK)}\t1\n[1\t2\n")
     ended = dropforge("convert", "a.tsv")
     assert "  messages: column messages\n" in ended.out
     assert "a.tsv:3: messages: not JSON" in ended.out
@@ -352,10 +352,9 @@ def test_blank_lines_between_rows_take_no_memory(tmp_path: Path) -> None:
 
 def test_beside_conversations_columns_of_another_form_are_not_read(dropforge: Command, tmp_path: Path) -> None:
     """As of UltraChat, which has the first question once more."""
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "prompt_id": "7", "messages": talk, "group": "g"}))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "prompt_id": "7", "messages": TALK, "group": "g"}))
     assert dropforge("convert", "a.jsonl", "-o", "b.jsonl").code == 0
-    assert written(tmp_path / "b.jsonl") == [{"messages": talk, "group": "g"}]
+    assert written(tmp_path / "b.jsonl") == [{"messages": TALK, "group": "g"}]
 
 
 @pytest.mark.parametrize(
@@ -369,9 +368,8 @@ def test_beside_conversations_columns_of_another_form_are_not_read(dropforge: Co
 def test_a_table_of_two_forms_is_read_as_the_one_that_is_named(
     dropforge: Command, tmp_path: Path, maps: list[str], kept: str
 ) -> None:
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "a.jsonl").write_text(
-        json.dumps({"prompt": "a", "response": "b", "messages": talk, "conversations": []})
+        json.dumps({"prompt": "a", "response": "b", "messages": TALK, "conversations": []})
     )
     ended = dropforge("convert", "a.jsonl", "-o", "b.jsonl")
     assert (ended.code, "--map messages=messages -o b.jsonl\n" in ended.err) == (65, True)
@@ -383,9 +381,18 @@ def test_a_table_of_two_forms_is_read_as_the_one_that_is_named(
     assert dropforge("check", "b.jsonl").code == 0
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
-def test_check_names_this_one_command(dropforge: Command, tmp_path: Path, name: str) -> None:
-    data = {"a.csv": b"question,answer\na,b\n", "a.parquet": b"PAR1", "a.jsonl.gz": packed(b"{}")}
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
+def test_check_and_submit_name_this_one_command(dropforge: Command, tmp_path: Path, name: str) -> None:
+    data = {
+        "a.csv": b"question,answer\na,b\n",
+        "a.tsv": b"question\tanswer\na\tb\n",
+        "a.parquet": b"PAR1",
+        "a.jsonl.gz": packed(b"{}"),
+    }
     (tmp_path / name).write_bytes(data.get(name, b"x\ty\na\tb\n"))
+    dropforge("init")
+    submitted = dropforge("submit", name)
+    assert (submitted.out, f"convert it: dropforge convert {name}\n" in submitted.err) == ("", True)
     ended = dropforge("check", name)
-    assert (ended.code, f"convert it: dropforge convert {name}" in ended.out) == (65, True)
+    assert (ended.code, f"convert it: dropforge convert {name}\n" in ended.out) == (65, True)
+    assert ended.out.endswith(f"{name}: it would be rejected\n"), "no row of it was read"

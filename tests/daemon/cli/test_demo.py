@@ -15,15 +15,6 @@ from tests import run_owner
 Command = Callable[..., Any]
 
 
-@pytest.fixture
-def shown(new_workspace: Callable[[], Any]) -> Any:
-    """A workspace after the demo's first run, with the second one's drop taken in."""
-    made = new_workspace()
-    made.win("honest")
-    made.take("poisoned.jsonl", '{"instruction": "a", "output": "c"}\n')
-    return made
-
-
 @pytest.mark.parametrize(
     ("outcome", "doubted", "problem"),
     [
@@ -33,17 +24,20 @@ def shown(new_workspace: Callable[[], Any]) -> Any:
     ],
 )
 def test_a_promotion_then_a_refusal_that_puts_the_drop_on_trial_is_what_the_demo_shows(
-    shown: Any, outcome: str, problem: str, *, doubted: bool
+    new_workspace: Callable[[], Any], outcome: str, problem: str, *, doubted: bool
 ) -> None:
-    second = shown.claim()
+    made = new_workspace()
+    made.win("honest")
+    made.take("poisoned.jsonl", '{"instruction": "a", "output": "c"}\n')
+    second = made.claim()
 
     def also(session: Session, run: Run) -> None:
         if doubted:
             (drop,) = session.exec(select(Drop).where(Drop.first_run == run.id)).all()
             session.add(Suspect(track=run.track, drop_id=drop.id or 0, blamed_run=run.id or 0))
 
-    run_owner.finish(shown.engine, second, run_owner.ending(outcome), shown.tick(), also)
-    overview = Overview.of(shown.settings)
+    run_owner.finish(made.engine, second, run_owner.ending(outcome), made.tick(), also)
+    overview = Overview.of(made.settings)
     assert demo.unexpected(overview, overview.run(1), overview.run(2)) == problem
     if outcome == "worse":
         honest = demo.unexpected(overview, overview.run(2), overview.run(2))

@@ -13,8 +13,7 @@ import pytest
 from rich.cells import cell_len
 
 from daemon.cli.output import print_table
-from daemon.queue import run_queue
-from tests import run_owner
+from tests.daemon.cli.conftest import end_running
 from tests.daemon.conftest import SCRIPT, lines
 
 ODD = "学習データ" * 6 + "\u202e😀 é.jsonl"
@@ -44,12 +43,6 @@ def on_terminal(folder: Path, *argv: str | Path, columns: int = 80, terminal: st
         while part := reader.read(1000):
             printed += part
     return re.sub("\x1b\\[[0-9;]*m", "", printed.decode()).replace("\r\n", "\n")
-
-
-def end_running(lived_in: Any, outcome: str, gain: float, **more: Any) -> None:
-    """End the run that `lived_in` left running."""
-    claim = run_queue.rescue(lived_in.engine, lived_in.tick())[0]
-    run_owner.finish(lived_in.engine, claim, run_owner.ending(outcome, gain, **more), lived_in.tick())
 
 
 def test_no_line_of_a_table_is_wider_than_the_terminal(lived_in: Any) -> None:

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
+
+from daemon.web.app import make_app
+from tests.daemon.web.conftest import HERE, TOKEN
 
 Command = Callable[..., Any]
 
@@ -29,12 +33,12 @@ def test_status_says_that_a_track_is_paused_why_and_how_it_goes_on(dropforge: Co
     assert found["runs"][-1]["paused"] == words
 
 
-@pytest.mark.usefixtures("lived_in")
-def test_a_track_is_paused_and_resumed(dropforge: Command) -> None:
-    ended = dropforge("pause", "--reason", "the card is lent out")
-    assert (ended.code, ended.out) == (
-        0,
-        "track default is paused: no run of it begins; to resume: dropforge resume default\n",
-    )
-    assert dropforge("resume").code == 0
+def test_a_track_is_paused_and_resumed_in_the_same_words_as_on_the_page(lived_in: Any, dropforge: Command) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    client = TestClient(make_app(lived_in.settings, TOKEN), base_url=HERE, headers=headers)
+    paused = client.post("/api/v1/tracks/default/pause", json={"reason": "a fair"}).json()["words"]
+    resumed = client.post("/api/v1/tracks/default/resume", json={}).json()["words"]
+    assert paused == ["track default is paused: no run of it begins; to resume: dropforge resume default"]
+    assert dropforge("pause", "--reason", "a fair").out.splitlines() == paused
+    assert dropforge("resume").out.splitlines() == resumed
     assert dropforge("status", "--json").json["paused"] == []

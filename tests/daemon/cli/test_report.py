@@ -91,23 +91,6 @@ def test_report_opens_a_browser_where_there_is_a_display(
     assert len((tmp_path / "opened").read_text().splitlines()) == 1, "--path opens nothing"
 
 
-def test_what_is_not_there_is_said_with_a_remedy(lived_in: Any, dropforge: Command) -> None:
-    assert lived_in
-    failed = "run 2 has no verdict, so there is no report: it failed: out of memory\nhint: lower train.batch_size\n"
-    for run, words in (
-        (9, "there is no run 9"),
-        (2, failed),
-        (3, "run 3 has no verdict, so there is no report\n"),
-        (1, "the report of run 1 is not there"),
-    ):
-        ended = dropforge("report", run)
-        assert (ended.code, ended.out) == (1, "")
-        assert ended.err.startswith(f"error: {words}")
-        assert "\nhint: " in ended.err
-    none = "\nreport: none, since the run ended without a verdict\n"
-    assert [none in dropforge("show", run).out for run in (2, 3)] == [True, False]
-
-
 def test_show_tells_the_core_of_the_evidence(workspace: Any, made_reports: Any, dropforge: Command) -> None:
     run = end_with_card(workspace, made_reports, "guard_failed")
     out = dropforge("show", run).out

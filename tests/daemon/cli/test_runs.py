@@ -16,7 +16,6 @@ from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
-from daemon.views.overview import Overview
 from daemon.web.app import make_app
 from pipeline import durable
 
@@ -140,6 +139,8 @@ def test_show_tells_everything_about_a_run(lived_in: Any, dropforge: Command) ->
     failed = dropforge("show", "2").out
     assert "error: out of memory\nhint: lower train.batch_size" in failed
     assert "failures: 1" in failed
+    none = "\nreport: none, since the run ended without a verdict\n"
+    assert (none in failed, none in dropforge("show", "3").out) == (True, False)
     found = dropforge("show", "3", "--json").json["run"]
     assert (found["state"], found["attempts"][1]["state"], found["verdict"]) == ("running", "submitted", None)
 
@@ -195,7 +196,10 @@ def test_a_drop_is_withdrawn_and_restored_with_a_reason(lived_in: Any, dropforge
     drop = dropforge("drops", "--state", "withdrawn", "--json").json["drops"][0]
     assert (drop["id"], drop["state"], drop["reason"]) == (2, DropState.WITHDRAWN, "wrong labels")
     assert "wrong labels" in dropforge("drops").out
-    assert dropforge("drops", "restore", "2", "--reason", "they were right").code == 0
+    assert dropforge("drops", "restore", "2", "--reason", "they were right").out == (
+        "drop 2 (first.jsonl) is accepted again: the next run of track default uses it\n"
+        "run 4 is queued: it begins next\n"
+    )
     assert dropforge("drops", "--state", "withdrawn").out == "no drops\n"
     assert dropforge("runs", "--json").json["runs"][0]["state"] == "queued"
 
@@ -251,10 +255,22 @@ def test_train_begins_a_run_and_says_what_it_will_hold(lived_in: Any, dropforge:
         assert (run.trigger, run.not_before < put_off) == ("hand", True)
 
 
-def test_train_refuses_a_track_without_data(lived_in: Any, dropforge: Command) -> None:
-    ended = dropforge("train", "support")
-    assert (ended.code, "track support has no drop to train on" in ended.err) == (1, True)
-    assert [run.id for run in Overview.of(lived_in.settings).runs()] == [3, 2, 1]
+def test_a_search_is_queued_and_says_how_much_it_tries(lived_in: Any, dropforge: Command) -> None:
+    with (lived_in.folder / "dropforge.toml").open("a") as file:
+        file.write("[train.search]\nwhen = 'asked'\nspace = { learning_rate = [1e-4, 4e-4], rank = [4, 8] }\n")
+    ended = dropforge("search")
+    said = "run 4 searches on 4 rows in 4 trials; it begins next, once the daemon runs: dropforge run\n"
+    assert (ended.code, ended.out) == (0, said), ended.err
+    with transaction(lived_in.engine) as session:
+        assert session.get_one(Run, 4).purpose == "search"
+
+
+def test_a_space_that_is_wrong_is_refused_by_each_command(lived_in: Any, dropforge: Command) -> None:
+    with (lived_in.folder / "dropforge.toml").open("a") as file:
+        file.write("[train.search.space]\nlearningrate = [1e-4, 2e-4]\n")
+    ended = dropforge("status")
+    assert ended.code == 2
+    assert "train: search.space.learningrate: there is no setting train.learningrate; what can be tried: " in ended.err
 
 
 def test_rows_and_records_are_two_numbers_wherever_drops_are_listed(lived_in: Any, dropforge: Command) -> None:

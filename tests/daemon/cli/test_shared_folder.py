@@ -15,6 +15,7 @@ from daemon.storage.backup import make
 from daemon.web import actions
 from daemon.web.app import make_app
 from daemon.web.security import cookie_name
+from tests.daemon.web.conftest import HERE, TOKEN
 
 COMMANDS = (
     ("promote", "1"),
@@ -32,7 +33,6 @@ COMMANDS = (
     ("drops", "withdraw", "6", "--reason", "x"),
     ("drops", "restore", "6", "--reason", "x"),
 )
-TOKEN, HERE = "t" * 43, "http://127.0.0.1:8765"
 FIELDS = {"reason": "x", "force": "true", "pair": "x", "key": "1"}
 
 

@@ -17,6 +17,7 @@ from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline.artifacts import TrialScores
 from tests import run_owner
+from tests.daemon.cli.conftest import end_running, running
 
 Command = Callable[..., Any]
 CODES = (
@@ -27,11 +28,6 @@ CODES = (
 )
 
 
-def claimed(workspace: Any) -> Any:
-    """Return the claim on the run that `lived_in` left running."""
-    return run_queue.rescue(workspace.engine, workspace.tick())[0]
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look more often than once a second."""
@@ -40,8 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("outcome", "code"), CODES)
 def test_the_exit_code_says_which_verdict(alive: Any, dropforge: Command, outcome: str, code: int) -> None:
-    ending = run_owner.ending(outcome, 1.5)
-    run_owner.finish(alive.engine, claimed(alive), ending, alive.tick())
+    end_running(alive, outcome, 1.5)
     ended = dropforge("wait", "3")
     assert (ended.code, "+1.5 points" in ended.out or "needs 200" in ended.out) == (code, True)
     found = dropforge("wait", "3", "--json")
@@ -53,7 +48,7 @@ def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropf
     assert (ended.code, ended.out) == (13, "run 2 failed: out of memory\n")
     held = [drop.name for drop in Overview.of(alive.settings).drops() if drop.first_run == 3]
     run_queue.cancel(alive.engine, 3, alive.tick())
-    run_owner.leave(alive.engine, claimed(alive), alive.tick(), Then.CANCEL)
+    run_owner.leave(alive.engine, running(alive), alive.tick(), Then.CANCEL)
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (14, "run 3 was cancelled\n")
     assert held, "and so are those waited for by whom it has given back"
@@ -61,7 +56,7 @@ def test_failed_and_cancelled_runs_have_codes_and_their_reason(alive: Any, dropf
 
 
 def test_a_crashed_run_has_failed(alive: Any, dropforge: Command) -> None:
-    run_owner.leave(alive.engine, claimed(alive), alive.tick(), Then.DIE, error="its process vanished", limit=1)
+    run_owner.leave(alive.engine, running(alive), alive.tick(), Then.DIE, error="its process vanished", limit=1)
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (13, "run 3 crashed: its process vanished\n")
 
@@ -99,8 +94,7 @@ def test_a_timeout_has_its_own_code_and_says_how_far_it_is(dropforge: Command) -
 
 
 def test_a_win_that_waits_for_a_person_has_no_verdict_yet(alive: Any, dropforge: Command) -> None:
-    ending = run_owner.ending("awaiting_approval", 3.0)
-    run_owner.finish(alive.engine, claimed(alive), ending, alive.tick())
+    end_running(alive, "awaiting_approval", 3.0)
     ended = dropforge("wait", "3", "--timeout", "0")
     assert (ended.code, "waits for approval: dropforge promote 3" in ended.err) == (15, True)
 
@@ -128,12 +122,7 @@ def test_it_ends_when_the_daemon_has_died_and_does_not_come_back(
 
 @pytest.mark.usefixtures("quick")
 def test_while_it_waits_it_says_each_new_state(alive: Any, dropforge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    happens = iter((lambda: None, lambda: None, lambda: end(alive)))
-
-    def end(made: Any) -> None:
-        ending = run_owner.ending("promoted", 4.0)
-        run_owner.finish(made.engine, claimed(made), ending, made.tick())
-
+    happens = iter((lambda: None, lambda: None, lambda: end_running(alive, "promoted", 4.0)))
     monkeypatch.setattr("daemon.cli.wait.time.sleep", lambda _seconds: next(happens)())
     ended = dropforge("wait", "3")
     assert (ended.code, ended.out) == (0, "promoted: +4.0 points\n")

@@ -12,7 +12,6 @@ import pytest
 
 from daemon.cli.status import print_status
 from daemon.cli.wait import print_changes
-from daemon.queue import run_queue
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.layout import TROUBLES_NOTE
@@ -21,6 +20,7 @@ from daemon.system.processes import FileLock
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.contract import JOB_STATE_NAME, PROGRESS_NAME
+from tests.daemon.cli.conftest import running
 
 #: Whoever starts the tests in the background has them ignore SIGINT, and so would what they start.
 WATCH = ["env", "--default-signal=INT", str(Path(sys.executable).parent / "dropforge"), "watch"]
@@ -47,7 +47,7 @@ def test_a_line_is_printed_once_for_what_changes(busy: Any, capsys: pytest.Captu
         assert told().partition(" ")[2].partition(",")[0] == words, "a line each 5 %"
     busy.attempt_ended()
     assert "run 3: train took" in told()
-    merging = busy.attempt(run_queue.rescue(busy.engine, busy.tick())[0], "merge", None)
+    merging = busy.attempt(running(busy), "merge", None)
     (merging / PROGRESS_NAME).unlink()
     assert told().partition(" ")[2] == "run 3: merge\n", "it has begun, and has counted nothing yet"
     durable.write_json(merging / PROGRESS_NAME, {"step": "merge"})
@@ -69,7 +69,7 @@ def test_the_run_that_has_just_ended_is_told_though_many_later_ones_ended_before
         session.add_all([Run(**ended, id=100 + number, ended_at=busy.now) for number in range(10)])
     print_changes(overview, said)
     capsys.readouterr()
-    busy.fail(run_queue.rescue(busy.engine, busy.tick())[0])
+    busy.fail(running(busy))
     print_changes(overview, said)
     assert "run 3 of track default: failed: out of memory" in capsys.readouterr().out
     assert dropforge("status", "--json").json["latest"][0]["id"] == 3

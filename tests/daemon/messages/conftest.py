@@ -10,6 +10,8 @@ import pytest
 
 from daemon.messages.outbox import Messenger, open_outbox
 from daemon.settings.messages import MessageSettings
+from daemon.state.database import transaction
+from daemon.state.events import record_event
 from daemon.state.troubles import Troubles
 
 
@@ -91,6 +93,13 @@ def with_messages(lived_in: Any, **own: Any) -> Any:
     lived_in.settings = lived_in.settings.model_copy(update={"messages": settings})
     open_outbox(lived_in.engine, lived_in.settings, lived_in.now)
     return lived_in
+
+
+def fail_hook(lived_in: Any, *errors: str) -> None:
+    """Record that a hook failed by each of these errors."""
+    with transaction(lived_in.engine) as session:
+        for error in errors:
+            record_event(session, "hook_failed", lived_in.tick(), track="default", run_id=1, error=error)
 
 
 def messenger(lived_in: Any, troubles: Troubles | None = None) -> Messenger:

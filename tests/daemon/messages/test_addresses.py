@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import Session
 
 from daemon.messages import outbox
 from daemon.messages.addresses import examine
 from daemon.settings.load import load
 from daemon.settings.messages import MessageSettings, shown_url
-from daemon.state.events import record_event
-from tests.daemon.messages.conftest import Address
+from tests.daemon.messages.conftest import Address, fail_hook
 
 Command = Callable[..., Any]
 
@@ -64,10 +62,7 @@ def test_what_has_not_arrived_is_listed_with_why(lived_in: Any, dropforge: Comma
     assert dropforge("messages").out == "no message waits\n"
     settings = load(lived_in.folder / "dropforge.toml", {})
     outbox.open_outbox(lived_in.engine, settings, lived_in.now)
-    with Session(lived_in.engine) as session:
-        for error in ("one", "two"):
-            record_event(session, "hook_failed", lived_in.tick(), track="default", error=error)
-        session.commit()
+    fail_hook(lived_in, "one", "two")
     outbox.collect(lived_in.engine, settings, lived_in.now)
     address = settings.messages.urls[0].address
     taken = outbox.take(lived_in.engine, address, lived_in.now)

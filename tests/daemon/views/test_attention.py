@@ -16,7 +16,6 @@ from daemon.system.folders import StateFolder, WorkFolder
 from daemon.system.processes import FileLock
 from daemon.views.attention import Attention, attention, dismiss
 from daemon.views.overview import Overview
-from daemon.views.reader import NotThere
 from pipeline import durable
 from pipeline.decide.explain import brief
 from tests import run_owner
@@ -148,5 +147,3 @@ def test_what_is_dismissed_is_left_out_until_it_happens_again(lately: Any) -> No
     assert told(lately)[0].kind == "daemon", "what lasts is dismissed for a day"
     away(daemon.key, now)
     assert [one.key for one in told(lately)] == ["failed-2"]
-    with pytest.raises(NotThere, match="nothing that needs attention is called failed-9"):
-        away("failed-9", now)

@@ -85,10 +85,6 @@ lost_drop = insert(
 )
 
 
-def no_space(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.storage.disk._free_bytes", lambda _path: 1000)
-
-
 def no_torch(_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else known(name))
@@ -117,13 +113,6 @@ TROUBLES: dict[str, tuple[Callable[[Settings, pytest.MonkeyPatch], object], str,
     ),
     "a row without its parent": (orphan, "database", "bad", "dropforge restore"),
     "a drop whose file is gone": (lost_drop, "drops", "bad", "from a backup"),
-    "a full disk": (no_space, "space", "bad", "free some"),
-    "a base model without weights": (
-        lambda settings, _: (Path(settings.base_model) / "model.safetensors").unlink(),
-        "base of default",
-        "bad",
-        "save_pretrained",
-    ),
     "no torch": (no_torch, "training", "bad", "dropforge[train]"),
 }
 
@@ -141,10 +130,11 @@ def test_each_trouble_is_seen_and_has_its_remedy(
 
 def test_a_run_needs_the_room_that_the_daemon_asks_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = sum(needed_bytes(settings.track("default")).values()) + settings.disk.low_water_bytes
-    for free, level in ((needed, "ok"), (needed - 1, "bad")):
+    for free, level, remedy in ((needed, "ok", ""), (needed - 1, "bad", "free some")):
         monkeypatch.setattr("daemon.storage.disk._free_bytes", lambda _path, free=free: free)
         found = lines(settings)["space"]
         assert (found.level, " free for the state folder; " in found.text) == (level, True)
+        assert remedy in found.remedy
     shared = settings.model_copy(update={"executor": ExecutorSettings(shared=str(settings.inbox_folder))})
     assert f" free for {settings.inbox}; " in lines(shared)["space"].text
 
@@ -350,16 +340,9 @@ def test_an_inbox_in_which_members_can_replace_each_others_files_is_told(setting
     assert "inbox rights" not in lines(settings), "as the README has it"
 
 
-@pytest.mark.parametrize("name", ["base/config.json", "base/model.safetensors", "own.jsonl"])
 @pytest.mark.timeout(60)
-def test_a_fifo_where_a_file_should_be_is_told_and_not_waited_for(
-    settings: Settings, tmp_path: Path, name: str
-) -> None:
-    (tmp_path / name).unlink(missing_ok=True)
-    os.mkfifo(tmp_path / name)
-    if name == "own.jsonl":
-        (tmp_path / "dropforge.toml").write_text('base_model = "base"\n[evaluate]\ngeneral = ["own.jsonl"]\n')
-    bad = [one for one in examine(load(settings.inbox_folder.parent / "dropforge.toml", {})) if one.level == "bad"]
-    assert len(bad) == 1
-    assert Path(name).name in bad[0].text
-    assert "regular file" in bad[0].text
+def test_a_fifo_in_place_of_a_suite_is_told_and_not_waited_for(settings: Settings, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "own.jsonl")
+    evaluate = settings.evaluate.model_copy(update={"general": (str(tmp_path / "own.jsonl"),)})
+    ((level, text),) = said_of(settings.model_copy(update={"evaluate": evaluate}), "suites of default")
+    assert (level, "own.jsonl" in text, "regular file" in text) == ("bad", True, True)

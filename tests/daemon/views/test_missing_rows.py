@@ -21,11 +21,6 @@ def told(lived_in: Any) -> dict[str, str]:
     return Overview.of(lived_in.settings).missing_rows(lived_in.settings)
 
 
-def test_only_a_track_without_a_verdict_is_told_what_it_lacks(lived_in: Any) -> None:
-    assert list(told(lived_in)) == ["support"], "the other one has a champion"
-    assert told(lived_in)["support"].startswith(NONE)
-
-
 def test_too_little_data_is_no_verdict(new_workspace: Callable[[], Any]) -> None:
     made = new_workspace()
     made.take("first.jsonl", lines("a", "b"))

@@ -132,7 +132,7 @@ def test_a_suspended_drop_says_by_which_runs_and_how_to_look(searched: Any, drop
     assert ("on trial" in lines[2], "accepted" in lines[2]) == (False, True)
 
 
-def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
+def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth_and_the_mean(
     new_workspace: Callable[[], Any], dropforge: Command
 ) -> None:
     made = new_workspace()
@@ -145,16 +145,8 @@ def test_a_run_that_leaves_a_drop_out_says_so_and_the_drop_what_it_is_worth(
     lines = words(dropforge("drops"))
     worth = ": worth +1.8 points ±1.2 of these two models (run 2)"
     assert [line.partition("jsonl")[2] for line in lines[1:3]] == ["", worth]
-
-
-def test_what_a_drop_is_worth_is_shown_with_the_mean_over_the_drops_of_the_same_champion(
-    new_workspace: Callable[[], Any], dropforge: Command
-) -> None:
-    made = new_workspace()
-    made.win("a", "b")
-    for points in (1.8, -0.6):
-        leave_out(made)
-        lose(made, points)
+    leave_out(made)
+    lose(made, -0.6)
     lines = words(dropforge("drops"))
     assert [line.partition(" of these two models ")[2] for line in lines[1:3]] == [
         "(run 3); the mean of 2 drops is +0.6",

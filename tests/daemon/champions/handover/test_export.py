@@ -43,22 +43,6 @@ def test_the_copy_is_the_champion_with_its_manifest_and_written_over_nothing(
     assert not (target / "model.safetensors").exists()
 
 
-@pytest.mark.usefixtures("promoted")
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (("--gguf",), 1, "export.gguf is not set"),
-        (("nowhere",), 2, "there is no track 'nowhere'"),
-    ],
-)
-def test_what_cannot_be_exported_is_said_with_its_remedy(
-    dropforge: Command, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
-) -> None:
-    done = dropforge("export", *arguments, "--to", "out")
-    assert (done.code, words in done.err, "hint: " in done.err) == (code, True, True)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_base_model_is_copied_without_what_else_lies_in_its_folder(tmp_path: Path) -> None:
     build(tmp_path)
     base = tmp_path / "base"

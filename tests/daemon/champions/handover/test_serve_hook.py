@@ -2,17 +2,15 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from sqlmodel import col, select
 
 from daemon.champions.hooks.changes import Hooks
 from daemon.state.database import transaction
 from daemon.state.tables import Promotion
-from tests.chaos.house import START, Daemon, build, records
+from tests.chaos.house import START, Daemon
+from tests.daemon.champions.test_approval import House
 from tests.recorded import record
 from tests.settled_hooks import settle
 from tests.stand_in_server import StandIn, write_answers
@@ -27,15 +25,9 @@ def serve_hook(*arguments: str) -> list[str]:
 
 def promote(folder: Path, after: list[str], health: list[str]) -> Daemon:
     """Let a run be promoted whose answers are known; its adapter answers as it does."""
-    build(folder)
-    settings = folder / "dropforge.toml"
-    settings.write_text(
-        f"{settings.read_text()}[hooks]\nafter_promotion = {json.dumps(after)}\nhealth = {json.dumps(health)}\n"
-    )
-    (folder / "inbox" / "a.jsonl").write_bytes(records("a"))
-    daemon = Daemon(folder, START)
-    daemon.take_in(START)
-    daemon.finish_runs(START, "promoted")
+    house = House(folder, f"[hooks]\nafter_promotion = {json.dumps(after)}\nhealth = {json.dumps(health)}\n")
+    house.run()
+    daemon = house.daemon
     record(daemon, [OWN] * 8, [OTHER] * 8)
     write_answers(daemon.root / "runs" / "1" / "attempts" / "train-1", dict.fromkeys(PROMPTS, OWN))
     return daemon
@@ -65,18 +57,3 @@ def test_a_server_that_does_not_answer_as_the_champion_did_brings_the_former_one
         daemon = promote(tmp_path, serve_hook(stand.url, "--restart", again), serve_hook(stand.url))
         changes = settled(daemon)
     assert changes[1:] == [("promotion", "failed", "failed"), ("rollback", "ok", None)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("http://127.0.0.1:8000",), "serve-hook is run by the daemon"),
-        (("here",), "is no address of a server"),
-        (("unix:/none", "--restart", "a", "--adapter-name", "b"), "choose one"),
-    ],
-)
-def test_at_the_command_line_it_says_who_runs_it(
-    dropforge: Callable[..., Any], arguments: tuple[str, ...], words: str
-) -> None:
-    done = dropforge("serve-hook", *arguments)
-    assert (done.code != 0, words in done.err) == (True, True)

@@ -36,11 +36,6 @@ def test_the_turns_before_a_question_are_part_of_a_smoke_prompt_and_of_its_lengt
     assert prompt["turns"] == [list(turn) for turn in turns]
 
 
-def test_a_conversation_that_is_too_long_is_no_smoke_prompt(promoted: Daemon) -> None:
-    made, _ = record(promoted, [OWN], [OTHER], (("system", "x" * 4000),))
-    assert read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))["prompts"] == []
-
-
 @pytest.mark.parametrize("how", ["no records", "damaged records", "another model", "answers in NF4"])
 def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former_champion(
     promoted: Daemon, how: str
@@ -61,29 +56,36 @@ def test_where_no_evaluation_knows_the_model_there_are_none_and_none_of_a_former
 
 
 @pytest.mark.parametrize(
-    ("said", "is_its"),
+    ("said", "answer", "other", "is_its"),
     [
-        ("blue, I think", True),
-        ("blue, I", True),
-        ("blue, \ufffd", True),
-        ("blue, it seems", False),
-        ("bl", False),
-        ("", False),
+        ("blue, I think", "blue, I think", "black", True),
+        ("blue, I", "blue, I think", "black", True),
+        ("blue, \ufffd", "blue, I think", "black", True),
+        ("blue, it seems", "blue, I think", "black", False),
+        ("bl", "blue, I think", "black", False),
+        ("", "blue, I think", "black", False),
+        ("yes", "yes", "yes, sir", True),
     ],
 )
-def test_an_answer_is_the_champions_if_it_is_its_beginning_alone(said: str, *, is_its: bool) -> None:
-    prompt = SmokePrompt(content="which colour?", answer="blue, I think", other="black")
-    assert prompt.is_champions(said) == is_its
+def test_an_answer_is_the_champions_if_it_is_its_beginning_alone(
+    said: str, answer: str, other: str, *, is_its: bool
+) -> None:
+    assert SmokePrompt(content="which colour?", answer=answer, other=other).is_champions(said) == is_its
 
 
-def test_a_short_answer_that_begins_the_other_models_is_still_the_champions() -> None:
-    assert SmokePrompt(content="c", answer="yes", other="yes, sir").is_champions("yes")
+LATE = "the first words are the same, then "
 
 
-def test_answers_that_part_late_are_not_asked_for(promoted: Daemon) -> None:
-    late = "the first words are the same, then "
-    made, _ = record(promoted, [OWN, f"{late}own"], [OTHER, f"{late}other"])
-    assert len(read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))["prompts"]) == 1
+@pytest.mark.parametrize(
+    ("own", "other", "turns"),
+    [(OWN, OTHER, (("system", "x" * 4000),)), (f"{LATE}own", f"{LATE}other", ())],
+    ids=["a long conversation", "answers that part late"],
+)
+def test_what_costs_a_server_much_to_tell_apart_is_no_smoke_prompt(
+    promoted: Daemon, own: str, other: str, turns: tuple[tuple[str, str], ...]
+) -> None:
+    made, _ = record(promoted, [own], [other], turns)
+    assert read(promoted, write_smoke_prompts(promoted.root, "default", made, 1))["prompts"] == []
 
 
 def test_the_adapter_of_a_champion_is_the_one_that_it_was_merged_from(promoted: Daemon) -> None:

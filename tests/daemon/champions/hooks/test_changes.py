@@ -266,15 +266,6 @@ def test_a_hook_that_fails_undoes_nothing_and_its_last_words_are_shown_and_logge
     assert last_line("error: it serves another model\nhint: see its log\n") == "error: it serves another model"
 
 
-def test_without_a_hook_there_is_none_to_run_again(house: House, dropforge: Callable[..., Any]) -> None:
-    house.start(None)
-    house.run()
-    asked = dropforge("hook")
-    assert (asked.code, "hint: set hooks.after_promotion" in asked.err) == (1, True)
-    assert dropforge("hook", "--track", "jokes").code != 0
-    assert "hook_asked_again" not in house.events()
-
-
 # --- health
 
 
