@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -34,60 +33,47 @@ def value(found: dict[Sample, float], name: str, **labels: str) -> float | None:
     return found.get((f"dropforge_{name}", frozenset(labels.items())))
 
 
-@pytest.fixture
-def found(lived_in: Any) -> dict[Sample, float]:
-    return read(metrics_text(lived_in.settings))
+#: What the workspace comes to: the name of a metric, its labels, its value.
+VALUES: list[tuple[str, dict[str, str], float]] = [
+    *[("runs", {"track": "default", "state": state}, 1) for state in ("running", "failed", "succeeded")],
+    ("runs", {"track": "support", "state": "queued"}, 0),  # so that an alert sees the first one
+    ("drops", {"track": "default", "state": "accepted"}, 4),
+    ("drops", {"track": "default", "state": "rejected"}, 1),
+    ("messages", {"state": "pending"}, 1),
+    ("messages", {"state": "sent"}, 0),
+    ("run_stage", {"track": "default", "step": "train"}, 1),
+    ("run_progress_ratio", {"track": "default"}, 0.4),
+    ("run_loss", {"track": "default"}, 0.5),
+    ("run_dev_loss", {"track": "default"}, 0.6),
+    ("run_tokens_per_second", {"track": "default"}, 250.0),
+    ("run_eta_seconds", {"track": "default"}, 75.0),
+    ("run_memory_bytes", {"track": "default"}, 2_300_000_000),
+    ("verdicts", {"track": "default", "outcome": "promoted"}, 1),
+    ("last_gain_points", {"track": "default"}, 40.0),
+    ("champion_generation", {"track": "default"}, 1),
+    ("champion_command_failed", {"track": "default"}, 0),
+    ("step_seconds_count", {"track": "default", "step": "prepare"}, 3),
+    ("step_seconds_sum", {"track": "default", "step": "prepare"}, 3 * 60),
+    ("up", {}, 0),
+]
 
 
-def test_the_queue_and_the_drops_are_counted_by_track_and_state(found: dict[Sample, float]) -> None:
-    runs = {state: value(found, "runs", track="default", state=state) for state in ("running", "failed", "succeeded")}
-    assert runs == {"running": 1, "failed": 1, "succeeded": 1}
-    assert value(found, "runs", track="support", state="queued") == 0, "so that an alert sees the first one"
-    drops = {state: value(found, "drops", track="default", state=state) for state in ("accepted", "rejected")}
-    assert drops == {"accepted": 4, "rejected": 1}
-
-
-def test_messages_are_counted_by_state(lived_in: Any) -> None:
+def test_each_value_is_that_of_the_workspace(lived_in: Any) -> None:
     fields: dict[str, Any] = {"kind": "digest", "level": "info", "title": "t", "body": "b", "address": "ab12"}
     with transaction(lived_in.engine) as session:
         session.add(Message(**fields, created_at=1, not_before=1))
     found = read(metrics_text(lived_in.settings))
-    assert {state: value(found, "messages", state=state) for state in ("pending", "sent")} == {"pending": 1, "sent": 0}
-
-
-def test_the_run_in_hand_says_where_it_is(found: dict[Sample, float]) -> None:
-    assert value(found, "run_stage", track="default", step="train") == 1
-    names = ("progress_ratio", "loss", "dev_loss", "tokens_per_second", "eta_seconds", "memory_bytes")
-    told = {name: value(found, f"run_{name}", track="default") for name in names}
-    assert told == {
-        "progress_ratio": 0.4,
-        "loss": 0.5,
-        "dev_loss": 0.6,
-        "tokens_per_second": 250.0,
-        "eta_seconds": 75.0,
-        "memory_bytes": 2_300_000_000,
-    }
-
-
-def test_verdicts_gain_and_champion_are_those_of_the_database(lived_in: Any, found: dict[Sample, float]) -> None:
-    assert value(found, "verdicts", track="default", outcome="promoted") == 1
-    assert value(found, "last_gain_points", track="default") == 40.0
-    assert value(found, "champion_generation", track="default") == 1
+    assert [(name, labels, value(found, name, **labels)) for name, labels, _ in VALUES] == VALUES
     since = value(found, "champion_since_timestamp_seconds", track="default")
     assert since is not None
     assert since < lived_in.now / 1000
-    assert value(found, "champion_command_failed", track="default") == 0
-    assert value(found, "step_seconds_count", track="default", step="prepare") == 3
-    assert value(found, "step_seconds_sum", track="default", step="prepare") == 3 * 60
 
 
-def test_the_machine_is_told_by_the_daemons_lock_and_the_state_folders_disk(
-    lived_in: Any, found: dict[Sample, float]
-) -> None:
-    assert value(found, "up") == 0
+def test_the_machine_is_told_by_the_daemons_lock_and_the_state_folders_disk(lived_in: Any) -> None:
     lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
     assert lock.acquire()
-    assert value(read(metrics_text(lived_in.settings)), "up") == 1
+    found = read(metrics_text(lived_in.settings))
+    assert value(found, "up") == 1
     lock.release()
     free = value(found, "disk_free_bytes")
     assert free is not None

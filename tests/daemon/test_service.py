@@ -32,19 +32,22 @@ from tests.daemon.champions.test_approval import House
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Service]:
+def plain(tmp_path: Path) -> Settings:
     (tmp_path / "inbox").mkdir()
-    made = Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state")))
+    return Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"))
+
+
+@pytest.fixture
+def daemon(plain: Settings) -> Iterator[Service]:
+    made = Service(plain)
     yield made
     made._lock.release()
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Settings:
+def shared(plain: Settings, tmp_path: Path) -> Settings:
     """Settings with a shared folder."""
-    (tmp_path / "inbox").mkdir()
-    executor = ExecutorSettings(shared=str(tmp_path / "share"))
-    return Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
+    return plain.model_copy(update={"executor": ExecutorSettings(shared=str(tmp_path / "share"))})
 
 
 def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_that_is_read(
@@ -58,9 +61,8 @@ def test_a_stop_asks_the_trainer_for_its_checkpoint_before_it_waits_for_a_file_t
     assert order[:3] == ["worker", "hooks", "intake"]
 
 
-def test_the_schedule_is_looked_at_in_every_turn(tmp_path: Path) -> None:
-    (tmp_path / "inbox").mkdir()
-    daemon = Service(Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), trigger="nightly"))
+def test_the_schedule_is_looked_at_in_every_turn(plain: Settings) -> None:
+    daemon = Service(plain.model_copy(update={"trigger": "nightly"}))
     assert daemon._tick()
     with transaction(daemon._engine) as session:
         assert "looked_at" in (session.get_one(Track, "default").nightly or {})
@@ -69,22 +71,21 @@ def test_the_schedule_is_looked_at_in_every_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "left"),
     [
-        ({"kind": "local"}, "share/runs/1/attempts/train-1/job.json"),
-        ({"kind": "slurm"}, "state/spool/queue/1-train-1.json"),
-        ({"kind": "slurm", "slurm": {"local": ["merge"]}}, "share/runs/1/attempts/merge-1/job.json"),
+        ({"kind": "local"}, "share/runs/12/attempts/train-1/job.json"),
+        ({"kind": "slurm"}, "state/spool/queue/12-train-1.json"),
+        ({"kind": "slurm", "slurm": {"local": ["merge"]}}, "share/runs/12/attempts/merge-1/job.json"),
     ],
 )
 def test_another_executor_does_not_take_over_an_attempt_that_goes_on(
-    tmp_path: Path, changed: dict[str, Any], left: str
+    plain: Settings, tmp_path: Path, changed: dict[str, Any], left: str
 ) -> None:
     """Two processes would work in its folder."""
-    (tmp_path / "inbox").mkdir()
     (tmp_path / left).parent.mkdir(parents=True)
     (tmp_path / left).write_text("{}")
     executor = ExecutorSettings(shared=str(tmp_path / "share"), **changed)
-    settings = Settings(inbox=str(tmp_path / "inbox"), state=str(tmp_path / "state"), executor=executor)
-    with pytest.raises(DropforgeError, match=f"{tmp_path / left} has no result"):
-        Service(settings)
+    with pytest.raises(DropforgeError, match=f"{tmp_path / left} has no result") as refused:
+        Service(plain.model_copy(update={"executor": executor}))
+    assert refused.value.hint.endswith("dropforge cancel 12 ends it")
 
 
 def test_a_shared_folder_that_is_not_mounted_is_refused_and_not_begun_anew(shared: Settings, tmp_path: Path) -> None:

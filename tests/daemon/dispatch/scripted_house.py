@@ -1,15 +1,11 @@
 """A dispatcher with one run, whose training is ordered here or is a job of a scripted Slurm, where nothing begins."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
 from sqlalchemy import Engine
 
-from daemon.dispatch import slurm
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import LocalExecutor
@@ -21,18 +17,19 @@ from daemon.state.troubles import Troubles
 from daemon.system.folders import WorkFolder
 from pipeline import durable
 from pipeline.contract import JOB_NAME, RESULT_NAME, SPEC_NAME, StepSpec
-from tests.daemon.dispatch.test_dispatcher import NOW, ScriptedExecutor, add_drop, engine, settings
+from tests.daemon.dispatch.test_dispatcher import NOW, ScriptedExecutor, add_drop
 from tests.run_owner import spool_of
 
-__all__ = ["engine", "settings"]
+#: What is no job's number keeps none from being found.
+_ODD = "".join(f"{number}|dropforge-id.1-train-1|fence|RUNNING|None|n\\n" for number in ("²", "7" * 5000, "-1", ""))
 #: Slurm's commands, a file per job: nothing ever begins, and `held` says why.
-_COMMANDS = {
+COMMANDS = {
     "sbatch": """
         for word; do case $word in --job-name=*) name=${word#*=};; --comment=*) fence=${word#*=};; esac; done
         number=$(($(ls jobs | wc -l) + 1))
         echo "$number|$name|$fence|PENDING|JobHeldUser|" > jobs/$number; echo $number
     """,
-    "squeue": "[ -e silent ] && exit 1; cat jobs/[0-9]* 2> /dev/null || true",
+    "squeue": f"[ -e silent ] && exit 1; printf '{_ODD}'; cat jobs/[0-9]* 2> /dev/null || true",
     "scontrol": '[ "$1" != release ] || sed -i "s/JobHeldUser/$(cat held 2> /dev/null || echo Priority)/" jobs/$2',
     "scancel": 'for last; do :; done; : > "jobs/$last"',
 }
@@ -114,24 +111,3 @@ class House:
 
 def _text(path: Path) -> str:
     return path.read_text()
-
-
-@pytest.fixture(params=["local", "slurm"])
-def house(
-    request: pytest.FixtureRequest, engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[House]:
-    """Give a dispatcher with a run that is due; no worker runs, and no job begins."""
-    cluster = None
-    if request.param == "slurm":
-        cluster = tmp_path / "cluster"
-        (cluster / "jobs").mkdir(parents=True)
-        for name, script in _COMMANDS.items():
-            (cluster / name).write_text(f"#!/bin/sh\nset -e\ncd {cluster}\n{script}\n")
-            (cluster / name).chmod(0o755)
-        monkeypatch.setenv("PATH", str(cluster), prepend=":")
-        # Its minutes are hundredths of a second.
-        clock = SimpleNamespace(monotonic=lambda: time.monotonic() * 6000, strftime=time.strftime, time=time.time)
-        monkeypatch.setattr(slurm, "time", clock)
-    made = House(engine, settings, cluster)
-    yield made
-    made.stop()

@@ -4,21 +4,17 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine
 
 from daemon.queue import run_queue, states
 from daemon.queue.attempt_ends import Then
-from daemon.settings.model import Settings
 from daemon.state.run_files import open_jobs
 from daemon.state.states import AWAITING, RunState
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, JOB_NAME, RESULT_NAME, REVOKED_NAME, SPEC_NAME
 from pipeline.errors import DropforgeError
 from tests import run_owner
-from tests.daemon.dispatch.scripted_house import House, engine, house, settings
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, run_row
-
-__all__ = ["engine", "house", "settings"]
+from tests.daemon.dispatch.scripted_house import House
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, run_row, with_gate
 
 
 def _in_no_hands(house: House) -> states.Claim:
@@ -172,6 +168,8 @@ def test_a_run_in_any_state_ends_by_cancel(house: House, name: str) -> None:
     STATES[name](house)
     run_queue.cancel(house.engine, 1, NOW)
     house.wait_until(lambda: run_row(house.engine).state == RunState.CANCELLED)
+    if name == "submitted" or name.startswith("revocation"):
+        assert (house.attempt / CLAIM_NAME).exists(), "nobody begins it any more"
     if house.cluster is not None and "silent" not in name:
         house.wait_until(lambda: house.jobs() == [])
     if house.cluster is not None:
@@ -185,13 +183,12 @@ def test_an_attempt_whose_spec_is_lost_is_followed_by_another_one(house: House, 
     assert (run_row(house.engine).failures, run_row(house.engine).deaths) == (0, 0)
 
 
-def test_a_win_that_waits_for_approval_is_refused_by_cancel(engine: Engine, settings: Settings) -> None:
-    manual = settings.model_copy(update={"gate": settings.gate.model_copy(update={"approval": "manual"})})
-    box = Box(engine, manual, ScriptedExecutor())
+def test_a_win_that_waits_for_approval_is_refused_by_cancel(box: Box) -> None:
+    box.settings = with_gate(box.settings, approval="manual")
     box.drop("a")
     box.ticks()
     assert box.run().outcome == AWAITING
-    run_queue.cancel(engine, 1, NOW)
+    run_queue.cancel(box.engine, 1, NOW)
     assert (box.run().state, box.run().outcome) == (RunState.CANCELLED, None)
     with pytest.raises(DropforgeError, match="has ended already: cancelled"):
-        run_queue.cancel(engine, 1, NOW)
+        run_queue.cancel(box.engine, 1, NOW)

@@ -25,7 +25,7 @@ from daemon.queue import drops, one_drop, run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.clauses import change_clauses, verdict_clauses
-from daemon.state.database import ChangeWatch, create, open_engine, transaction
+from daemon.state.database import ChangeWatch, open_engine, transaction
 from daemon.state.events import Word
 from daemon.state.states import AttemptState, DropState, Purpose, RunState
 from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, Track
@@ -40,7 +40,6 @@ from pipeline.judge_settings import JudgeConfig
 from pipeline.models.manifest import check_base
 from tests import run_owner
 from tests.made_artifacts import good_result, made_adapter, made_dataset, made_model, made_report, made_verdict
-from tests.model_folder import write_model
 from tests.run_owner import spool_of
 
 NOW = 1_750_000_000_000
@@ -145,41 +144,12 @@ def ended(status: str, code: int) -> Callable[[StepSpec], StepResult]:
     )
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    write_model(tmp_path / "base", b"base weights")
-    for name in ("state", "inbox"):
-        (tmp_path / name).mkdir()
-    return Settings(
-        inbox=str(tmp_path / "inbox"),
-        state=str(tmp_path / "state"),
-        base_model=str(tmp_path / "base"),
-    )
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Engine:
-    path = settings.state_folder / "dropforge.db"
-    create(path)
-    return open_engine(path)
-
-
-@pytest.fixture
-def executor() -> ScriptedExecutor:
-    return ScriptedExecutor()
-
-
 def new_dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
     with transaction(engine) as session:
         states.ensure_track(session, "default", NOW)
     dispatcher = Dispatcher(engine, settings, executor)
     dispatcher.recover(NOW)
     return dispatcher
-
-
-@pytest.fixture
-def dispatcher(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Dispatcher:
-    return new_dispatcher(engine, settings, executor)
 
 
 def add_drop(engine: Engine, name: str, track: str = "default") -> int:
@@ -239,11 +209,6 @@ class Box:
     def promotions(self) -> list[Promotion]:
         with transaction(self.engine) as session:
             return [row for row in session.exec(select(Promotion)) if row.run_id is not None]
-
-
-@pytest.fixture
-def box(engine: Engine, settings: Settings, executor: ScriptedExecutor) -> Box:
-    return Box(engine, settings, executor)
 
 
 def test_a_good_run_goes_through_every_step_and_moves_the_link(box: Box) -> None:
@@ -316,6 +281,10 @@ def test_a_drop_that_is_worse_than_a_control_too_is_suspended_and_the_control_ke
     assert control == trial.model_copy(update={"train": seeded})
     ended = [(box.run(number).outcome, box.run(number).purpose) for number in (2, 3, 4)]
     assert ended == [("worse", "candidate"), ("worse", "trial"), ("worse", "control")]
+    told = [spec for spec in box.executor.submitted if spec.step == "decide" and spec.run > 2]
+    before, of_trial = "runs/2/decide.json", "runs/3/decide.json"
+    assert [(spec.suspect, spec.blamed["decide"]) for spec in told] == [(new, before), (None, before)]
+    assert [spec.trial.get("decide") for spec in told] == [None, of_trial]
     assert (box.drop_state(old), box.drop_state(new)) == (DropState.ACCEPTED, DropState.SUSPENDED)
     assert (box.settings.state_folder / "tracks" / "default" / "champion").readlink() == champion
     assert len(box.promotions()) == 1
@@ -418,7 +387,7 @@ def test_a_trial_does_not_serve_if_its_control_lost_too_little_or_won(
 def test_a_settled_trial_does_not_serve_if_the_world_has_changed_meanwhile(box: Box, meanwhile: str) -> None:
     settled_by_control(box)
     if meanwhile == "another champion":
-        swears(box.engine, box.settings)
+        swears(box)
     elif meanwhile == "a drop of it withdrawn":
         drops.withdraw(box.engine, 2, Word("wrong", NOW), box.settings)
     else:
@@ -458,8 +427,8 @@ def test_an_idle_track_leaves_out_a_drop_a_week_and_tells_what_it_is_worth(box: 
     idle = box.new_dispatcher(wanted.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)}))
     ticks(idle, now=NOW + 100)
     ticks(idle, now=NOW + 200)
-    prepared = [spec.drops for spec in box.executor.submitted if spec.step == "prepare"]
-    assert [[drop.id for drop in drops] for drops in prepared] == [[1, 2], [2]]
+    prepared = [(spec.left_out, spec.drops) for spec in box.executor.submitted if spec.step == "prepare"]
+    assert [(out, [drop.id for drop in drops]) for out, drops in prepared] == [(None, [1, 2]), (1, [2])]
     ticks(idle, now=NOW + 8 * 86_400_000)
     with transaction(box.engine) as session:
         drops = session.exec(select(Drop).order_by(col(Drop.id))).all()
@@ -547,17 +516,10 @@ def test_a_step_is_told_what_the_champion_and_the_former_ones_were_made_from(box
     assert (last.champion.generation, last.champion.drops) == (6, (1, 2, 3))
     # Generation 5 is blocked, 4 was skipped on the way back, 3 serves again as 6.
     assert [one.generation for one in last.former] == [2, 1, 0]
-
-
-def test_a_former_champion_whose_folder_is_gone_is_not_asked(box: Box) -> None:
-    for name in "ab":
-        box.drop(name)
-        box.ticks()
-    model = durable.read_json(box.settings.state_folder / "runs/1/merge.json")["model_id"]
-    (box.settings.state_folder / "models" / model).rename(box.settings.state_folder / "lost")
-    box.drop("c")
+    shutil.rmtree(box.settings.state_folder / told[2].champion.path)
+    box.drop("g")
     box.ticks()
-    assert [one.generation for one in box.executor.submitted[-1].former] == [0]
+    assert [one.generation for one in box.executor.submitted[-1].former] == [6, 1, 0], "whose folder is there"
 
 
 def test_a_step_is_told_how_often_the_track_and_this_very_set_were_used(box: Box) -> None:
@@ -749,35 +711,9 @@ def test_vanished_processes_are_counted_apart_and_quarantine_the_run_at_the_thir
     assert "dropforge retry 1" in (run.hint or "")
 
 
-def test_a_result_with_another_attempts_fence_is_ignored(box: Box) -> None:
-    def zombie(spec: StepSpec) -> StepResult:
-        return box.executor.good(spec).model_copy(update={"fence": "of an old attempt"})
-
-    box.executor.script["prepare"] = [zombie]
-    box.drop("a")
-    box.ticks(1)
-    box.ticks(1)
-    assert run_files.published(box.dispatcher.upkeep.bases._settings.work_folder, 1) == {}
-    assert box.run().deaths == 1
-
-
-def test_a_new_daemon_adopts_the_result_that_the_dead_one_missed(box: Box) -> None:
-    box.drop("a")
-    box.dispatcher.tick(NOW)
-    spec = box.executor.submitted[-1]
-    durable.write_json(Path(spec.root) / spec.folder / RESULT_NAME, box.executor.good(spec).model_dump(mode="json"))
-    successor = box.new_dispatcher()
-    assert (box.run().state, box.run().failures, box.run().deaths) == (RunState.RUNNING, 0, 0)
-    ticks(successor)
-    assert box.run().outcome == "promoted"
-    assert box.executor.steps.count("prepare") == 1
-    box.ticks(3)
-    assert len(box.promotions()) == 1, "the old daemon's claim is void"
-
-
-def move_champion(engine: Engine, settings: Settings) -> None:
+def move_champion(box: Box) -> None:
     """Let somebody else's model take the place of the base model."""
-    run_owner.crown(engine, settings.work_folder, "somebody else's", 0)
+    run_owner.crown(box.engine, box.settings.work_folder, "somebody else's", 0)
 
 
 def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: Box) -> None:
@@ -793,7 +729,7 @@ def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: 
         row.state, row.ended_at = AttemptState.PUBLISHED, NOW
         # As a retry leaves it: today's box.settings, by which the verdict is stale.
         run.config = {**(run.config or {}), "gate": GateConfig(min_gain=2.5).model_dump()}
-    move_champion(box.engine, box.settings)
+    move_champion(box)
     box.ticks(20)
     assert box.executor.steps == ["prepare", "train", "merge", *["evaluate", "decide"] * 2]
     assert (box.run().outcome, box.run().failures) == ("promoted", 0)
@@ -801,7 +737,7 @@ def test_a_verdict_that_a_retry_takes_back_is_made_against_todays_champion(box: 
 
 def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(box: Box) -> None:
     box.settings = box.settings.model_copy(update={"judge": JUDGE})
-    box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
+    box.meanwhile("decide", lambda: move_champion(box))
     box.drop("a")
     box.ticks(20)
     assert box.executor.steps == ["prepare", "train", "merge", *["evaluate", "judge", "decide"] * 2]
@@ -812,7 +748,7 @@ def test_a_champion_that_moved_meanwhile_makes_the_comparison_again(box: Box) ->
 @pytest.mark.parametrize("outcome", ["worse", "insufficient_evidence"])
 def test_a_loss_against_a_champion_that_serves_no_more_is_not_acted_on(box: Box, outcome: str) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
-        move_champion(box.engine, box.settings)
+        move_champion(box)
         result = box.executor.good(spec)
         box.executor.outcome, box.executor.reasons = "promoted", ()
         return result
@@ -838,24 +774,24 @@ def test_what_does_not_hang_on_the_champion_is_acted_on_whoever_serves(
     box: Box, outcome: str, shortfall: Shortfall | None, steps: list[str]
 ) -> None:
     box.executor.outcome, box.executor.shortfall = outcome, shortfall
-    box.meanwhile("decide", lambda: move_champion(box.engine, box.settings))
+    box.meanwhile("decide", lambda: move_champion(box))
     box.drop("a")
     box.ticks()
     assert (box.executor.steps, box.run().outcome) == (steps, outcome)
 
 
-def with_knowing_champion(engine: Engine, dispatcher: Dispatcher, executor: ScriptedExecutor, known: int) -> None:
+def with_knowing_champion(box: Box, known: int) -> None:
     """Let run 1 make a champion that was trained on so many of the held-out records of every later run."""
-    add_drop(engine, "a")
-    ticks(dispatcher)
-    assert run_row(engine).outcome == "promoted"
-    with transaction(engine) as session:
-        executor.known[promotion.champion(session, "default").model_id] = known
-    executor.submitted.clear()
+    box.drop("a")
+    box.ticks()
+    assert box.run().outcome == "promoted"
+    with transaction(box.engine) as session:
+        box.executor.known[promotion.champion(session, "default").model_id] = known
+    box.executor.submitted.clear()
 
 
-def swears(engine: Engine, settings: Settings) -> None:
-    decisions.rollback(engine, settings.work_folder, "default", Word("it swears", NOW + 60), to=0)
+def swears(box: Box) -> None:
+    decisions.rollback(box.engine, box.settings.work_folder, "default", Word("it swears", NOW + 60), to=0)
 
 
 @pytest.mark.parametrize(
@@ -864,14 +800,14 @@ def swears(engine: Engine, settings: Settings) -> None:
 def test_data_that_was_prepared_for_a_champion_that_serves_no_more_is_prepared_again(
     box: Box, known: int, *, goes_on: bool
 ) -> None:
-    with_knowing_champion(box.engine, box.dispatcher, box.executor, known)
+    with_knowing_champion(box, known)
     box.executor.goes_on = goes_on
     box.drop("b")
     box.dispatcher.tick(NOW + 50)
     box.dispatcher.draining = True
     box.dispatcher.tick(NOW + 51)
     assert (box.executor.steps, box.run(2).state) == (["prepare"], RunState.WAITING)
-    swears(box.engine, box.settings)
+    swears(box)
     ticks(box.new_dispatcher(), 20, now=NOW + 10**6)
     assert box.executor.steps == ["prepare", "prepare", "train", "merge", "evaluate", "decide"]
     assert [spec.champion.generation for spec in box.executor.submitted] == [1, 2, 2, 2, 2, 2]
@@ -880,8 +816,8 @@ def test_data_that_was_prepared_for_a_champion_that_serves_no_more_is_prepared_a
 
 
 def test_a_verdict_of_too_little_data_for_a_champion_that_serves_no_more_ends_no_run(box: Box) -> None:
-    with_knowing_champion(box.engine, box.dispatcher, box.executor, 71)
-    box.meanwhile("decide", lambda: swears(box.engine, box.settings))
+    with_knowing_champion(box, 71)
+    box.meanwhile("decide", lambda: swears(box))
     box.drop("b")
     box.ticks(20, now=NOW + 50)
     assert box.executor.steps == ["prepare", "decide", "prepare", "train", "merge", "evaluate", "decide"]
@@ -891,14 +827,14 @@ def test_a_verdict_of_too_little_data_for_a_champion_that_serves_no_more_ends_no
 @pytest.mark.parametrize("kept", ["adapter", "checkpoint"])
 def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_knew(box: Box, kept: str) -> None:
     def moved_meanwhile(spec: StepSpec) -> StepResult:
-        swears(box.engine, box.settings)
+        swears(box)
         if kept == "adapter":
             return box.executor.good(spec)
         leave_checkpoint(spec)
         box.dispatcher.draining = True
         return ended("interrupted", 75)(spec)
 
-    with_knowing_champion(box.engine, box.dispatcher, box.executor, 7)
+    with_knowing_champion(box, 7)
     box.executor.script["train"] = [moved_meanwhile]
     box.drop("b")
     box.ticks(20, now=NOW + 50)
@@ -910,9 +846,9 @@ def test_what_was_trained_is_not_thrown_away_for_records_that_a_former_champion_
 
 @pytest.mark.parametrize("step", ["prepare", "train", "merge", "evaluate", "decide"])
 def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, step: str) -> None:
-    with_knowing_champion(box.engine, box.new_dispatcher(), box.executor, 0)
+    with_knowing_champion(box, 0)
     box.executor.goes_on = True
-    box.meanwhile(step, lambda: swears(box.engine, box.settings))
+    box.meanwhile(step, lambda: swears(box))
     box.drop("b")
     ticks(box.new_dispatcher(), 24, NOW + 50)
     steps = ["prepare", "train", "merge", "evaluate", "decide"]
@@ -929,7 +865,7 @@ def test_a_model_that_was_rolled_back_does_not_return_as_its_child(box: Box, ste
 
 
 def test_a_training_from_a_model_that_is_rolled_back_is_stopped(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_knowing_champion(box.engine, box.dispatcher, box.executor, 0)
+    with_knowing_champion(box, 0)
     box.executor.goes_on = True
     box.drop("b")
     box.ticks(2, now=NOW + 50)
@@ -938,7 +874,7 @@ def test_a_training_from_a_model_that_is_rolled_back_is_stopped(box: Box, monkey
         training.setattr(box.executor, "poll", lambda _spec: JobState.RUNNING)
         box.ticks(3, now=NOW + 60)
         assert box.executor.cancelled == []
-        swears(box.engine, box.settings)
+        swears(box)
         box.ticks(3, now=NOW + 70)
     assert set(box.executor.cancelled) == {"2-train-1"}
     box.executor.script["train"] = [ended("interrupted", 75)]
@@ -961,7 +897,7 @@ def test_drops_are_put_on_trial_in_the_moment_in_which_the_run_ends_or_not_at_al
             box.ticks()
     assert box.executor.steps[-1] == "decide"
     # Only now another champion: a drop that the old verdict put on trial would stay there.
-    swears(box.engine, box.settings)
+    swears(box)
     box.executor.outcome = "not_shown_better"
     box.ticks()
     assert box.run(2).outcome == "not_shown_better"
@@ -1201,9 +1137,7 @@ def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps
     box.dispatcher.tick(NOW)
     root = box.settings.state_folder
     attempt = root / "runs/1/attempts/prepare-1"
-    (root / "spool/queue").mkdir(parents=True, exist_ok=True)
-    dead = [attempt / ".spec.json.0.tmp", root / "runs/1/.prepare.json.0.tmp", root / "spool/queue/.1.json.0.tmp"]
-    dead.append(root / "tracks/default/.base.json.0.tmp")
+    dead = [attempt / ".spec.json.0.tmp", root / "runs/1/.prepare.json.0.tmp"]
     alive = attempt / ".result.json.0.tmp"
     for path in (*dead, alive):
         path.write_text("part")
@@ -1223,25 +1157,6 @@ def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: 
     assert not watch.changed(), "each commit wakes hooks and messages, and every open page asks for all it shows"
 
 
-def test_a_rollback_whose_process_died_is_undone_by_the_daemon_that_lives_on(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    box.drop("a")
-    box.ticks()
-    link = box.settings.state_folder / "tracks/default/champion"
-    with monkeypatch.context() as patch:
-        patch.setattr(promotion, "fsync_folder", lambda _: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            decisions.rollback(box.engine, box.settings.work_folder, "default", Word("it swears", NOW))
-    assert link.resolve() == Path(box.settings.base_model)
-    box.dispatcher.tick(NOW + 29_000)
-    assert link.resolve() == Path(box.settings.base_model)
-    box.dispatcher.tick(NOW + 61_000)
-    with transaction(box.engine) as session:
-        serving = promotion.champion(session, "default")
-    assert (serving.generation, link.resolve()) == (1, box.settings.state_folder / serving.path)
-
-
 def test_a_failure_counts_though_what_it_left_cannot_be_deleted(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaves_a_file(spec: StepSpec) -> StepResult:
         (Path(spec.root) / spec.folder / "half").write_bytes(b"")
@@ -1254,29 +1169,28 @@ def test_a_failure_counts_though_what_it_left_cannot_be_deleted(box: Box, monkey
     assert (box.run().state, box.run().failures) == (RunState.WAITING, 1)
 
 
-def test_new_answers_of_a_drop_are_noted_and_count_in_the_run_after_they_are_accepted(
-    engine: Engine, settings: Settings, dispatcher: Dispatcher, executor: ScriptedExecutor
-) -> None:
+def test_new_answers_of_a_drop_are_noted_and_count_in_the_run_after_they_are_accepted(box: Box) -> None:
     def proposes(spec: StepSpec) -> StepResult:
         found = (Replacement(old=1, new=2, rows=30), Replacement(old=7, new=2, rows=10))
         return good_result(spec, made_dataset(spec, proposals=found))
 
-    executor.script["prepare"] = [proposes]
-    add_drop(engine, "a")
-    drop = add_drop(engine, "b")
-    ticks(dispatcher)
-    with transaction(engine) as session:
-        assert session.get_one(Drop, drop).new_answers == 40
-    assert [drop.answers_accepted for drop in executor.submitted[0].drops] == [False, False]
-    drops.accept_answers(engine, drop, Word("", NOW), settings)
-    ticks(dispatcher, now=NOW + 10**7)
-    again = next(spec for spec in executor.submitted if spec.run == 2)
+    def new_answers() -> int | None:
+        with transaction(box.engine) as session:
+            return session.get_one(Drop, drop).new_answers
+
+    box.executor.script["prepare"] = [proposes]
+    box.drop("a")
+    drop = box.drop("b")
+    box.ticks()
+    assert new_answers() == 40
+    assert [drop.answers_accepted for drop in box.executor.submitted[0].drops] == [False, False]
+    drops.accept_answers(box.engine, drop, Word("", NOW), box.settings)
+    box.ticks(now=NOW + 10**7)
+    again = next(spec for spec in box.executor.submitted if spec.run == 2)
     assert [drop.answers_accepted for drop in again.drops] == [False, True]
-    with transaction(engine) as session:
-        assert session.get_one(Drop, drop).new_answers == 0
+    assert new_answers() == 0
+    with transaction(box.engine) as session:
         one_drop.queue_run(session, Purpose.TRIAL, "default", drop, NOW + 10**7, tested=[drop])
-    executor.script["prepare"] = [proposes]
-    ticks(dispatcher, now=NOW + 10**7)
-    assert executor.submitted[-1].run == 3
-    with transaction(engine) as session:
-        assert session.get_one(Drop, drop).new_answers == 0, "a trial has not all drops of the track"
+    box.executor.script["prepare"] = [proposes]
+    box.ticks(now=NOW + 10**7)
+    assert (box.executor.submitted[-1].run, new_answers()) == (3, 0), "a trial has not all drops of the track"

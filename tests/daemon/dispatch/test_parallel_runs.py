@@ -11,9 +11,7 @@ from daemon.settings.model import DiskSettings, ExecutorSettings, Settings
 from daemon.state.states import RunState
 from daemon.storage.disk_estimate import needed_bytes
 from pipeline.contract import StepSpec
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, engine, settings
-
-__all__ = ("engine", "settings")
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor
 
 
 class HeldExecutor(ScriptedExecutor):
@@ -52,7 +50,7 @@ def test_two_tracks_run_at_once_and_the_third_and_a_tracks_next_run_wait(box: Pa
     box.drop("one")
     box.drop("two", "a")
     box.drop("three", "b")
-    box.ticks()
+    box.ticks(1)
     assert box.states(1, 2, 3) == [RunState.RUNNING, RunState.RUNNING, RunState.QUEUED]
     assert box.dispatcher.describe() == "run 1 prepare; run 2 prepare"
     box.drop("four")
@@ -64,13 +62,6 @@ def test_two_tracks_run_at_once_and_the_third_and_a_tracks_next_run_wait(box: Pa
     assert box.states(1, 4) == [RunState.SUCCEEDED, RunState.RUNNING]
     box.let_go(4)
     assert sorted(row.track for row in box.promotions()) == ["a", "b", "default", "default"]
-
-
-def test_one_tick_claims_all_due_runs_that_may_run(box: ParallelBox) -> None:
-    for track in ("default", "a", "b"):
-        box.drop(f"of {track}", track)
-    box.dispatcher.tick(NOW + 1)
-    assert box.states(1, 2, 3) == [RunState.RUNNING, RunState.RUNNING, RunState.QUEUED]
 
 
 def test_all_running_runs_go_on_after_a_restart_and_wait_after_a_shutdown(box: ParallelBox) -> None:

@@ -90,12 +90,6 @@ def test_a_fork_that_is_killed_is_named_by_its_signal(run: Run) -> None:
     assert (result.exit_code, "SIGKILL" in result.model_dump_json()) == (137, True)
 
 
-def test_a_fork_ends_with_its_worker(run: Run) -> None:
-    process = run.begin("merge", attempt=4)
-    process.kill()
-    assert process.identity is None
-
-
 @pytest.mark.parametrize("more", [{"run": 2}, {"network": True}])
 def test_another_run_or_environment_is_a_program_of_its_own(
     run: Run, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
@@ -147,8 +141,9 @@ def test_while_a_step_of_its_run_is_not_over_another_one_is_a_program(run: Run) 
     first = run.begin("merge", attempt=6)
     second = run.begin("merge", attempt=7)
     assert parent_of(second) == os.getpid()
-    second.kill()
-    first.kill()
+    for process in (second, first):
+        process.kill()
+        assert process.identity is None
 
 
 def test_what_is_imported_beside_a_gpu_asks_cuda_for_nothing() -> None:

@@ -4,7 +4,7 @@ import errno
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlmodel import col, select
 
+from daemon.champions import decisions
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor, Spool
 from daemon.dispatch.step_process import step_command
@@ -36,12 +37,11 @@ from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.models.loading import load_tokenizer
 from pipeline.models.manifest import write_manifest
 from tests import run_owner
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, ended, engine, settings
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, ended
 from tests.made_artifacts import good_result, made_verdict
 from tests.model_families import make_family
 from tests.pipeline.preview.test_step import TOKENS, answers_of, questions, rows
 
-__all__ = ["engine", "settings"]
 RECORDS = 40
 
 
@@ -109,14 +109,12 @@ def test_the_champion_answers_a_drop_that_waits_for_a_run(noon: Noon) -> None:
     assert [run.id for run in Overview.of(noon.settings).runs()] == [1], "a preview is no run"
 
 
-def test_it_says_so_in_the_list_and_tells_it_at_once_if_it_is_far_below_its_sisters(noon: Noon) -> None:
+def test_one_that_is_far_below_its_sisters_is_told_at_once(noon: Noon) -> None:
     low = noon.add(name="poisoned.jsonl")
     noon.ticks()
     noon.executor.points = 78.0
     usual = noon.add(name="mended.jsonl")
     noon.ticks()
-    views = Overview.of(noon.settings).drops()
-    assert {view.id: view.preview and view.preview["points"] for view in views} == {usual: 78.0, low: 6.0, 1: None}
     with transaction(noon.engine) as session:
         texts = [text_of(session, event) for event in noon.events()]
     assert texts[1] is None
@@ -135,34 +133,58 @@ def test_it_says_so_in_the_list_and_tells_it_at_once_if_it_is_far_below_its_sist
         assert session.get_one(Run, 2).snapshot == [1, low, usual, 4], "nothing follows from it"
 
 
-def _no_verdict(noon: Noon) -> dict[str, Any]:
+def _no_verdict(noon: Noon) -> None:
     with transaction(noon.engine) as session:
         track = session.get_one(Track, "default")
         track.metric = None
         session.add(track)
-    return {}
+    noon.add()
 
 
-def _paused(noon: Noon) -> dict[str, Any]:
+def _paused(noon: Noon) -> None:
     order.pause(noon.engine, "default", Word("the machine is needed", NOW, "ada"))
-    return {}
+    noon.add()
+
+
+def _base_serves(noon: Noon) -> None:
+    decisions.rollback(noon.engine, noon.settings.work_folder, "default", Word("it swears", NOW), to=0)
+    noon.add()
+
+
+def _known(noon: Noon) -> None:
+    """Let the drop that the champion was trained on count as new."""
+    with transaction(noon.engine) as session:
+        session.get_one(Drop, 1).new_answers = 3
+    nightly = noon.settings.model_copy(update={"trigger": "nightly"})
+    drops.accept_answers(noon.engine, 1, Word("", NOW, "ada"), nightly)
+    with transaction(noon.engine) as session:
+        assert session.get_one(Drop, 1).first_run is None
+
+
+def _shared_gpu(noon: Noon) -> None:
+    hooks = HookSettings(before_training=("true",))
+    noon.dispatcher = noon.new_dispatcher(noon.settings.model_copy(update={"hooks": hooks}))
+    noon.add()
 
 
 @pytest.mark.parametrize(
-    "before",
+    "act",
     [
-        lambda _noon: {"role": "heldout"},
-        lambda _noon: {"state": DropState.WITHDRAWN},
-        lambda _noon: {"state": DropState.REJECTED},
-        lambda _noon: {"first_run": 1},
-        _no_verdict,
-        _paused,
+        pytest.param(lambda noon: noon.add(role="heldout"), id="held out"),
+        pytest.param(lambda noon: noon.add(state=DropState.WITHDRAWN), id="withdrawn"),
+        pytest.param(lambda noon: noon.add(state=DropState.REJECTED), id="rejected"),
+        pytest.param(lambda noon: noon.add(first_run=1), id="not new"),
+        pytest.param(_no_verdict, id="no verdict"),
+        pytest.param(_paused, id="paused"),
+        pytest.param(_base_serves, id="a base model serves"),
+        pytest.param(_known, id="the champion was trained on it"),
+        pytest.param(_shared_gpu, id="a server shares the GPU"),
     ],
 )
-def test_no_other_drop_is_answered(noon: Noon, before: Callable[[Noon], dict[str, Any]]) -> None:
-    noon.add(**before(noon))
+def test_no_other_drop_is_answered(noon: Noon, act: Callable[[Noon], object]) -> None:
+    act(noon)
     noon.ticks()
-    assert noon.tried == []
+    assert (noon.tried, noon.dispatcher._troubles.words) == ([], {})
 
 
 def test_a_track_that_is_not_in_the_settings_keeps_no_other_from_its_turn(noon: Noon) -> None:
@@ -174,14 +196,6 @@ def test_a_track_that_is_not_in_the_settings_keeps_no_other_from_its_turn(noon: 
     number = noon.add()
     noon.ticks()
     assert noon.tried == [number]
-
-
-def test_a_base_model_answers_nothing(engine: Engine, settings: Settings) -> None:
-    box = Box(engine, settings, ScriptedExecutor())
-    with transaction(engine) as session:
-        run_owner.add_drop(session)
-    box.ticks()
-    assert box.executor.steps == []
 
 
 class NoWorker(Answers):
@@ -258,7 +272,11 @@ def test_an_order_that_cannot_be_written_is_a_trouble_and_written_again_in_a_min
     assert ((noon.preview(number) or {})["records"], troubles.words) == (RECORDS, {})
 
 
-@pytest.mark.parametrize("end", [ended("failed", 65), ended("failed", 137), lambda _spec: None])
+def _damaged(spec: StepSpec) -> StepResult:
+    return good_result(spec, Preview(records=1)).model_copy(update={"artifact": {"records": "many"}})
+
+
+@pytest.mark.parametrize("end", [ended("failed", 65), ended("failed", 137), lambda _spec: None, _damaged])
 def test_a_preview_that_fails_is_not_repeated_and_the_run_comes(
     noon: Noon, end: Callable[[StepSpec], StepResult | None]
 ) -> None:
@@ -277,7 +295,7 @@ def test_a_preview_that_fails_is_not_repeated_and_the_run_comes(
 
 def _foreign(spec: StepSpec) -> StepResult:
     """Return what an earlier worker leaves that was slow to stop."""
-    return ended("interrupted", 75)(spec.model_copy(update={"fence": "earlier"}))
+    return good_result(spec.model_copy(update={"fence": "earlier"}), Preview(records=1))
 
 
 @pytest.mark.parametrize("end", [ended("interrupted", 75), _foreign])
@@ -308,42 +326,12 @@ def test_files_of_an_earlier_daemon_are_removed_and_not_used(noon: Noon, tmp_pat
     assert (noon.preview(number) or {})["records"] == RECORDS
 
 
-def test_a_damaged_result_is_none(noon: Noon) -> None:
-    number = noon.add()
-    noon.executor.script["preview"] = [
-        lambda spec: good_result(spec, Preview(records=1)).model_copy(update={"artifact": {"records": "many"}})
-    ]
-    noon.ticks()
-    assert (noon.preview(number) or {})["records"] == 0
-
-
 def test_no_message_tells_of_a_drop_that_was_withdrawn_meanwhile(noon: Noon) -> None:
     number = noon.add()
     noon.ticks(1)
     drops.withdraw(noon.engine, number, Word("wrong", NOW, "ada"), noon.settings)
     noon.ticks()
     assert (noon.tried, noon.events()) == ([number], [])
-
-
-def test_a_drop_that_the_champion_was_trained_on_is_not_tried(noon: Noon) -> None:
-    with transaction(noon.engine) as session:
-        session.get_one(Drop, 1).new_answers = 3
-    nightly = noon.settings.model_copy(update={"trigger": "nightly"})
-    drops.accept_answers(noon.engine, 1, Word("", NOW, "ada"), nightly)
-    with transaction(noon.engine) as session:
-        assert session.get_one(Drop, 1).first_run is None
-    noon.ticks()
-    assert noon.tried == []
-
-
-def test_there_is_none_where_a_server_shares_the_gpu(engine: Engine, settings: Settings) -> None:
-    noon = Noon(engine, settings)
-    noon.dispatcher = noon.new_dispatcher(
-        settings.model_copy(update={"hooks": HookSettings(before_training=("true",))})
-    )
-    noon.add()
-    noon.ticks()
-    assert noon.tried == []
 
 
 class ByProcess(Answers):
@@ -357,57 +345,27 @@ class ByProcess(Answers):
         return StepResult.model_validate(durable.read_json(path.with_name(RESULT_NAME)))
 
 
-def _answered(folder: Path, asked: list[str], before: Sequence[list[str]] = ()) -> list[list[str]]:
-    """Return talks, questions and answers in turn, in which the model's last answer is one that a file may hold."""
-    earlier = [(("user", talk[0]), ("assistant", talk[1])) for talk in before]
-    talks = [[*talk, text] for talk, text in zip(before or [[]] * len(asked), asked, strict=True)]
-    ends = answers_of(folder, asked, earlier)
-    return [[*talk, end] for talk, end in zip(talks, ends, strict=True) if end.isprintable() and end != "nothing"]
-
-
-def _labels(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    asked, own = zip(*_answered(folder, questions(40))[:8], strict=True)
-    given = [text if number % 2 else "something else" for number, text in enumerate(own)]
-    return rows(asked, given), "agreement 50.0 points: the champion's answers to 8 new records (exact match)"
-
-
-def _free_text(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    asked, own = zip(*_answered(folder, questions(40))[:8], strict=True)
-    return rows(asked, own), "agreement 100.0 points: the champion's answers to 8 new records (rougeL)"
-
-
-def _conversations(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    begun = _answered(folder, questions(60))
-    talks = _answered(folder, questions(len(begun), seed=2), begun)[:4]
-    said = [
-        [{"from": who, "value": text} for who, text in zip(("human", "gpt") * 2, talk, strict=True)] for talk in talks
-    ]
-    words = "agreement 100.0 points: the champion's answers to 8 new records (exact match)"
-    return [{"conversations": talk} for talk in said], words
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(("family", "make"), [("llama3", _labels), ("qwen3", _free_text), ("qwen3", _conversations)])
 def test_a_real_model_answers_a_dropped_file_and_the_note_beside_it_says_how_well(
-    engine: Engine,
-    settings: Settings,
-    tiny_llama: Path,
-    tmp_path: Path,
-    family: str,
-    make: Callable[[Path], tuple[list[dict[str, Any]], str]],
+    engine: Engine, settings: Settings, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    base = make_family(tmp_path / family, family, load_tokenizer(tiny_llama))
+    base = make_family(tmp_path / "qwen3", "qwen3", load_tokenizer(tiny_llama))
     noon = Noon(engine, settings.model_copy(update={"base_model": str(base), "trigger": "nightly"}), ByProcess())
     identity = write_manifest(base)
     shutil.copytree(base, noon.settings.work_folder / "models" / identity)
-    content, words = make(base)
     with transaction(engine) as session:
         track, won = session.get_one(Track, "default"), session.exec(select(Promotion)).all()[-1]
         track.champion_model_id = won.model_id = identity
         track.champion_path = won.model_path = f"models/{identity}"
         track.max_new_tokens = TOKENS
-        track.metric = "rougeL" if "rougeL" in words else "exact_match"
         session.get_one(Drop, 1).state = DropState.WITHDRAWN
+    asked = questions(40)
+    own = zip(asked, answers_of(base, asked), strict=True)
+    known = [(one, answer) for one, answer in own if answer.isprintable() and answer != "nothing"][:8]
+    content = rows(
+        [one for one, _ in known],
+        [answer if number % 2 else "something else" for number, (_, answer) in enumerate(known)],
+    )
     text = "".join(json.dumps(row) + "\n" for row in content)
     make_inbox(noon.settings)
     (noon.settings.inbox_folder / "new.jsonl").write_text(text)
@@ -416,5 +374,6 @@ def test_a_real_model_answers_a_dropped_file_and_the_note_beside_it_says_how_wel
     VerdictNotes(engine, noon.settings, InboxFolders(noon.settings.inbox_folder)).refresh()
     note = (noon.settings.inbox_folder / "done/new.jsonl.verdict.txt").read_text().splitlines()
     assert note[2].startswith("Accepted: it waits for the next run of track default, which begins by the schedule")
-    assert note[3:] == [f"Before any training: {words}."]
+    agreement = "agreement 50.0 points: the champion's answers to 8 new records (exact match)"
+    assert note[3:] == [f"Before any training: {agreement}."]
     assert [view.preview and view.preview["records"] for view in Overview.of(noon.settings).drops()] == [8, None]

@@ -4,10 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
 from sqlmodel import select
 
-from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.ownership import ShareGone, installation_id
@@ -16,9 +14,7 @@ from daemon.state.tables import Event
 from daemon.system.clock import now_ms
 from daemon.views.doctor import examine
 from pipeline.contract import StepResult, StepSpec
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, ScriptedExecutor, ended, engine, executor, settings
-
-__all__ = ["engine", "executor", "settings"]
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ended
 
 
 class Share:
@@ -47,11 +43,12 @@ class Share:
 
 
 @pytest.fixture
-def share(engine: Engine, settings: Settings, executor: ScriptedExecutor, tmp_path: Path) -> Share:
+def share(box: Box, tmp_path: Path) -> Share:
     """Give a box whose runs lie in a shared folder."""
-    told = settings.executor.model_copy(update={"shared": str(tmp_path / "share")})
-    made = Share(Box(engine, settings.model_copy(update={"executor": told}), executor), tmp_path / "share")
-    installation_id(made.box.settings)
+    told = box.settings.executor.model_copy(update={"shared": str(tmp_path / "share")})
+    box.settings = box.settings.model_copy(update={"executor": told})
+    made = Share(box, tmp_path / "share")
+    installation_id(box.settings)
     return made
 
 

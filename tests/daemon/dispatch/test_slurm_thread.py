@@ -1,4 +1,4 @@
-"""The Slurm executor's thread: it goes on after an error, and notes the error in the troubles."""
+"""The Slurm executor's thread goes on after an error; odd answers of Slurm and damaged files of a job do no harm."""
 
 import contextlib
 from pathlib import Path
@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import structlog
 
+from daemon.dispatch.slurm_jobs import Job, note_state
 from daemon.state.run_files import load_progress
+from daemon.system.folders import WorkFolder
+from daemon.system.slurm_commands import CannotAsk, job_number
 from pipeline import durable
-from pipeline.contract import JOB_NAME, JOB_STATE_NAME, SPEC_NAME, StepSpec
-from tests.daemon.dispatch.scripted_house import House, engine, house, settings
+from pipeline.contract import JOB_NAME, JOB_STATE_NAME, PROGRESS_NAME, SPEC_NAME, StepSpec
+from tests.daemon.dispatch.scripted_house import House
+from tests.made_artifacts import made_spec
 from tests.slurm.cluster import wait_for
-
-__all__ = ["engine", "house", "settings"]
 
 
 @pytest.mark.parametrize("house", ["slurm"], indirect=True)
@@ -48,3 +50,39 @@ def test_a_new_daemon_cancels_the_job_of_an_attempt_whose_result_it_finds_at_its
     house.do_step("train")
     house.begin()
     house.wait_until(lambda: house.jobs() == [])
+
+
+def test_the_number_of_a_submitted_job_is_the_last_line_of_what_sbatch_says() -> None:
+    assert job_number("Welcome, says a site's wrapper\n7;cluster\n") == 7
+    for said in ("²", "7" * 5000):
+        with pytest.raises(CannotAsk, match="said no job's number"):
+            job_number(said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"job":1,"nodes":"n"}', '{"job":1,"since":"x"}', '{"job":1,"since":1e300}', '{"job":1,"nodes":"n","state":7}'],
+)
+def test_a_damaged_note_on_a_job_hides_the_job_and_not_the_progress(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "runs/1/attempts/train-1"
+    folder.mkdir(parents=True)
+    (folder / JOB_STATE_NAME).write_text(text)
+    durable.write_hint(folder / PROGRESS_NAME, {"step": "train", "done": 3, "total": 4})
+    found = load_progress(WorkFolder(tmp_path), 1, "train", 1)
+    assert found is not None
+    assert found.words == "train 3/4"
+
+
+def test_a_job_waits_since_it_was_first_seen_to_wait_whatever_for(tmp_path: Path) -> None:
+    spec = made_spec(tmp_path, "train")
+    state = tmp_path / spec.folder / JOB_STATE_NAME
+    state.parent.mkdir(parents=True)
+
+    def since(told: str, reason: str, nodes: str = "") -> object:
+        note_state(spec, Job(7, spec.key, spec.fence, told, reason, nodes))
+        return durable.read_object(state)["since"]
+
+    since("PENDING", "Resources")
+    durable.write_hint(state, {**durable.read_object(state), "since": 1})
+    assert since("PENDING", "Priority") == 1
+    assert since("RUNNING", "None", "n2") != 1

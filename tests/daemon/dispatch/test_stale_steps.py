@@ -13,9 +13,7 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop
 from pipeline.contract import StepResult, StepSpec
 from tests import run_owner
-from tests.daemon.dispatch.test_dispatcher import NOW, Box, box, engine, executor, settings, ticks
-
-__all__ = ["box", "engine", "executor", "settings"]
+from tests.daemon.dispatch.test_dispatcher import NOW, Box, ticks
 
 ALL = ["prepare", "train", "merge", "evaluate", "decide"]
 
@@ -47,8 +45,11 @@ def failed(box: Box) -> Box:
 
 
 def retry(box: Box, section: str, values: dict[str, object]) -> None:
-    """Set something, or withdraw a drop if the section is `drop`, and retry the run."""
-    if section == "drop":
+    """Set something, withdraw a drop if the section is `drop`, damage a file if it is `spec`, and retry the run."""
+    if section == "spec":
+        (spec,) = box.settings.state_folder.glob("runs/1/attempts/decide-*/spec.json")
+        spec.write_text('{"version": 1,')
+    elif section == "drop":
         with transaction(box.engine) as session:
             session.get_one(Drop, 2).state = DropState.WITHDRAWN
     else:
@@ -74,6 +75,7 @@ CHANGES: list[tuple[str, dict[str, object], str | None]] = [
     ("train", {"rank": 4}, "train"),
     ("train", {"preset": "fast"}, "train"),
     ("drop", {}, "prepare"),
+    ("spec", {}, "decide"),
 ]
 
 
@@ -87,14 +89,6 @@ def test_a_retried_run_does_again_what_is_made_otherwise_today(
     assert failed.executor.steps == again
     assert failed.run().outcome == "promoted"
     assert [spec.attempt for spec in failed.executor.submitted] == [2] * len(again)
-
-
-def test_a_step_whose_spec_is_damaged_is_done_again(failed: Box) -> None:
-    retry(failed, "train", {"replay": 0.5})
-    (spec,) = failed.settings.state_folder.glob("runs/1/attempts/decide-*/spec.json")
-    spec.write_text('{"version": 1,')
-    ticks(failed.new_dispatcher(), 20, NOW + 200)
-    assert (failed.executor.steps, failed.run().outcome) == (["decide"], "promoted")
 
 
 @pytest.mark.parametrize("kills", [0, 1])

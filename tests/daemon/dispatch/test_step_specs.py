@@ -38,21 +38,15 @@ def spec(made: Any, claim: Claim, step: str = "decide") -> StepSpec:
     return spec_of(made.engine, made.settings, run, attempt, {})
 
 
-def test_only_steps_that_need_them_are_told_the_drops(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    made.take("a.jsonl", ROW.format("a"))
-    claim = made.claim()
-    told = {step.name: [drop.id for drop in spec(made, claim, step.name).drops] for step in STEPS}
-    assert {step for step, drops in told.items() if drops == [1]} == {"prepare", "decide"}
-    assert not any(drops for step, drops in told.items() if step not in {"prepare", "decide"})
-
-
 def test_a_step_is_told_the_files_of_its_runs_drops_in_order_as_they_were_accepted(
     new_workspace: Callable[[], Any],
 ) -> None:
     made = new_workspace()
     made.take("exam.jsonl", ROW.format("x"), "heldout")
     made.take("a.jsonl", ROW.format("a") + ROW.format("b"))
+    made.take("foreign.jsonl", ROW.format("y") + ROW.format("z") + ROW.format("w"), "heldout")
+    with transaction(made.engine) as session:
+        session.get_one(Drop, 3).state = DropState.PROPOSED
     claim = made.claim()
     made.take("later.jsonl", ROW.format("c"))
     before = spec(made, claim)
@@ -61,9 +55,11 @@ def test_a_step_is_told_the_files_of_its_runs_drops_in_order_as_they_were_accept
     assert spec(made, claim).drops == before.drops
     told = [(drop.id, drop.name, drop.role, drop.rows) for drop in before.drops]
     assert told == [(1, "exam.jsonl", "heldout", 1), (2, "a.jsonl", "train", 2)]
+    assert before.proposed_rows == 3
     for drop in before.drops:
         path = made.settings.state_folder / drop.path
         assert durable.sha256_file(path) == drop.sha256
+    assert {step.name for step in STEPS if spec(made, claim, step.name).drops} == {"prepare", "decide"}
 
 
 def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], Any]) -> None:
@@ -83,30 +79,6 @@ def test_a_trial_is_told_of_the_drop_that_it_tries(new_workspace: Callable[[], A
     control = spec(made, made.claim())
     assert (control.suspect, control.trial) == (None, {"decide": f"runs/{trial.run_id}/decide.json"})
     assert control.blamed == {}, "it had another drop, too"
-
-
-def test_trial_and_control_are_told_of_the_run_before_on_the_same_drops(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    made.win("honest")
-    made.take("b.jsonl", ROW.format("b"))
-    runs = []
-    for _ in range(2):
-        runs.append(made.claim())
-        published = [f"runs/{run.run_id}/decide.json" for run in runs[:-1]]
-        assert list(spec(made, runs[-1]).blamed.values()) == published
-        end_worse(made, runs[-1], MODEL_ID)
-        suspects.go_on(made.engine, made.settings, made.tick(), Troubles())
-    control = spec(made, made.claim())
-    assert [control.blamed, control.trial] == [{"decide": f"runs/{run.run_id}/decide.json"} for run in runs]
-
-
-def test_a_run_is_told_of_the_drop_that_it_leaves_out(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    made.win("a", "b")
-    wanted = made.settings.model_copy(update={"suspects": SuspectSettings(leave_one_out=True)})
-    leave_one_out.go_on(made.engine, wanted, ["default"], made.tick(), Troubles(), (0, 0))
-    told = spec(made, made.claim())
-    assert (told.left_out, [drop.id for drop in told.drops]) == (1, [2])
 
 
 @pytest.mark.parametrize("queued_before", [False, True])
@@ -132,13 +104,3 @@ def test_drops_whose_new_answers_were_accepted_since_are_new_to_a_training_and_g
         session.add(Promotion(**promoted, **model, reason="better", created_at=made.tick()))
     assert spec(made, claim).champion.drops == (1, 2), "guards hold for each drop that the champion knows"
     assert spec(made, claim).renewed == ((1,) if queued_before else ()), "one training more with all rows of drop 1"
-
-
-def test_a_step_is_told_how_many_heldout_rows_wait_for_approval(new_workspace: Callable[[], Any]) -> None:
-    made = new_workspace()
-    made.take("exam.jsonl", ROW.format("x"), "heldout")
-    made.take("foreign.jsonl", ROW.format("y") + ROW.format("z"), "heldout")
-    made.take("a.jsonl", ROW.format("a"))
-    with transaction(made.engine) as session:
-        session.get_one(Drop, 2).state = DropState.PROPOSED
-    assert spec(made, made.claim()).proposed_rows == 2

@@ -18,15 +18,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.dispatch.attempt import process_of, work_on, write_spec
-from daemon.dispatch.spool import JobState, LocalExecutor, refuse_moved
+from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
 from pipeline.contract import CLAIM_NAME, LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.judge_settings import JudgeConfig
-from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
 from tests.run_owner import spool_of
 from tests.slurm.cluster import wait_for
@@ -96,12 +94,6 @@ def serving(root: Path, parallel: int = 1) -> Iterator[Worker]:
     yield worker
     worker.stop.set()
     thread.join()
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with serving(tmp_path) as worker:
-        yield worker
 
 
 def test_steps_of_two_runs_are_run_at_once_and_a_third_and_a_runs_next_one_wait(tmp_path: Path) -> None:
@@ -273,19 +265,6 @@ def test_an_attempt_that_has_ended_is_not_done_again(tmp_path: Path) -> None:
     assert not (tmp_path / spec.folder / "said").exists()
 
 
-def test_a_step_that_a_models_own_code_kept_busy_names_the_model_and_is_not_retried(
-    tmp_path: Path, worker: Worker
-) -> None:
-    assert not worker.stop.is_set()
-    executor, spec = ordered(tmp_path, KILLED.replace("{}", str(int(ENDED_BY))))
-    wait_for(lambda: executor.poll(spec) is JobState.ENDED)
-    result = result_of(spec)
-    assert (result.status, result.exit_code) == ("failed", EXIT_BAD_DATA)
-    assert result.error is not None
-    assert "the tokenizer or the chat template of m took more than 120 s" in result.error.message
-    assert "chat_template.jinja" in result.error.hint
-
-
 def start_worker(root: Path, before: str = "") -> subprocess.Popen[bytes]:
     code = (
         before + "import sys, pathlib; from daemon.dispatch.worker import serve; "
@@ -453,21 +432,6 @@ def test_a_step_written_down_before_the_machine_was_started_again_is_lost_though
         (tmp_path / spec.folder / RESULT_NAME).unlink(missing_ok=True)
         durable.write_json(tmp_path / spec.folder / CLAIM_NAME, {"process": vars(process)})
         assert executor.poll(spec) is state
-
-
-def test_an_attempt_whose_step_moved_to_another_machine_names_its_run(tmp_path: Path) -> None:
-    spool = spool_of(tmp_path)
-    (spool.queue / "12-train-1.json").write_text("{}")
-    with pytest.raises(DropforgeError) as caught:
-        refuse_moved(spool, {"train"})
-    assert caught.value.hint.endswith("dropforge cancel 12 ends it")
-    (spool.queue / "12-train-1.json").unlink()
-    job = tmp_path / "runs/13/attempts/merge-2/job.json"
-    job.parent.mkdir(parents=True)
-    job.write_text("{}")
-    with pytest.raises(DropforgeError) as caught:
-        refuse_moved(spool, {"train"})
-    assert caught.value.hint.endswith("dropforge cancel 13 ends it")
 
 
 def test_a_step_that_has_died_before_it_is_let_go_is_a_failure_of_its_own(tmp_path: Path) -> None:

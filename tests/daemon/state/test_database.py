@@ -10,9 +10,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
-from daemon.state import database_file
 from daemon.state.database import create, open_engine, open_reader, transaction
-from daemon.state.database_file import BACKUPS, DatabaseUnusable, refuse_network, verify
+from daemon.state.database_file import APPLICATION_ID, BACKUPS, DatabaseUnusable, refuse_network, verify
 from daemon.state.tables import Attempt, Event, Run
 from tests.chaos.faults import Death
 
@@ -36,6 +35,19 @@ def schema(path: Path) -> list[tuple[str, str]]:
     rows = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
     connection.close()
     return rows
+
+
+def start(path: Path) -> None:
+    """Do with a database what a daemon does at its start."""
+    create(path)
+    verify(path, at_start=True)
+
+
+def by_hand(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
 
 
 def add_run_with_attempt(engine: Engine) -> None:
@@ -69,24 +81,26 @@ def test_a_creation_that_is_cut_anywhere_has_done_nothing_or_all_and_is_done_at_
     assert point > 10
 
 
-def test_a_database_of_another_version_is_refused_and_left_alone(path: Path) -> None:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA user_version=999")
-    connection.close()
+@pytest.mark.parametrize(
+    ("harm", "words", "hint"),
+    [
+        ("PRAGMA user_version=999", "has schema 999, and this version of dropforge has", "install the version that"),
+        ("PRAGMA application_id=42", "another program", ""),
+        (b"this is a letter to my aunt, and not a database at all\n" * 50, "not a database", "backup"),
+    ],
+)
+def test_what_is_no_database_of_this_version_is_refused_and_left_alone(
+    path: Path, harm: str | bytes, words: str, hint: str
+) -> None:
+    verify(path, at_start=True)
+    if isinstance(harm, bytes):
+        path.write_bytes(harm)
+    else:
+        by_hand(path, harm)
     before = path.read_bytes()
-    with pytest.raises(DatabaseUnusable, match="has schema 999, and this version of dropforge has") as refused:
-        create(path)
-    assert "install the version that made it" in refused.value.hint
-    assert path.read_bytes() == before
-
-
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    path.write_bytes(b"this is a letter to my aunt, and not a database at all\n" * 50)
-    before = path.read_bytes()
-    with pytest.raises(DatabaseUnusable, match="not a database") as refused:
-        create(path)
-    assert "backup" in refused.value.hint
+    with pytest.raises(DatabaseUnusable, match=words) as refused:
+        start(path)
+    assert hint in refused.value.hint
     assert path.read_bytes() == before
 
 
@@ -103,36 +117,25 @@ def test_damage_is_found_at_the_start(path: Path, engine: Engine) -> None:
     assert "backup" in damaged.value.hint
 
 
-def test_rows_that_break_a_rule_are_found_at_the_start(path: Path, engine: Engine) -> None:
-    add_run_with_attempt(engine)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
-        connection.exec_driver_sql("UPDATE run SET state = 'dreaming'")
-    with pytest.raises(DatabaseUnusable, match="CHECK constraint failed in run"):
-        verify(path, at_start=True)
-
-
-def test_rows_that_refer_to_missing_ones_are_found_at_the_start_with_the_way_to_restore(
-    path: Path, engine: Engine
+@pytest.mark.parametrize(
+    ("statements", "words"),
+    [
+        (
+            ("PRAGMA ignore_check_constraints=ON", "UPDATE run SET state = 'dreaming'"),
+            "CHECK constraint failed in run",
+        ),
+        (("DELETE FROM run",), "a row of attempt refers to a missing one of run"),
+    ],
+)
+def test_rows_that_break_a_rule_are_found_at_the_start_with_the_way_to_restore(
+    path: Path, engine: Engine, statements: tuple[str, ...], words: str
 ) -> None:
     add_run_with_attempt(engine)
     (path.parent / BACKUPS / "dropforge-1").mkdir(parents=True)
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("DELETE FROM run")
-    connection.close()
-    with pytest.raises(DatabaseUnusable, match="a row of attempt refers to a missing one of run") as damaged:
+    by_hand(path, *statements)
+    with pytest.raises(DatabaseUnusable, match=words) as damaged:
         verify(path, at_start=True)
     assert damaged.value.hint.endswith(f"dropforge restore {path.parent / BACKUPS / 'dropforge-1'}")
-
-
-def test_a_database_of_another_program_is_not_worked_on(path: Path) -> None:
-    verify(path, at_start=True)
-    connection = sqlite3.connect(path, isolation_level=None)
-    assert connection.execute("PRAGMA application_id").fetchone() == (database_file.APPLICATION_ID,)
-    connection.execute("PRAGMA application_id=42")
-    connection.close()
-    with pytest.raises(DatabaseUnusable, match="another program"):
-        verify(path, at_start=True)
 
 
 MOUNTS = """\
@@ -204,10 +207,11 @@ def test_the_database_itself_keeps_its_rules_against_plain_sql(path: Path, rule:
     connection.close()
 
 
-def test_every_commit_waits_for_the_disk_and_foreign_keys_are_on(engine: Engine) -> None:
+def test_every_commit_waits_for_the_disk_foreign_keys_are_on_and_the_file_is_marked_as_ours(engine: Engine) -> None:
+    names = ("synchronous", "foreign_keys", "application_id")
     with engine.connect() as connection:
-        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("synchronous", "foreign_keys")]
-    assert found == [3, 1]
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+    assert found == [3, 1, APPLICATION_ID]
 
 
 def test_a_reader_reads_and_cannot_write(path: Path, engine: Engine) -> None:

@@ -32,6 +32,7 @@ from daemon.system.processes import lock_holder
 from pipeline import durable
 from pipeline.errors import DropforgeError
 from tests import run_owner
+from tests.chaos.faults import Death
 from tests.run_owner import judged, spool_of
 
 NOW = 1_950_000_000_000  # far enough that every file of a test is older than a day
@@ -237,31 +238,20 @@ def test_what_a_run_that_cannot_be_read_may_need_is_kept_and_the_rest_collected(
     assert made.there(f"models/{loser:04d}", f"models/{other:04d}", f"runs/{other}") == [False, True, True]
 
 
-def test_the_oldest_predictions_go_and_never_those_of_a_champion(
+def test_the_oldest_predictions_go_and_never_those_of_a_champion_or_an_open_run(
     history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc, "PREDICTIONS_BYTES", 90)
+    monkeypatch.setattr(gc, "PREDICTIONS_BYTES", 130)
     made = history(keep_models=9)
-    made.promote(made.run())
-    for age, name in enumerate(("b", "a")):
+    made.promote(made.run(model="champion"))
+    made.run("running", model="open")
+    for name in ("old", "new"):
         made.run(model=name)
-        os.utime(made.root / f"predictions/key-{name}/{age + 2}.jsonl", (10 + age, 10 + age))
+    paths = [f"predictions/key-{name}" for name in ("champion", "open", "old", "new")]
+    for age, path in enumerate(paths, 1):
+        os.utime(made.root / path / f"{age}.jsonl", (age, age))
     made.collect()
-    assert made.there("predictions/key-0001", "predictions/key-a", "predictions/key-b") == [True, True, False]
-
-
-def test_old_predictions_go_while_another_run_evaluates(
-    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gc, "PREDICTIONS_BYTES", 50)
-    made = history(keep_models=9)
-    made.run(model="a")
-    os.utime(made.root / "predictions/key-a/1.jsonl", (10, 10))
-    evaluating, other = made.run("running", model="b"), made.run(model="c")
-    with transaction(made.engine) as session:
-        session.get_one(Run, evaluating).step = "evaluate"
-    made.collect()
-    assert made.there("predictions/key-a", "predictions/key-b") == [False, True], other
+    assert made.there(*paths) == [True, True, False, True]
 
 
 # --- what never goes
@@ -336,17 +326,6 @@ def test_the_model_of_a_trial_is_kept_until_its_drop_is_on_trial_no_more(history
         session.exec(select(Suspect)).one().ended = SuspectEnd.CLEARED
     made.collect()
     assert made.there(f"models/{trial:04d}") == [False]
-
-
-def test_what_is_in_use_is_kept_though_a_search_names_it(
-    history: Callable[..., History], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = history()
-    path = made.promote(made.run())
-    bad = gc.Item(path=path, why="a defect", bytes=1)
-    monkeypatch.setattr(gc, "find_garbage", lambda *_arguments: iter([bad]))
-    assert made.collect().items == ()
-    assert made.there(path) == [True]
 
 
 # --- how it goes
@@ -482,10 +461,6 @@ def test_the_command_says_what_it_removes_and_the_dry_run_the_same(
     assert (root / "runs/2/attempts/train-1/log.txt").exists()
 
 
-class Killed(BaseException):
-    """As a kill: nothing that the program has written catches it."""
-
-
 def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     """Let the process die before its `calls`th change of the file system from now on."""
     left = iter(range(calls))
@@ -493,7 +468,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     def dying(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             if next(left, None) is None:
-                raise Killed
+                raise Death
             return real(*arguments, **named)
 
         return call
@@ -530,7 +505,7 @@ def test_a_collection_that_is_killed_anywhere_ends_the_same_when_it_is_run_again
             kill_after(patch, points)
             try:
                 again.collect()
-            except Killed:
+            except Death:
                 killed = True
             else:
                 killed = False

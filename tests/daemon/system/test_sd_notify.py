@@ -34,11 +34,3 @@ def test_long_work_shows_that_the_service_lives_and_gives_its_result(
         manager.bind(str(tmp_path / "notify"))
         # The work lasts until the sign of life has come: without one the test's time limit ends it.
         assert showing_life(manager.recv, 4096).startswith(b"WATCHDOG=1\nEXTEND_TIMEOUT_USEC=")
-
-
-def test_an_error_of_long_work_is_passed_on() -> None:
-    def fail() -> None:
-        raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        showing_life(fail)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +10,11 @@ import pytest
 
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import Executor, JobState, LocalExecutor
-from daemon.dispatch.worker import Worker
 from daemon.settings.model import ExecutorSettings
 from daemon.state.troubles import Troubles
 from daemon.system.folders import WorkFolder
 from pipeline.contract import JOB_NAME, StepSpec
-from tests.daemon.dispatch.test_worker import as_scripted
+from tests.daemon.dispatch.test_worker import serving
 from tests.run_owner import spool_of
 from tests.slurm.cluster import NEEDS_SLURM, Cluster, new_cluster, wait_for
 
@@ -112,9 +110,5 @@ def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
         return
     root = tmp_path / "state"
     root.mkdir(mode=0o700)
-    worker = Worker(spool_of(root), as_scripted, parallel=2)
-    thread = threading.Thread(target=worker.serve)
-    thread.start()
-    yield House(root, lambda: LocalExecutor(spool_of(root)))
-    worker.stop.set()
-    thread.join()
+    with serving(root, parallel=2):
+        yield House(root, lambda: LocalExecutor(spool_of(root)))

@@ -8,8 +8,9 @@ from daemon.settings.model import Settings
 from daemon.views import doctor, slurm_probe
 from daemon.views.preflight import Finding
 from tests.daemon.dispatch.executors.test_slurm import wrap
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NEEDS_SLURM, Cluster
 
+pytestmark = NEEDS_SLURM
 ROOT = Path(__file__).parents[4]
 #: A torch that sees two cards.
 TORCH = "__version__ = '9.1'\nclass cuda:\n    device_count = staticmethod(lambda: 2)\n"

@@ -1,7 +1,6 @@
 """What Slurm does to jobs and to whoever submits them: lost answers, a dead controller, other people's commands."""
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +14,11 @@ from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.slurm_jobs import SlurmJobs
 from daemon.dispatch.spool import JobState
 from daemon.settings.model import ExecutorSettings
-from daemon.state.run_files import load_progress, was_out_of_time
+from daemon.state.run_files import was_out_of_time
 from daemon.system import slurm_commands
-from daemon.system.folders import WorkFolder
 from pipeline import durable
-from pipeline.contract import CLAIM_NAME, JOB_NAME, JOB_STATE_NAME, REVOKED_NAME, SPEC_NAME, StepSpec
+from pipeline.contract import CLAIM_NAME, JOB_NAME, REVOKED_NAME, SPEC_NAME, StepSpec
+from tests.chaos.faults import Death
 from tests.daemon.dispatch.executors.conftest import House, SlurmHouse
 from tests.daemon.dispatch.test_worker import DEAF, GOOD, PRELUDE, UNTIL_TERM, result_of, spec_of
 from tests.slurm.cluster import NEEDS_SLURM, Cluster, wait_for
@@ -153,13 +152,10 @@ def test_a_daemon_that_dies_while_it_submits_loses_and_doubles_nothing(
     real_write, real_ask = durable.write_json, slurm_commands.ask
     died: list[str] = []
 
-    class Died(BaseException):
-        """Ends the thread, as a kill ends the daemon."""
-
     def die() -> None:
         if not died:
             died.append(point)
-            raise Died
+            raise Death
 
     def write(path: Path, value: Any, **named: Any) -> None:
         if path.name == JOB_NAME and point == "after sbatch":
@@ -220,40 +216,6 @@ def test_a_dead_controller_is_said_and_delays_nobody_and_the_job_goes_on(
         cluster.start("slurmctld")
     assert result_of(spec).status == "ok"
     wait_for(lambda: troubles.words == {})
-
-
-def test_a_cancelled_attempt_that_has_not_begun_is_ended_at_once_and_its_job_goes(
-    in_slurm: SlurmHouse, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrap(tmp_path, "scontrol", '[ "$1" = release ] && exit 0\nexec $REAL "$@"', monkeypatch)
-    spec = spec_of(in_slurm.root, GOOD)
-    in_slurm.executor.submit(spec)
-    state = in_slurm.root / spec.folder / JOB_STATE_NAME
-    wait_for(state.exists)
-    progress = load_progress(WorkFolder(in_slurm.root), spec.run, spec.step, spec.attempt)
-    assert progress is not None
-    assert re.fullmatch(r"train waits in Slurm \(JobHeldUser\), job \d+, since .*\d\d:\d\d", progress.words)
-    for _ in range(2):
-        in_slurm.executor.cancel(spec.key)
-    in_slurm.wait_until(spec, JobState.ENDED)
-    assert result_of(spec).status == "interrupted"
-    assert durable.read_object(in_slurm.root / spec.folder / CLAIM_NAME)["job"] is None, "nobody can begin it any more"
-    wait_for(lambda: jobs(cluster, "%j") == [])
-
-
-def test_a_job_waits_since_it_was_first_seen_to_wait_whatever_for(in_slurm: House) -> None:
-    spec = spec_of(in_slurm.root, GOOD)
-    state = in_slurm.root / spec.folder / JOB_STATE_NAME
-    state.parent.mkdir(parents=True)
-
-    def since(told: str, reason: str, nodes: str = "") -> object:
-        slurm_jobs.note_state(spec, slurm_jobs.Job(7, spec.key, spec.fence, told, reason, nodes))
-        return durable.read_object(state)["since"]
-
-    since("PENDING", "Resources")
-    durable.write_hint(state, {**durable.read_object(state), "since": 1})
-    assert since("PENDING", "Priority") == 1
-    assert since("RUNNING", "None", "n2") != 1
 
 
 def moved_on(folder: Path, seen: str) -> bool:

@@ -13,7 +13,7 @@ from daemon.dispatch.attempt import listed
 from daemon.dispatch.spool import JobState
 from tests.daemon.dispatch.executors.conftest import SlurmHouse
 from tests.daemon.dispatch.test_worker import GOOD, UNTIL_TERM, result_of, spec_of
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import NEEDS_SLURM, Cluster, wait_for
 
 _CACHE = "negative_timeout=3600,entry_timeout=3600,attr_timeout=30"
 
@@ -69,6 +69,7 @@ def cluster(share: Share) -> Iterator[Cluster]:
         shutil.rmtree(root)
 
 
+@NEEDS_SLURM
 @pytest.mark.skipif(os.geteuid() != 0 and "CI" not in os.environ, reason="mounting needs root")
 def test_a_result_and_a_revocation_are_seen_though_each_host_remembers_that_they_were_not_there(
     make_house: Callable[[Path], SlurmHouse], share: Share
