@@ -23,7 +23,7 @@ import structlog
 from daemon.dispatch.attempt import claim, end_revoked, folder_of, listed, write_spec
 from daemon.dispatch.slurm_jobs import NEVER, RUNNING, WAITING, WORKER, Job, SlurmJobs, note_state, release
 from daemon.dispatch.spool import JobState
-from daemon.settings.model import ExecutorSettings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.slurm_commands import CannotAsk

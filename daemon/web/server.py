@@ -21,7 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from daemon.settings.model import Settings
-from daemon.settings.web import Address
+from daemon.settings.sections import Address
 from daemon.system.processes import on_end_of_input
 from daemon.web.app import make_app
 from daemon.web.security import READING, load_token

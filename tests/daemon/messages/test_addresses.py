@@ -10,7 +10,7 @@ from sqlmodel import Session
 from daemon.messages import outbox
 from daemon.messages.addresses import examine
 from daemon.settings.load import load
-from daemon.settings.messages import MessageSettings, shown_url
+from daemon.settings.sections import MessageSettings, shown_url
 from daemon.state.events import record_event
 from tests.daemon.messages.conftest import Address
 

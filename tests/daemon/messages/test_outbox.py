@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from sqlmodel import col, select
 
 from daemon.messages import digest, outbox
-from daemon.settings.messages import MessageSettings
 from daemon.settings.model import Settings
+from daemon.settings.sections import MessageSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.tables import Message

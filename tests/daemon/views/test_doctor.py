@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 from daemon.champions import base_models
 from daemon.inbox.watcher import make_inbox
 from daemon.settings.load import load
-from daemon.settings.model import ExecutorSettings, Settings
+from daemon.settings.model import Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.database import create
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, TROUBLES_NOTE
 from daemon.storage.disk_estimate import needed_bytes
