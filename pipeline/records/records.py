@@ -27,8 +27,7 @@ from pipeline.records.conversation import (
 )
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
-from pipeline.records.json_array import BrokenArray, elements
-from pipeline.records.strict_json import BadJson, parse
+from pipeline.records.strict_json import BadJson, BrokenArray, elements, parse
 from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
