@@ -15,7 +15,7 @@ from daemon.settings.model import Settings
 from daemon.state.database import transaction
 from daemon.state.tables import Message
 from daemon.system.processes import FileLock
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "systemd" / "monitoring"

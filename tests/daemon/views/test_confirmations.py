@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 
 TOKEN = "t" * 43
 Page = Callable[..., list[str]]
