@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from daemon.settings.model import IntakeSettings, Settings
-from pipeline.models.special_tokens import special_tokens
+from pipeline.models.tokenizer_files import special_tokens
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
 from pipeline.records.records import FileFinding
 from pipeline.records.validate import Options, Validation, good_rows, validate

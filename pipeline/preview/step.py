@@ -10,7 +10,7 @@ from pipeline.contract import Attempt
 from pipeline.evaluate.inference import Inference
 from pipeline.evaluate.plan import ask_champion
 from pipeline.metrics.registry import METRICS
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.sample import row_line
 from pipeline.prepare.split import group_prompts, read_drops
 from pipeline.prepare.warnings import fit_template
