@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.queue import run_queue
-from daemon.queue.one_drop import accepted, champion_drops, of_training, queue_run, run_again, snapshot_of, trials
+from daemon.queue.leave_one_out import accepted, champion_drops, of_training, queue_run, run_again, snapshot_of, trials
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state import run_files

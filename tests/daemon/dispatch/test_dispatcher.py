@@ -21,7 +21,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import result_of_dead
 from daemon.messages.texts import text_of
-from daemon.queue import drops, one_drop, run_queue, states, suspects
+from daemon.queue import drops, leave_one_out, run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.clauses import change_clauses, verdict_clauses
@@ -1272,7 +1272,7 @@ def test_new_answers_of_a_drop_are_noted_and_count_in_the_run_after_they_are_acc
     assert [drop.answers_accepted for drop in again.drops] == [False, True]
     with transaction(engine) as session:
         assert session.get_one(Drop, drop).new_answers == 0
-        one_drop.queue_run(session, Purpose.TRIAL, "default", drop, NOW + 10**7, tested=[drop])
+        leave_one_out.queue_run(session, Purpose.TRIAL, "default", drop, NOW + 10**7, tested=[drop])
     executor.script["prepare"] = [proposes]
     ticks(dispatcher, now=NOW + 10**7)
     assert executor.submitted[-1].run == 3
