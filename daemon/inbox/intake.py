@@ -26,9 +26,8 @@ from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import rows_of, transaction
 from daemon.state.events import record_event
-from daemon.state.queries import rows_of
 from daemon.state.questions import TAKEN_IN
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Track

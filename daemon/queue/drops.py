@@ -14,9 +14,8 @@ from sqlmodel import Session, col, select
 from daemon.queue import run_queue, suspects
 from daemon.queue.snapshots import give_back, records_came, waiting_drops
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import transaction, waits
 from daemon.state.events import Word, record_event
-from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, DropState, RunState
 from daemon.state.tables import Drop, Run, Suspect
 from pipeline.artifacts import Replacement

@@ -17,11 +17,10 @@ from sqlalchemy import ColumnElement, Engine, func, or_, update
 from sqlmodel import Session, col, select
 
 from daemon.queue import run_queue
-from daemon.queue.snapshots import waiting_drops
+from daemon.queue.snapshots import on_trial_beside, waiting_drops
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import transaction, waits
 from daemon.state.events import record_event
-from daemon.state.queries import on_trial_beside, waits
 from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from daemon.state.troubles import Troubles

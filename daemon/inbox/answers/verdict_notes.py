@@ -22,8 +22,7 @@ from daemon.inbox.drop_folders import Folder
 from daemon.inbox.folders import InboxFolders, read_own, writing
 from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, preview_clauses, verdict_clauses
-from daemon.state.database import transaction
-from daemon.state.queries import rows_of
+from daemon.state.database import rows_of, transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, PREPARED, SNAPSHOT
 from daemon.state.run_files import ArtifactDamaged, load_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
