@@ -23,10 +23,9 @@ from daemon.settings.text import (
 )
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import Frozen
-from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig, TrainConfig
+from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
 from pipeline.errors import DropforgeError
-from pipeline.judge_settings import JudgeConfig
 
 FILE_NAME = "dropforge.toml"
 ENV_PREFIX = "DROPFORGE_"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import httpx2
 
 from pipeline import durable
-from pipeline.judge_settings import JudgeConfig
+from pipeline.config import JudgeConfig
 
 Choice = Literal["A", "B", "tie"]
 Chat = list[dict[str, str]]

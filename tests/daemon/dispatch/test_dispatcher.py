@@ -32,11 +32,10 @@ from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, T
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import GuardResult, Judgement, Preview, Replacement, Settlement, Shortfall, TrialScores
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.decide.explain import sentence
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN
-from pipeline.judge_settings import JudgeConfig
 from pipeline.models.manifest import check_base
 from tests import run_owner
 from tests.made_artifacts import good_result, made_adapter, made_dataset, made_model, made_report, made_verdict

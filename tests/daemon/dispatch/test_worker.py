@@ -23,9 +23,9 @@ from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
+from pipeline.config import JudgeConfig
 from pipeline.contract import CLAIM_NAME, LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
-from pipeline.judge_settings import JudgeConfig
 from pipeline.models.untrusted import ENDED_BY
 from tests.made_artifacts import made_spec
 from tests.run_owner import spool_of

@@ -29,7 +29,7 @@ from daemon.views.doctor import examine
 from daemon.views.overview import Overview
 from daemon.views.preflight import Finding
 from pipeline import durable
-from pipeline.judge_settings import JudgeConfig
+from pipeline.config import JudgeConfig
 from pipeline.models import gpu_driver
 from tests.daemon.conftest import BASE_ID, MODEL_ID
 from tests.model_folder import write_model
