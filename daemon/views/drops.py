@@ -273,9 +273,9 @@ def findings_of(overview: Drops, drop_id: int) -> tuple[FindingView, ...]:
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 
-def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
+def drop_rows(overview: Drops, drop: DropView, after: int = 0) -> tuple[DropRow, ...]:
     """
-    Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept.
+    Return up to 20 stored rows of a drop after the first `after`; empty if its file was not kept.
 
     Lines that are not JSON objects are skipped and not counted; each text is cut after 2,000 characters.
     """
@@ -283,7 +283,7 @@ def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_
     if path is None:
         return ()
     rows = (row for row in records.read_rows(path) if isinstance(row, records.Row) and isinstance(row.value, dict))
-    return tuple(_row(row) for row in islice(rows, after, after + most))
+    return tuple(_row(row) for row in islice(rows, after, after + MOST_ROWS))
 
 
 def stored_file(overview: Drops, drop: DropView) -> Path | None:
