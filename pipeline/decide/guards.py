@@ -19,7 +19,7 @@ from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.decide import policy, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.policy import exceeds, is_shown
+from pipeline.decide.policy import exceeds, is_beyond, is_shown
 from pipeline.decide.slices import POINTS, Known, Slice
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import COLLAPSED, DEGENERATE
@@ -89,7 +89,7 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margi
         of_kind = [part for part in tested if part[0].kind == kind]
         rows = [_row("slice", (part.label,), pair, margin) for part, pair in of_kind]
         for (part, pair), row, adjusted in zip(of_kind, rows, _adjusted(rows), strict=True):
-            is_large = len(pair) >= policy.LEAST_FOR_MARGIN and _is_beyond(row) and (is_shown(row) or not many)
+            is_large = len(pair) >= policy.LEAST_FOR_MARGIN and is_beyond(row) and (is_shown(row) or not many)
             yield _fail_if(adjusted, is_large or is_shown(adjusted)).model_copy(update={"drop": part.drop})
 
 
@@ -153,8 +153,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
         pairs = {of: comparison.by_group(np.column_stack((scores, x)), mask) for of, x in comparison.former.items()}
         rows = [_row("anchor", (known.label(drop), of), pair, margin) for of, pair in pairs.items() if len(pair)]
         if rows:
-            worst = min(rows, key=lambda row: (row.p_value is None, row.change))
-            best.append(worst.model_copy(update={"drop": drop}))
+            best.append(min(rows, key=lambda row: (row.p_value is None, row.change)).model_copy(update={"drop": drop}))
             masks.append(mask)
     for row, mask in zip(_adjusted(best), masks, strict=True):
         yield _no_further(_tested(row), comparison.differences(mask))
@@ -186,16 +185,16 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     fails = rose or not math.isfinite(candidate)
     bound = change - float(special.ndtri(1 - policy.LEVEL)) * error
     numbers = {"candidate": candidate, "champion": champion, "change": change, "bound": bound}
-    yield _result(
+    row = _result(
         "nll",
         tested=fails or math.isfinite(change),
-        fails=fails,
         records=len(sums),
         p_value=p_value,
         margin=margin,
         # JSON has no other numbers.
         **{name: number for name, number in numbers.items() if math.isfinite(number)},
     )
+    yield _fail_if(row, fails)
 
 
 def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
@@ -220,19 +219,18 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     for name, floor in sorted(config.floors.items()):
         pair = comparison.pairs(metric=name)
         score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
-        below = score is None or exceeds(floor, score)
         few = 0 < len(pair) < min(policy.LEAST_TESTED, len(comparison.pairs()))
-        yield _result(
+        row = _result(
             "floor",
             (METRICS[name].title, floor),
             ", on too few records to decide" if few else "",
             tested=bool(comparison.ids) and not few,
-            fails=below,
             records=len(pair),
             candidate=score,
             change=None if score is None else score - floor,
             margin=0.0,
         )
+        yield _fail_if(row, score is None or exceeds(floor, score))
 
 
 def _judge(comparison: Comparison) -> Iterator[GuardResult]:
@@ -245,8 +243,7 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     if comparison.opinion is None:
         return
     results = map(comparison.opinion.results.get, comparison.ids)
-    signs = [{"win": 1, "loss": -1}.get(result or "", 0) for result in results]
-    net = np.bincount(comparison.groups, signs)
+    net = np.bincount(comparison.groups, [{"win": 1, "loss": -1}.get(result or "", 0) for result in results])
     wins, losses = int((net > 0).sum()), int((net < 0).sum())
     row = _result(
         "judge",
@@ -263,7 +260,7 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
 
 def _tested(row: GuardResult) -> GuardResult:
     """Return `row`, changed to failed if it shows a loss, and one beyond its margin."""
-    return _fail_if(row, is_shown(row) and _is_beyond(row))
+    return _fail_if(row, is_shown(row) and is_beyond(row))
 
 
 def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
@@ -272,21 +269,13 @@ def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
     return [row if row.p_value is None else row.model_copy(update={"p_value": next(adjusted)}) for row in rows]
 
 
-def _is_beyond(row: GuardResult) -> bool:
-    return exceeds(-policy.GUARDS[row.guard].sign * (row.change or 0.0), row.margin or 0.0)
-
-
 def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
     """Return `row`, changed to failed if `fails`; a result that is only displayed stays so."""
     return row.model_copy(update={"state": "failed"}) if fails and row.state == "passed" else row
 
 
 def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float) -> GuardResult:
-    """
-    Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test.
-
-    `about` is that of `_result`.
-    """
+    """Return a passed result with its p-value for a loss, or a shown one without if the groups are too few to test."""
     sign = policy.GUARDS[guard].sign
     changes = (pair[:, 0] - pair[:, 1]) * sign
     tested = changes.size >= (policy.LEAST_EXACT if statistics.is_yes_or_no(changes) else policy.LEAST_TESTED)
@@ -305,14 +294,7 @@ def _row(guard: str, about: tuple[object, ...], pair: Floats, margin: float) -> 
     )
 
 
-def _result(
-    guard: str, about: tuple[object, ...] = (), note: str = "", *, tested: bool, fails: bool = False, **numbers: Any
-) -> GuardResult:
-    """
-    Return a guard's result with these numbers: failed or passed, or shown if it was not `tested`.
-
-    `about` fills in the fields of the guard's label; `note` follows the label.
-    """
-    row = policy.GUARDS[guard]
-    state = "shown" if not tested else "failed" if fails else "passed"
+def _result(guard: str, about: tuple[object, ...] = (), note: str = "", *, tested: bool, **numbers: Any) -> GuardResult:
+    """Return a guard's passed result, or a shown one if not `tested`; its label is filled with `about`, then `note`."""
+    row, state = policy.GUARDS[guard], "passed" if tested else "shown"
     return GuardResult(guard=guard, label=row.tests.format(*about) + note, unit=row.unit, state=state, **numbers)
