@@ -31,12 +31,7 @@ from daemon.views import confirmations
 from daemon.views.overview import Overview
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
-from pipeline.records.validate import (
-    MOST_FINDINGS,
-    MOST_KINDS,
-    Validation,
-    account_words,
-)
+from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, account_words
 from pipeline.words import count, printable, shell_path
 
 _LOOK_SECONDS = 0.5

@@ -48,8 +48,7 @@ def worker(  # noqa: PLR0913 - each is an option
         Path | None, typer.Option("--work", metavar="DIR", help="The folder of runs and models; else the state folder.")
     ] = None,
     parallel: Annotated[
-        int | None,
-        typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else as the settings say."),
+        int | None, typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else as the settings say.")
     ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
     one: Annotated[

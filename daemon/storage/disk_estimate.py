@@ -46,10 +46,7 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
     result = trained + beside
     # Of a search one adapter per trial, and a copy of the chosen one.
     adapters = 1 + most_trials(train.search) if train.search.space else 1
-    steps = {
-        "train": CHECKPOINTS * (result + moments) + adapters * result,
-        "merge": sum(size for _, size in sizes),
-    }
+    steps = {"train": CHECKPOINTS * (result + moments) + adapters * result, "merge": sum(size for _, size in sizes)}
     return {step: size + _SMALL for step, size in steps.items()}
 
 
