@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from sqlite3 import Connection
 from types import SimpleNamespace
@@ -10,11 +9,10 @@ from typing import Any
 
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
 from daemon.state.questions import WATCHED
-from daemon.state.run_files import ArtifactDamaged, load_dataset
+from daemon.state.run_files import readable_dataset
 from daemon.state.states import DropState
-from daemon.system.folders import WorkFolder
 from daemon.views.reader import Reader, Time
-from pipeline.artifacts import Dataset, Frozen
+from pipeline.artifacts import Frozen
 from pipeline.data_words import start_words
 from pipeline.decide.explain import sentence
 from pipeline.decide.watch import Watch, watch_of
@@ -180,13 +178,6 @@ def trained_on(reader: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     rows = reader.execute(wanted, (json.dumps(list(ids)),)).fetchall()
     fields = ({**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows)
     return tuple(TrainedOn.model_validate(row, extra="ignore") for row in fields)
-
-
-def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
-    """Return a run's prepared data; `None` if there is none, or it is damaged or not readable."""
-    with suppress(ArtifactDamaged, OSError):
-        return load_dataset(work_folder, run_id)
-    return None
 
 
 def _command(state: str | None, error: str | None, output: str | None, argv: object) -> CommandView | None:

@@ -12,8 +12,8 @@ from typing import Any
 from daemon.champions import history
 from daemon.state.clauses import drop_clauses
 from daemon.state.questions import CHAMPIONS, MEAN_WORTH, NEW_ANSWERS, PREPARED, TAKEN_IN
+from daemon.state.run_files import readable_dataset
 from daemon.system.folders import WorkFolder
-from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import NotThere, Reader, Time, newest_rows
 from pipeline.artifacts import AnswerPair, Dataset, Frozen
 from pipeline.models.template import transcript
