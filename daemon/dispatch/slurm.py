@@ -105,7 +105,7 @@ class SlurmExecutor:
 
     def poll(self, spec: StepSpec) -> JobState:
         """
-        Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed; never `LOST`.
+        Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed.
 
         Raises `OSError` while the shared file system does not answer.
         """
