@@ -59,7 +59,7 @@ class RunState(StrEnum):
 
     #: Open: it collects drops and has no snapshot yet; claimed by the dispatcher when its track has been quiet.
     QUEUED = "queued"
-    #: A daemon holds its claim token and works on it; moved on by `finish`, `fail`, `interrupt`, `cancel`, `rescue`.
+    #: A daemon holds its claim token and works on it; moved on by `run_queue.finish`, `leave` and `rescue`.
     RUNNING = "running"
     #: Interrupted or to be retried: it keeps its snapshot and is claimed, from `not_before` on, before any queued run.
     WAITING = "waiting"
