@@ -116,7 +116,7 @@ def check(
     shown = _shown(file, settings, track, show) if show else []
     foreseen = []
     if ruling.accepted and validation.good_rows >= _LEAST_ROWS:
-        foreseen = foresee(file, settings, track, validation_options(settings, track, str(file)))
+        foreseen = foresee(file, settings, track)
     if ruling.accepted:
         foreseen += _lacking(file, settings, track, validation.good_rows)
     if as_json:

@@ -119,7 +119,7 @@ def sift(path: Path, options: Options) -> str:
     return digest.hexdigest()
 
 
-def foresee(file: Path, settings: Settings, track: str, options: Options) -> list[str]:
+def foresee(file: Path, settings: Settings, track: str) -> list[str]:
     """
     Prepare the first 10,000 records of a file, and return in sentences what is left out, and the warnings.
 
@@ -127,7 +127,7 @@ def foresee(file: Path, settings: Settings, track: str, options: Options) -> lis
     outside a temporary folder is written. Returns an empty list if the step itself cannot run.
     """
     with TemporaryDirectory(prefix="dropforge-check-") as name:
-        spec = _spec(file, Path(name), settings, track, options)
+        spec = _spec(file, Path(name), settings, track)
         path = Path(name, spec.folder, SPEC_NAME)
         durable.write_json(path, spec.model_dump(mode="json"))
         environment = {**os.environ, **_OFFLINE}
@@ -145,12 +145,12 @@ def foresee(file: Path, settings: Settings, track: str, options: Options) -> lis
     return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *warning_words(data)]
 
 
-def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:
+def _spec(file: Path, root: Path, settings: Settings, track: str) -> StepSpec:
     """Copy the good rows into `root`, and return the spec that prepares them there."""
     track_settings, rows = settings.track(track), root / "rows.jsonl"
     lines: list[str] = []
     records = 0
-    for row in good_rows(file, options):
+    for row in good_rows(file, validation_options(settings, track, str(file))):
         lines.append(json.dumps(row.value) + "\n")
         records += sum(record.learned for record in records_of(row))
         if records >= MOST_COMPARED:
