@@ -7,8 +7,9 @@ from sqlite3 import Connection
 from types import SimpleNamespace
 from typing import Any
 
+from daemon.champions.history import former
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
-from daemon.state.questions import WATCHED
+from daemon.state.questions import CHAMPIONS, WATCHED
 from daemon.state.run_files import readable_dataset
 from daemon.state.states import DropState
 from daemon.views.reader import Reader, Time
@@ -32,6 +33,8 @@ FROM (
     FROM promotion JOIN track ON track.name = promotion.track WHERE {}
 ) AS champion LEFT JOIN run ON run.id = champion.run
 """
+#: The track of a drop that may be trained on.
+_TRACK_OF = "SELECT t.* FROM track t JOIN \"drop\" d ON d.track = t.name WHERE d.id = ? AND d.role = 'train'"
 
 
 class TrainedOn(Frozen):
@@ -118,6 +121,15 @@ class ChampionView(ServingView):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
+class DropUses(Frozen):
+    """The serving champion if it was trained on a given drop, and the champion to roll back to."""
+
+    champion: int | None = None
+    """Generation of the serving champion, if that was trained on it."""
+    before: int | None = None
+    """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
+
+
 class Champions(Reader):
     """Reads the champions of a workspace's tracks."""
 
@@ -139,6 +151,18 @@ class Champions(Reader):
         which = _CHAMPIONS.format("track = ? AND generation < ? ORDER BY generation DESC LIMIT ?")
         values = (track, _BEYOND if before is None else before, most)
         return self.each(self._with_data, f"{which} ORDER BY generation DESC", values)
+
+    def uses(self, drop_id: int) -> DropUses:
+        """Return the serving champion, if trained on this drop, and the one to roll back to; else `None` for both."""
+        for track in self.rows(_TRACK_OF, drop_id):
+            past = self.rows(CHAMPIONS, track=track.name)
+            if past and drop_id in (past[-1].drops or ()):
+                earlier = former(past, track, self.folder)
+                without = self.rows("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", track.name)
+                gone = {drop_id, *(row.id for row in without)}
+                before = next((model.generation for model in earlier if gone.isdisjoint(model.drops or ())), None)
+                return DropUses(champion=track.champion_generation, before=before)
+        return DropUses()
 
     def _with_data(self, reader: Connection, row: Any) -> ChampionView:
         data = trained_on(reader, row.drops or ())
