@@ -99,14 +99,12 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
             return _ended(spec, "failed", EXIT_DISK_FULL, message, hint)
         message, hint = f"{type(error).__name__}: {error}"[:2000], f"the whole log: dropforge logs {spec.run}"
         return _ended(spec, "failed", EXIT_UNFORESEEN, message, hint)
-    inputs = {name: durable.sha256_file(attempt.root / path) for name, path in spec.inputs.items()}
     return StepResult(
         key=spec.key,
         fence=spec.fence,
         status="ok",
         exit_code=EXIT_OK,
         artifact=artifact.model_dump(mode="json"),
-        inputs=inputs,
         outputs=_hash_outputs(attempt.folder),
     )
 
