@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
-from pipeline.evaluate.engines import Vllm, cache_bytes
+from pipeline.evaluate.inference import Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
 from pipeline.models import generation, greedy_decoding

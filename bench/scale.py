@@ -80,7 +80,7 @@ from daemon.state.database import create, open_engine
 from daemon.state.database_file import verify
 from daemon.state.troubles import Troubles
 from daemon.storage import gc
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from pipeline import durable
 from pipeline.artifacts import Verdict
 from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec

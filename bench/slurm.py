@@ -41,7 +41,7 @@ from daemon.dispatch.worker import Worker
 from daemon.queue import run_queue
 from daemon.queue.states import FINAL
 from daemon.settings.load import load
-from daemon.settings.model import ExecutorSettings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Attempt, Drop, Run

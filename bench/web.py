@@ -22,7 +22,7 @@ from rich.table import Table
 from starlette.testclient import TestClient
 
 from daemon.settings.load import load
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 
 # A script finds only the files beside it.
 sys.path.insert(0, str(Path(__file__).parents[1]))

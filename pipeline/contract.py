@@ -116,8 +116,6 @@ class StepResult(Stored):
     exit_code: int
     artifact: dict[str, Any] | None = None
     error: StepError | None = None
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """sha256 of each input artifact's file."""
     outputs: dict[str, str] = Field(default_factory=dict)
     """sha256 of each output file, by path below the attempt's folder."""
 

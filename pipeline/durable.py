@@ -43,15 +43,15 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(directory))
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, first: bool = False, folder: Path | None = None) -> None:
+def write_bytes(path: Path, data: bytes, *, first: bool = False, folder: Path | None = None) -> None:
     """
     Create or replace the file `path` atomically and durably: a crash leaves the old file or the new one.
 
-    With `first`, a file that is there stays. Its folder must exist. Its permissions become `mode` less the umask; a
+    With `first`, a file that is there stays. Its folder must exist. Its permissions become 0644 less the umask; a
     symbolic link is replaced, not followed. It is written in `folder`, by default its own, and then moved.
     """
     aside = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

@@ -101,9 +101,9 @@ def grid(search: SearchConfig) -> Iterator[dict[str, Value]]:
         yield dict(zip(search.space, values, strict=True))
 
 
-def largest(search: SearchConfig, name: str, default: float) -> float:
-    """Return the largest number that the search's space has for setting `name`; `default` if it has none."""
-    values = search.space.get(name)
+def largest_rank(search: SearchConfig, default: float) -> float:
+    """Return the largest rank in the search's space; `default` if it has none."""
+    values = search.space.get("rank")
     if isinstance(values, Range):
         return values.high
     return max((value for value in values or () if isinstance(value, int | float)), default=default)

@@ -44,10 +44,10 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def first_of(words: Sequence[str], most: int = 5, more: int = 0) -> str:
-    """Join at most `most` words as `listed` does, and say how many more there are, `more` of them not in `words`."""
-    more += len(words[most:])
-    return listed([*words[:most], *([f"{more:,} more"] if more > 0 else [])])
+def first_of(words: Sequence[str], more: int = 0) -> str:
+    """Join at most five words as `listed` does, and say how many more there are, `more` of them not in `words`."""
+    more += len(words[5:])
+    return listed([*words[:5], *([f"{more:,} more"] if more > 0 else [])])
 
 
 def ignored_words(names: Sequence[str]) -> str:
@@ -55,9 +55,9 @@ def ignored_words(names: Sequence[str]) -> str:
     return f"ignored: {', '.join([*names[:20], *['…' for _ in names[20:21]]])}"
 
 
-def span(interval: tuple[float, float], digits: int = 1) -> str:
+def span(interval: tuple[float, float]) -> str:
     """Format an interval, as `-1.2 to +3.4`."""
-    return f"{signed(interval[0], digits)} to {signed(interval[1], digits)}"
+    return f"{signed(interval[0])} to {signed(interval[1])}"
 
 
 def worth_words(points: float, half_width: float) -> str:

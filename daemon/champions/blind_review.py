@@ -245,7 +245,7 @@ def _review(session: "Session", work_folder: WorkFolder, run: "Run") -> Review:
 
 
 def _chosen(session: "Session", run_id: int) -> list[Mapping[str, Any]]:
-    from daemon.state.queries import rows_of  # noqa: PLC0415 - as above
+    from daemon.state.database import rows_of  # noqa: PLC0415 - as above
     from daemon.state.tables import Event  # noqa: PLC0415
 
     return [row.detail for row in rows_of(session, Event, CHOICES, run=run_id)]

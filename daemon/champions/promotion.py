@@ -17,9 +17,8 @@ from sqlmodel import Session, col, select
 from daemon.champions.history import blocked, no_champion
 from daemon.queue.states import require_not_cancelled
 from daemon.state.clauses import forcing
-from daemon.state.database import open_reader, transaction
+from daemon.state.database import open_reader, rows_of, transaction, waits
 from daemon.state.events import Word, record_event
-from daemon.state.queries import rows_of, waits
 from daemon.state.questions import CHAMPIONS
 from daemon.state.states import OVERTAKEN, HookState, PromotionKind
 from daemon.state.tables import Promotion, Run, Track

@@ -49,8 +49,7 @@ def history(
     *,
     track: TrackOption = None,
     at: Annotated[
-        str | None,
-        typer.Option("--at", metavar="TIME", help="Only what was live then: ISO 8601, as 2026-11-24T02:00."),
+        str | None, typer.Option("--at", metavar="TIME", help="Only what was live then: ISO 8601, as 2026-11-24T02:00.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -2,14 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -26,32 +22,21 @@ from daemon.cli.workspace import (
     open_writer,
     word_of_user,
 )
-from daemon.inbox.quarantine import Ruling, examine, one_finding, rule, validation_options
+from daemon.inbox.quarantine import Ruling, examine, foresee, one_finding, rule, validation_options
 from daemon.inbox.safe_copy import too_large
 from daemon.inbox.submit import copy_in
 from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
 from daemon.views import confirmations
 from daemon.views.overview import Overview
-from pipeline import durable
-from pipeline.artifacts import Dataset, Drop, ModelRef
-from pipeline.config import GateConfig, RunConfig
-from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.data_words import left_out_words, warning_words
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
-from pipeline.records.records import records_of
-from pipeline.records.validate import (
-    MOST_COMPARED,
-    MOST_FINDINGS,
-    MOST_KINDS,
-    Options,
-    Validation,
-    account_words,
-    good_rows,
-)
+from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, account_words
 from pipeline.words import count, printable, shell_path
 
+_LOOK_SECONDS = 0.5
+#: Of fewer rows, chance decides what is held out.
+_LEAST_ROWS = 20
 _START_FILE = """\
 # Settings of Dropforge. `dropforge config` lists all of them, systemd/dropforge.toml describes them.
 
@@ -135,7 +120,7 @@ def check(
     shown = _shown(file, settings, track, show) if show else []
     foreseen = []
     if ruling.accepted and validation.good_rows >= _LEAST_ROWS:
-        foreseen = _foresee(file, settings, track, validation_options(settings, track, str(file)))
+        foreseen = foresee(file, settings, track)
     if ruling.accepted:
         foreseen += _lacking(file, settings, track, validation.good_rows)
     if as_json:
@@ -285,77 +270,3 @@ def _print_faults(file: Path, validation: Validation) -> None:
         held = "all of them" if kept == validation.findings_total else f"the first {MOST_FINDINGS:,}"
         more = f"{validation.findings_total - shown:,} more"
         print_line(f"... and {more}; {held}: dropforge check --json {shell_path(file)}")
-
-
-_LOOK_SECONDS = 0.5
-#: Of fewer rows, chance decides what is held out.
-_LEAST_ROWS = 20
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _foresee(file: Path, settings: Settings, track: str, options: Options) -> list[str]:
-    """
-    Prepare the first 10,000 records of a file, and return sentences: what a run would leave out, and its warnings.
-
-    Returns only the error if the step fails, and an empty list if it cannot run. The rows are split by another hash
-    than a run's, so near-duplicates of held-out records are an estimate. Writes only into a temporary folder.
-    """
-    with TemporaryDirectory(prefix="dropforge-check-") as name:
-        spec = _spec(file, Path(name), settings, track, options)
-        path = Path(name, spec.folder, SPEC_NAME)
-        durable.write_json(path, spec.model_dump(mode="json"))
-        environment = {**os.environ, **_OFFLINE}
-        argv = (sys.executable, "-P", "-m", "pipeline", spec.step, str(path))
-        subprocess.run(argv, env=environment, capture_output=True, check=False)  # noqa: S603 - our own
-        written = durable.read_object(path.with_name(RESULT_NAME))
-    if not written:
-        return []
-    result = StepResult.model_validate(written)
-    if result.artifact is None:
-        return [] if result.error is None else [result.error.message]
-    data = Dataset.model_validate(result.artifact)
-    among = "" if spec.drops[0].records < MOST_COMPARED else f"the first {MOST_COMPARED:,} records of "
-    left = left_out_words(data.model_copy(update={"duplicates": 0}))  # they are told with their line
-    return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *warning_words(data)]
-
-
-def _spec(file: Path, root: Path, settings: Settings, track: str, options: Options) -> StepSpec:
-    """Write the file's good rows, up to the 10,000th record, into `root`; return the spec of a prepare step on them."""
-    track_settings, rows = settings.track(track), root / "rows.jsonl"
-    lines: list[str] = []
-    records = 0
-    for row in good_rows(file, options):
-        lines.append(json.dumps(row.value) + "\n")
-        records += sum(record.learned for record in records_of(row))
-        if records >= MOST_COMPARED:
-            break
-    rows.write_text("".join(lines), encoding="utf-8")
-    digest = sha256(rows.read_bytes()).hexdigest()
-    (root / "prepare").mkdir()
-    config = RunConfig(
-        track=track,
-        base_model=track_settings.base_model or str(root),
-        base_model_id="",
-        salt="check",
-        train=track_settings.train.model_copy(update={"start": "base"}),
-        gate=GateConfig(on=track_settings.gate.on),
-        split=track_settings.split,
-        evaluate=track_settings.evaluate.model_copy(update={"general": ()}),
-    )
-    return StepSpec(
-        run=0,
-        step="prepare",
-        attempt=1,
-        fence="",
-        root=str(root),
-        folder="prepare",
-        checkpoints="checkpoints",
-        predictions="predictions",
-        env={},
-        inputs={},
-        drops=(
-            Drop(id=1, sha256=digest, name=file.name, path=rows.name, role="train", rows=len(lines), records=records),
-        ),
-        champion=ModelRef(model_id="", path=config.base_model, generation=0),
-        config=config,
-    )

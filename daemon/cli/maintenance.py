@@ -7,14 +7,7 @@ import typer
 
 from daemon.champions.promotion import mend_links, tracks_with_champion
 from daemon.cli.output import print_json, print_line, print_lines, print_table
-from daemon.cli.workspace import (
-    JsonOption,
-    chosen_file,
-    load_settings,
-    open_overview,
-    open_writer,
-    word_of_user,
-)
+from daemon.cli.workspace import JsonOption, chosen_file, load_settings, open_overview, open_writer, word_of_user
 from daemon.inbox.answers import rejected
 from daemon.messages import addresses
 from daemon.metrics import metrics_text

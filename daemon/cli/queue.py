@@ -86,12 +86,7 @@ def move(context: typer.Context, *, run: RunArgument) -> None:
     print_line(confirmations.moved(order.move_first(open_writer(context), run, now_ms(), who())))
 
 
-def pause(
-    context: typer.Context,
-    *,
-    track: TrackArgument = "default",
-    reason: ReasonOption,
-) -> None:
+def pause(context: typer.Context, *, track: TrackArgument = "default", reason: ReasonOption) -> None:
     """
     Let a track begin no run until it is resumed.
 
@@ -103,12 +98,7 @@ def pause(
     print_line(confirmations.paused(track))
 
 
-def resume(
-    context: typer.Context,
-    *,
-    track: TrackArgument = "default",
-    reason: AnyReasonOption = None,
-) -> None:
+def resume(context: typer.Context, *, track: TrackArgument = "default", reason: AnyReasonOption = None) -> None:
     """Let a paused track begin runs again; it is an error if the track is not paused."""
     order.resume(open_writer(context), track, word_of_user(reason))
     print_line(confirmations.resumed(track))

@@ -1,14 +1,20 @@
-"""`run`, `worker` and `web`: the processes that run until they are stopped."""
+"""`run`, `worker` and `web`: the processes that run until they are stopped, and their logs on standard error."""
 
+import contextlib
+import logging
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
+import structlog
 import typer
+from structlog.typing import Processor
 
 from daemon.cli.output import print_line
 from daemon.cli.workspace import config_path, load_settings, refuse_missing
 from daemon.settings.model import SettingsError
-from daemon.system import logs, processes
+from daemon.system import processes
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.errors import DropforgeError
 
@@ -28,7 +34,7 @@ def run(context: typer.Context) -> None:
         refuse_missing(context, settings)
     except SettingsError as error:  # unlike wrong settings it may come, with a mount: the service is started again
         raise DropforgeError(error.message, error.hint) from error
-    logs.configure()
+    configure_logs()
     raise typer.Exit(service.run(settings, config_path(context)))
 
 
@@ -42,8 +48,7 @@ def worker(  # noqa: PLR0913 - each is an option
         Path | None, typer.Option("--work", metavar="DIR", help="The folder of runs and models; else the state folder.")
     ] = None,
     parallel: Annotated[
-        int | None,
-        typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else as the settings say."),
+        int | None, typer.Option("--parallel", metavar="N", min=1, help="Most steps at once; else as the settings say.")
     ] = None,
     lifeline: Annotated[bool, typer.Option("--lifeline", help="End when standard input closes.", hidden=True)] = False,
     one: Annotated[
@@ -61,7 +66,7 @@ def worker(  # noqa: PLR0913 - each is an option
 
     processes.close_to_others()  # the judge's key is in its environment
     settings = load_settings(context, as_owner=False) if state is None else None
-    logs.configure()
+    configure_logs()
     if settings is not None:
         folder, runs, most = settings.state_folder, settings.work_folder, settings.executor.parallel_here
     else:
@@ -94,9 +99,51 @@ def web(
     if url:
         print_line(server.address_words(address, token))
         return
-    logs.configure()
+    configure_logs()
     listening = server.listen(address)
     if not lifeline:  # the daemon's log is for others to read
         port = address.port or (0 if address.socket else listening.getsockname()[1])
         print_line(f"the page of {settings.state}: {server.address_words(address._replace(port=port), token)}")
     server.serve(settings, listening, with_lifeline=lifeline)
+
+
+class _Stderr:
+    """Standard error without a buffer. A log that cannot be written, as on a full disk, ends nothing."""
+
+    def write(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def configure_logs() -> None:
+    """
+    Log structlog events (from INFO) and libraries' logs (from WARNING) to stderr: colour on a terminal, or JSON.
+
+    A line that cannot be written is dropped.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last, stderr = _last(), _Stderr()
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stderr)),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stderr)
+    own_fields = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[own_fields, *last]))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _last() -> list[Processor]:
+    """Return the processors that render an event as a line: in colour on a terminal, as JSON elsewhere."""
+    if sys.stderr.isatty():
+        return [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]

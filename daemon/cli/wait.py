@@ -80,8 +80,7 @@ def wait(
     what: Annotated[str, typer.Argument(metavar="RUN|FILE", help="Number of a run, or name of a dropped file.")],
     track: TrackOption = None,
     timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after so long: code 15."),
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Give up after so long: code 15.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

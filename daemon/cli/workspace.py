@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from daemon.state.events import Word
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-AllOption = Annotated[
-    bool,
-    typer.Option("--all", help="All of them and not the newest 50, with --json too."),
-]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them and not the newest 50, with --json too.")]
 TrackOption = Annotated[str | None, typer.Option("--track", metavar="TRACK", help="Of this track only.")]
 OneTrackOption = Annotated[str, typer.Option("--track", metavar="TRACK", help="The track; that of the top level else.")]
 TrackArgument = Annotated[str, typer.Argument(metavar="[TRACK]", help="The track; that of the top level by default.")]

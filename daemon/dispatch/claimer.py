@@ -30,12 +30,7 @@ class Claimer:
     """Claims due runs until `executor.parallel` are claimed."""
 
     def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        troubles: Troubles,
-        upkeep: Upkeep,
-        gpu: TrainingHooks,
+        self, engine: Engine, settings: Settings, troubles: Troubles, upkeep: Upkeep, gpu: TrainingHooks
     ) -> None:
         """Note errors of tracks in `troubles`; `upkeep` checks disk and base models, `gpu` whether a server waits."""
         self._engine = engine

@@ -61,16 +61,12 @@ class Dispatcher:
 
         The steps that `on_nodes` has an executor for outlive the daemon; `executor` runs the others.
         """
-        self._engine = engine
-        self._settings = settings
-        self._root = settings.work_folder
+        self._engine, self._settings, self._root = engine, settings, settings.work_folder
         self._spool = Spool(settings.state_folder, self._root)
-        self._on_nodes = on_nodes
-        self._executors = dict.fromkeys(BY_NAME, executor) | dict(on_nodes)
+        self._on_nodes, self._executors = on_nodes, dict.fromkeys(BY_NAME, executor) | dict(on_nodes)
         #: The claimed runs, in the order in which they were claimed, by their ids.
         self._claims: dict[int, states.Claim] = {}
-        #: By run: the spec, without its drops, of the step whose end it waits for; what was known before the database
-        #: changed is forgotten.
+        #: By run the spec, without its drops, of the step whose end it waits for; emptied when the database changes.
         self._at_work: dict[int, StepSpec] = {}
         self._changes = ChangeWatch(engine)
         self._publisher = Publisher(settings.state_folder)
@@ -82,8 +78,8 @@ class Dispatcher:
         self._claimer = Claimer(engine, settings, self._troubles, self.upkeep, self._gpu)
         self._previews = Previews(engine, settings, executor)
         # A cluster's jobs may wait for hours, and a server that shares the GPU has no room for a second model.
-        hooks = settings.hooks
-        self._may_preview = not ("evaluate" in on_nodes or hooks.before_training or hooks.after_training)
+        shares_gpu = settings.hooks.before_training or settings.hooks.after_training
+        self._may_preview = not ("evaluate" in on_nodes or shares_gpu)
         self.draining = False
 
     def recover(self, now: int) -> None:
@@ -261,8 +257,6 @@ class Dispatcher:
         if end.then is not Then.GO_ON:
             self._leave(claim, Leave(end.then, error, facts.progress), now)
 
-    # --- small parts
-
     def _leave(self, claim: states.Claim, leave: Leave, now: int) -> None:
         """Release the run as `leave` says, log that, and forget its claim."""
         move = run_queue.leave(self._engine, claim, leave, now, self._settings.retry)
@@ -306,8 +300,7 @@ class Dispatcher:
 
     def _stop_step(self, claim: states.Claim) -> None:
         """Have the executor cancel the run's open attempt, if there is one, without waiting; an error is logged."""
-        attempt = states.open_attempt(self._engine, claim.run_id)
-        if attempt is not None:
+        if (attempt := states.open_attempt(self._engine, claim.run_id)) is not None:
             try:
                 self._executors[attempt.step].cancel(key_of(attempt))
             except (OSError, ValueError) as error:

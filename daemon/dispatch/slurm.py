@@ -23,7 +23,7 @@ import structlog
 from daemon.dispatch.attempt import claim, end_revoked, folder_of, listed, write_spec
 from daemon.dispatch.slurm_jobs import NEVER, RUNNING, WAITING, WORKER, Job, SlurmJobs, note_state, release
 from daemon.dispatch.spool import JobState
-from daemon.settings.model import ExecutorSettings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.troubles import Troubles, in_words
 from daemon.system.folders import WorkFolder
 from daemon.system.slurm_commands import CannotAsk
@@ -105,7 +105,7 @@ class SlurmExecutor:
 
     def poll(self, spec: StepSpec) -> JobState:
         """
-        Return an attempt's state: `ENDED` once its result can be opened, `RUNNING` if it is claimed, else `QUEUED`.
+        Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed.
 
         Raises `OSError` while the shared file system does not answer.
         """

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from daemon.settings.model import ExecutorSettings
+from daemon.settings.sections import ExecutorSettings
 from daemon.system.slurm_commands import ask, is_number, job_number
 from pipeline import durable
 from pipeline.contract import JOB_STATE_NAME, LOG_NAME, StepSpec

@@ -26,9 +26,8 @@ from daemon.inbox.waiting_limit import WaitingLimit
 from daemon.inbox.watcher import Settled
 from daemon.queue import run_queue, states
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import rows_of, transaction
 from daemon.state.events import record_event
-from daemon.state.queries import rows_of
 from daemon.state.questions import TAKEN_IN
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Track
@@ -192,8 +191,7 @@ class Intake:
         if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
             path.rename(stored)
             durable.fsync_folder(self._drops)
-        receipt = receipts.receipt(drop, None, original, {"warnings": []}, sha256)
-        return self._answer(source, drop, receipt)
+        return self._answer(source, drop, receipts.receipt(drop, None, original, {"warnings": []}, sha256))
 
     def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:
         settled = source.settled
@@ -247,8 +245,7 @@ class Intake:
             receipts.file_away(self._inbox, settled, source.info, drop, {ERRORS: errors, RECEIPT: receipt})
         except (OSError, InboxUnusable) as error:
             why = str(error) if isinstance(error, InboxUnusable) else error.strerror or str(error)
-            words = f"recorded as drop {drop.id}, but it cannot leave the inbox: {why}"
-            return _outcome(settled, "not_moved", words)
+            return _outcome(settled, "not_moved", f"recorded as drop {drop.id}, but it cannot leave the inbox: {why}")
         message, run = (receipt["sentence"], receipt["run"]) if receipt else (str(drop.reason), None)
         return Outcome(drop.state, drop.track, drop.name, drop.id, run, message)
 

@@ -1,17 +1,31 @@
-"""Drops with bad rows: rejected, or accepted without these rows (`intake.on_bad_rows`)."""
+"""
+Look at a file before it is a drop: what its bad rows mean (`intake.on_bad_rows`), and what a run would leave out.
+
+A drop with bad rows is rejected, or accepted without these rows.
+"""
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from daemon.settings.model import IntakeSettings, Settings
-from pipeline.models.special_tokens import special_tokens
+from pipeline import durable
+from pipeline.artifacts import Dataset, Drop, ModelRef
+from pipeline.config import GateConfig, RunConfig
+from pipeline.contract import RESULT_NAME, SPEC_NAME, StepResult, StepSpec
+from pipeline.data_words import left_out_words, warning_words
+from pipeline.models.tokenizer_files import special_tokens
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format, name_file
-from pipeline.records.records import FileFinding
-from pipeline.records.validate import Options, Validation, good_rows, validate
+from pipeline.records.records import FileFinding, records_of
+from pipeline.records.validate import MOST_COMPARED, Options, Validation, good_rows, validate
 from pipeline.words import count
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -103,3 +117,71 @@ def sift(path: Path, options: Options) -> str:
     finally:
         aside.unlink(missing_ok=True)
     return digest.hexdigest()
+
+
+def foresee(file: Path, settings: Settings, track: str) -> list[str]:
+    """
+    Prepare the first 10,000 records of a file, and return sentences: what a run would leave out, and its warnings.
+
+    Returns only the error if the step fails, and an empty list if it cannot run. The rows are split by another hash
+    than a run's, so near-duplicates of held-out records are an estimate. Writes only into a temporary folder.
+    """
+    with TemporaryDirectory(prefix="dropforge-check-") as name:
+        spec = _spec(file, Path(name), settings, track)
+        path = Path(name, spec.folder, SPEC_NAME)
+        durable.write_json(path, spec.model_dump(mode="json"))
+        environment = {**os.environ, **_OFFLINE}
+        argv = (sys.executable, "-P", "-m", "pipeline", spec.step, str(path))
+        subprocess.run(argv, env=environment, capture_output=True, check=False)  # noqa: S603 - our own
+        written = durable.read_object(path.with_name(RESULT_NAME))
+    if not written:
+        return []
+    result = StepResult.model_validate(written)
+    if result.artifact is None:
+        return [] if result.error is None else [result.error.message]
+    data = Dataset.model_validate(result.artifact)
+    among = "" if spec.drops[0].records < MOST_COMPARED else f"the first {MOST_COMPARED:,} records of "
+    left = left_out_words(data.model_copy(update={"duplicates": 0}))  # they are told with their line
+    return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *warning_words(data)]
+
+
+def _spec(file: Path, root: Path, settings: Settings, track: str) -> StepSpec:
+    """Write the file's good rows, up to the 10,000th record, into `root`; return the spec of a prepare step on them."""
+    track_settings, rows = settings.track(track), root / "rows.jsonl"
+    lines: list[str] = []
+    records = 0
+    for row in good_rows(file, validation_options(settings, track, str(file))):
+        lines.append(json.dumps(row.value) + "\n")
+        records += sum(record.learned for record in records_of(row))
+        if records >= MOST_COMPARED:
+            break
+    rows.write_text("".join(lines), encoding="utf-8")
+    digest = sha256(rows.read_bytes()).hexdigest()
+    (root / "prepare").mkdir()
+    config = RunConfig(
+        track=track,
+        base_model=track_settings.base_model or str(root),
+        base_model_id="",
+        salt="check",
+        train=track_settings.train.model_copy(update={"start": "base"}),
+        gate=GateConfig(on=track_settings.gate.on),
+        split=track_settings.split,
+        evaluate=track_settings.evaluate.model_copy(update={"general": ()}),
+    )
+    return StepSpec(
+        run=0,
+        step="prepare",
+        attempt=1,
+        fence="",
+        root=str(root),
+        folder="prepare",
+        checkpoints="checkpoints",
+        predictions="predictions",
+        env={},
+        inputs={},
+        drops=(
+            Drop(id=1, sha256=digest, name=file.name, path=rows.name, role="train", rows=len(lines), records=records),
+        ),
+        champion=ModelRef(model_id="", path=config.base_model, generation=0),
+        config=config,
+    )

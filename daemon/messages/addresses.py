@@ -6,8 +6,8 @@ from pathlib import Path
 
 from daemon.messages import delivery
 from daemon.messages.outbox import WEEK_MS
-from daemon.settings.messages import MessageSettings
 from daemon.settings.model import Settings
+from daemon.settings.sections import MessageSettings
 from daemon.settings.text import read_toml
 from daemon.state.states import MessageState
 from daemon.views.overview import Overview

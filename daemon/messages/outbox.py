@@ -19,8 +19,8 @@ from sqlmodel import Session, col, select
 from daemon.messages import delivery
 from daemon.messages.digest import digest_due, digest_text
 from daemon.messages.texts import Text, inert, text_of
-from daemon.settings.messages import SecretUrl
 from daemon.settings.model import Settings
+from daemon.settings.sections import SecretUrl
 from daemon.state.database import ChangeWatch, transaction
 from daemon.state.states import MessageState
 from daemon.state.tables import Event, Message, Outbox

@@ -5,6 +5,6 @@ In: accepted drops, schedules, claims. Out: rows changed by compare-and-set, eac
 `states` has the changes of state that a run may make, and the attempts at its steps; `run_queue` makes the changes;
 `attempt_ends` has what follows from each end of an attempt; `order` has the order in which runs begin; `snapshots` the
 drops that a run uses; `suspects` tries new drops after a bad verdict; `leave_one_out` trains without one old drop while
-nothing else is to be done; `one_drop` has the runs of both; `nightly` finds the nights that are due. README.md says
-why. Open `states`, then `run_queue`.
+nothing else is to be done, and queues the runs of both; `nightly` finds the nights that are due. README.md says why.
+Open `states`, then `run_queue`.
 """

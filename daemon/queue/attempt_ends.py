@@ -67,7 +67,7 @@ class End(Enum):
 
 
 class Leave(NamedTuple):
-    """What follows for a run, the error, and whether its last attempt made progress (`Facts.progress`)."""
+    """What follows for a run, why, and whether its last attempt made progress (`Facts.progress`)."""
 
     then: Then
     error: DropforgeError | None = None

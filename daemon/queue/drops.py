@@ -14,9 +14,8 @@ from sqlmodel import Session, col, select
 from daemon.queue import run_queue, suspects
 from daemon.queue.snapshots import give_back, records_came, waiting_drops
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import transaction, waits
 from daemon.state.events import Word, record_event
-from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, DropState, RunState
 from daemon.state.tables import Drop, Run, Suspect
 from pipeline.artifacts import Replacement
@@ -95,7 +94,8 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
             raise DropforgeError(message, hint if state == "on trial" else "see the drops: dropforge drops")
         if drop.answers_accepted:
             return drop
-        if drop.first_run is not None and not drop.new_answers and not _is_open(session, drop.first_run):
+        is_open = drop.first_run is not None and session.get_one(Run, drop.first_run).state in OPEN_STATES
+        if drop.first_run is not None and not drop.new_answers and not is_open:
             raise DropforgeError(f"drop {drop_id} brings no new answer", "see which do: dropforge drops")
         drop.answers_accepted = True
         session.add(drop)
@@ -106,10 +106,6 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
             session.flush()
             run_queue.enqueue_for_drop(session, settings, drop, word.at)
         return drop
-
-
-def _is_open(session: Session, run_id: int) -> bool:
-    return session.get_one(Run, run_id).state in OPEN_STATES
 
 
 def withdraw(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Withdrawal:

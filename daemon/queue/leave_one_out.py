@@ -5,25 +5,29 @@ Off by default (`suspects.leave_one_out`). Such a run is an ordinary candidate t
 what the drop is worth, on the held-out records of the others. If the candidate wins, the new champion does not know the
 drop, which counts as new again: a run is queued for it, and if it does harm, a search finds it. The rows
 of these runs, each with the drop and the champion, are the whole state.
+
+`queue_run` and what follows it serve all runs about one drop, also the trials of `suspects` and their controls: they
+begin when nothing else is due, and train on the champion's drops, with others or without one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
-from sqlalchemy import Engine, func, or_
+from sqlalchemy import ColumnElement, Engine, func, or_, update
 from sqlmodel import Session, col, select
 
-from daemon.queue import one_drop, run_queue
-from daemon.queue.snapshots import waiting_drops
+from daemon.queue import run_queue
+from daemon.queue.snapshots import on_trial_except, waiting_drops
 from daemon.settings.model import Settings
-from daemon.state.database import transaction
+from daemon.state.database import transaction, waits
 from daemon.state.events import record_event
-from daemon.state.queries import waits
 from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
 
 _HOUR_MS = 3_600_000
+_WEEK_MS = 7 * 86_400_000
 
 
 def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> None:
@@ -79,8 +83,8 @@ def go_on(  # noqa: PLR0913, PLR0917 - each is another thing
                 if name in searching:
                     continue
                 if _was_left_out(session, track):
-                    one_drop.run_again(session, settings, name, now)
-                begun = one_drop.trials(session, name, now, left_out=True)
+                    run_again(session, settings, name, now)
+                begun = trials(session, name, now, left_out=True)
                 going = select(Run.id).where(Run.track == name, or_(col(Run.state).in_(OPEN_STATES), waits()))
                 is_busy = track.paused or waiting_drops(session, name) or session.exec(going).first()
                 if begun < settings.track(name).gate.trials_per_week and not is_busy:
@@ -111,9 +115,72 @@ def _queue(session: Session, track: Track, now: int) -> None:
     person restored is not left out.
     """
     tried = select(Run.about_drop).where(Run.track == track.name, Run.about_champion == track.champion_model_id)
-    drops = one_drop.champion_drops(session, track.name)
-    untried = one_drop.accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
-    if len(drops) < 2 or not untried or drops != one_drop.accepted(session, drops):  # noqa: PLR2004 - none would be left
+    drops = champion_drops(session, track.name)
+    untried = accepted(session, drops - set(session.exec(tried).all()), ~col(Drop.restored))
+    if len(drops) < 2 or not untried or drops != accepted(session, drops):  # noqa: PLR2004 - none would be left
         return
     champion = track.champion_model_id
-    one_drop.queue_run(session, Purpose.LEFT_OUT, track.name, min(untried), now, about_champion=champion)
+    queue_run(session, Purpose.LEFT_OUT, track.name, min(untried), now, about_champion=champion)
+
+
+def queue_run(  # noqa: PLR0913 - the last two go by name
+    session: Session, purpose: Purpose, track: str, drop: int, now: int, *, tested: Iterable[int] = (), **about: Any
+) -> Run:
+    """
+    Insert and return a waiting run about `drop`; its drops are those of `snapshot_of`.
+
+    It begins when nothing else is due. `about` are further columns of `Run`.
+    """
+    facts = {"purpose": purpose, "about_drop": drop, "created_at": now, "not_before": now, **about}
+    run = Run(track=track, trigger="idle", state=RunState.WAITING, **facts)
+    run.snapshot = snapshot_of(session, run, tested)
+    session.add(run)
+    session.flush()
+    record_event(session, f"{purpose}_queued", now, track=track, run_id=run.id, drop_id=drop)
+    return run
+
+
+def snapshot_of(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
+    """Return a run's accepted drops: the champion's but the one it is about, `tested`, all held-out; ids ascending."""
+    drops = select(Drop.id).where(Drop.track == run.track, Drop.state == DropState.ACCEPTED)
+    trained = accepted(session, champion_drops(session, run.track)) - {run.about_drop} | {*tested}
+    wanted = (col(Drop.role) == "heldout") | col(Drop.id).in_(trained)
+    return [number for number in session.exec(drops.where(wanted).order_by(col(Drop.id))) if number]
+
+
+def champion_drops(session: Session, track: str) -> set[int]:
+    """Return the ids of the training drops behind the champion; empty if it is a base model."""
+    serving = col(Track.champion_generation) == Promotion.generation
+    made = select(Promotion.drops).join(Track, (col(Track.name) == Promotion.track) & serving)
+    return of_training(session, session.exec(made.where(Track.name == track)).first() or ())
+
+
+def accepted(session: Session, drops: Iterable[int], *which: ColumnElement[bool]) -> set[int]:
+    """Return the ids among `drops` of accepted training drops that are not on trial and meet all of `which`."""
+    free = select(Drop.id).where(col(Drop.id).in_(drops), Drop.state == DropState.ACCEPTED, Drop.role == "train")
+    free = free.where(*which)
+    return {number for number in session.exec(free.where(col(Drop.id).not_in(on_trial_except(None)))) if number}
+
+
+def of_training(session: Session, drops: Iterable[int]) -> set[int]:
+    """Return the ids among `drops` that are training drops."""
+    asked = select(Drop.id).where(col(Drop.id).in_(drops), Drop.role == "train")
+    return {number for number in session.exec(asked).all() if number}
+
+
+def trials(session: Session, track: str, now: int, *, left_out: bool = False) -> int:
+    """Return how many trials and controls of a track began in the last week; with `left_out` also `LEFT_OUT` runs."""
+    begun = select(func.count()).select_from(Run).where(Run.track == track, col(Run.about_drop).is_not(None))
+    if not left_out:
+        begun = begun.where(Run.purpose != Purpose.LEFT_OUT)
+    # A start in the future was recorded before the clock was set back.
+    return session.exec(begun.where(col(Run.started_at) > now - _WEEK_MS, col(Run.started_at) <= now)).one()
+
+
+def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
+    """Mark the accepted training drops that the champion lacks as unused; for any, queue a run as for a new drop."""
+    all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
+    ids = accepted(session, {drop for drop in all_drops if drop} - champion_drops(session, track))
+    session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))
+    if ids:
+        run_queue.enqueue_when_quiet(session, settings, track, now)

@@ -7,9 +7,8 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.settings.model import Settings
-from daemon.state.queries import on_trial_except
 from daemon.state.states import DropState
-from daemon.state.tables import Drop, Run
+from daemon.state.tables import Drop, Run, Suspect
 
 #: Outcomes of runs whose candidate was compared with the champion.
 JUDGED = ("promoted", "not_shown_better", "worse", "guard_failed", "contaminated", "awaiting_approval", "overtaken")
@@ -44,6 +43,12 @@ def free_drops(session: Session, run_id: int | None, which: ColumnElement[bool])
     accepted = select(Drop).where(which, Drop.state == DropState.ACCEPTED)
     free = accepted.where(col(Drop.id).not_in(on_trial_except(run_id)))
     return session.exec(free.order_by(col(Drop.id))).all()
+
+
+def on_trial_except(run_id: int | None) -> SelectOfScalar[int]:
+    """Return a query for the ids of all drops under suspicion, except the drop that the trial run `run_id` tries."""
+    other_run = col(Suspect.trial_run).is_(None) | (col(Suspect.trial_run) != (run_id or 0))
+    return select(Suspect.drop_id).where(col(Suspect.ended).is_(None), other_run)
 
 
 # Built once: building a statement takes longer than SQLite's own work on it, and the intake asks for each file.

@@ -18,15 +18,14 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from daemon.queue import run_queue
-from daemon.queue.one_drop import accepted, champion_drops, of_training, queue_run, run_again, snapshot_of, trials
+from daemon.queue.leave_one_out import accepted, champion_drops, of_training, queue_run, run_again, snapshot_of, trials
 from daemon.queue.states import FINAL
 from daemon.settings.model import Settings
 from daemon.state import run_files
 from daemon.state.clauses import Suspension
 from daemon.state.database import transaction
 from daemon.state.events import record_event
-from daemon.state.queries import promotion_of
-from daemon.state.states import OPEN_STATES, DropState, Purpose, RunState, SuspectEnd
+from daemon.state.states import OPEN_STATES, DropState, PromotionKind, Purpose, RunState, SuspectEnd
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from daemon.state.troubles import Troubles
 from pipeline.artifacts import Verdict
@@ -243,7 +242,8 @@ def _end(session: Session, settings: Settings, suspect: Suspect, now: int) -> No
     run, track, end = suspect.trial_run or suspect.blamed_run, suspect.track, str(suspect.ended)
     record_event(session, "suspicion_ended", now, track=track, run_id=run, drop_id=suspect.drop_id, end=end)
     search = session.exec(select(Suspect).where(Suspect.blamed_run == suspect.blamed_run)).all()
-    won = any(each.trial_run is not None and promotion_of(session, each.trial_run) is not None for each in search)
+    of_trials = col(Promotion.run_id).in_([each.trial_run for each in search])
+    won = session.exec(select(Promotion.id).where(of_trials, Promotion.kind == PromotionKind.PROMOTION)).first()
     taken = any(each.ended in {SuspectEnd.SUSPENDED, SuspectEnd.ENDED} for each in search)
     if all(each.ended is not None for each in search) and (won or taken):
         run_again(session, settings, suspect.track, now)

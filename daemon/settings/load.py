@@ -9,14 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from daemon.settings.model import (
-    ENV_PREFIX,
-    FILE_NAME,
-    OTHER_VARIABLES,
-    Settings,
-    SettingsError,
-    TrackSettings,
-)
+from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError, TrackSettings
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import name_of
 from pipeline.search_settings import first_problem

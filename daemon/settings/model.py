@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from daemon.settings.messages import MessageSettings
-from daemon.settings.slurm import SlurmSettings
+from daemon.settings.sections import ExecutorSettings, MessageSettings, WebSettings
 from daemon.settings.text import (
     check_command,
     check_folder,
@@ -22,13 +21,11 @@ from daemon.settings.text import (
     nearest,
     overlay,
 )
-from daemon.settings.web import WebSettings
 from daemon.system.folders import StateFolder, WorkFolder
 from pipeline.artifacts import Frozen
-from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, SplitConfig, TrainConfig
+from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, JudgeConfig, SplitConfig, TrainConfig
 from pipeline.contract import LIFELINE
 from pipeline.errors import DropforgeError
-from pipeline.judge_settings import JudgeConfig
 
 FILE_NAME = "dropforge.toml"
 ENV_PREFIX = "DROPFORGE_"
@@ -73,32 +70,6 @@ class IntakeSettings(Frozen):
     """Other answers to questions of earlier drops: used once a person accepts them, or at once."""
     max_waiting_drops: int = Field(default=1000, ge=1, le=_MANY)
     """Drops of an owner that may wait in a track, for a run or for approval; more files of theirs stay in the inbox."""
-
-
-class ExecutorSettings(Frozen):
-    """Where steps run, and how many runs go on at once."""
-
-    kind: Literal["local", "slurm"] = "local"
-    """`local`: on this machine; `slurm`: training, merge and evaluation as jobs of a Slurm cluster."""
-    parallel: int = Field(default=1, ge=1, le=1000)
-    """Most runs at once, of each track one; on one machine they share its memory and its GPUs."""
-    shared: Annotated[str, AfterValidator(check_path)] = ""
-    """Folder for drops, runs and models that all nodes see under this path; empty: the state folder."""
-    setup: Annotated[str, AfterValidator(check_path)] = ""
-    """Shell file that a job reads before its step, for modules and variables."""
-    poll_seconds: float = Field(default=10.0, ge=0.1, le=3600)
-    """Seconds between two looks at Slurm's queue."""
-    slurm: SlurmSettings = SlurmSettings()
-
-    @property
-    def steps_on_nodes(self) -> frozenset[str]:
-        """Names of the steps that run as Slurm jobs: train, merge, evaluate but `slurm.local`; none without Slurm."""
-        return frozenset({"train", "merge", "evaluate"} - {*self.slurm.local} if self.kind == "slurm" else ())
-
-    @property
-    def parallel_here(self) -> int:
-        """Most steps at once on this machine: `parallel`; with Slurm, of which it is the size, at most four."""
-        return min(self.parallel, 4) if self.kind == "slurm" else self.parallel
 
 
 class RetrySettings(Frozen):

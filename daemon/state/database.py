@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, ScalarResult, TextClause, create_engine, event, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool, Pool, QueuePool
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session, SQLModel, select
 
 import daemon.state.tables  # noqa: F401 - fills the metadata
 from daemon.settings.model import Settings
@@ -31,6 +32,9 @@ from daemon.state.database_file import (
 )
 from daemon.state.layout import DATABASE_NAME
 from daemon.state.ownership import require_share
+from daemon.state.questions import AWAITS_APPROVAL
+
+T = TypeVar("T")
 
 
 def open_engine(path: Path, *, keep: bool = False) -> Engine:
@@ -83,6 +87,16 @@ def transaction(engine: Engine) -> Iterator[Session]:
     """Yield a session; commit at the block's end, or roll back after an exception. Committed rows stay readable."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def rows_of(session: Session, table: type[T], question: str, **values: object) -> ScalarResult[T]:
+    """Return an iterator over the rows of `table` that `question`, SQL with `values` as its parameters, selects."""
+    return session.scalars(select(table).from_statement(text(question)), values)
+
+
+def waits() -> TextClause:
+    """Return the SQL condition, for a query of `Run`, that selects runs whose win waits for approval."""
+    return text(AWAITS_APPROVAL)
 
 
 def create(path: Path) -> None:

@@ -1,5 +1,5 @@
 """
-SQL queries that both the daemon (through `queries.rows_of`) and commands (through `views.reader`) use.
+SQL queries that both the daemon (through `database.rows_of`) and commands (through `views.reader`) use.
 
 Plain SQL, since SQLAlchemy takes longer to load than `dropforge status` takes for everything else.
 """

@@ -92,6 +92,13 @@ load_evaluation = _loader("evaluate", Evaluation)
 load_verdict = _loader("decide", Verdict)
 
 
+def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
+    """Return a run's prepared data; `None` if there is none, or it is damaged or not readable."""
+    with contextlib.suppress(ArtifactDamaged, OSError):
+        return load_dataset(work_folder, run_id)
+    return None
+
+
 def load_progress(work_folder: WorkFolder, run_id: int, step: str, number: int) -> Progress | None:
     """
     Return the progress that attempt `number` at `step` last wrote, with where its job runs or why that waits.

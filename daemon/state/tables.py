@@ -140,8 +140,7 @@ class Run(SQLModel, table=True):
         CheckConstraint("(purpose IN ('candidate', 'search')) = (about_drop IS NULL)", name="purpose_whole"),
         CheckConstraint("(state = 'running') = (token IS NOT NULL)", name="running_has_token"),
         CheckConstraint(
-            "(state IN ('succeeded', 'failed', 'cancelled', 'crashed')) = (ended_at IS NOT NULL)",
-            name="final_has_end",
+            "(state IN ('succeeded', 'failed', 'cancelled', 'crashed')) = (ended_at IS NOT NULL)", name="final_has_end"
         ),
         Index("one_open_run", "track", unique=True, sqlite_where=text("state = 'queued'")),
         Index("run_ends", "ended_at", sqlite_where=text("ended_at IS NOT NULL")),
@@ -239,10 +238,7 @@ class Promotion(SQLModel, table=True):
         one_of("hook_state", HookState),
         one_of("health_state", HookState),
         Index(
-            "one_promotion_a_run",
-            "run_id",
-            unique=True,
-            sqlite_where=text("kind = 'promotion' AND run_id IS NOT NULL"),
+            "one_promotion_a_run", "run_id", unique=True, sqlite_where=text("kind = 'promotion' AND run_id IS NOT NULL")
         ),
         Index("one_generation", "track", "generation", unique=True),
         # To find other promotions of the same model for each line of a long history.

@@ -11,7 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_files
 from pipeline.models.memory_estimate import base_sizes, moment_numbers, trained_numbers
-from pipeline.search_settings import largest, most_trials
+from pipeline.search_settings import largest_rank, most_trials
 
 #: Most checkpoints at the same time: those that are kept (KEPT in pipeline.train.checkpoints) and the one
 #: being written.
@@ -39,17 +39,14 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
         message = f"the base model {base} cannot be read: {error}"
         raise CannotTell(message, "see what dropforge doctor says of it") from error
     # With the largest rank that a search tries.
-    train = config.train.model_copy(update={"rank": int(largest(config.train.search, "rank", config.train.rank))})
+    train = config.train.model_copy(update={"rank": int(largest_rank(config.train.search, config.train.rank))})
     beside = sum(size for is_weights, size in sizes if not is_weights)
     trained = trained_numbers(counts, train) * _NUMBER_BYTES
     moments = moment_numbers(counts, train) * _NUMBER_BYTES
     result = trained + beside
     # Of a search one adapter per trial, and a copy of the chosen one.
     adapters = 1 + most_trials(train.search) if train.search.space else 1
-    steps = {
-        "train": CHECKPOINTS * (result + moments) + adapters * result,
-        "merge": sum(size for _, size in sizes),
-    }
+    steps = {"train": CHECKPOINTS * (result + moments) + adapters * result, "merge": sum(size for _, size in sizes)}
     return {step: size + _SMALL for step, size in steps.items()}
 
 

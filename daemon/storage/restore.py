@@ -23,15 +23,7 @@ from daemon.state.database_file import BACKUPS, SCHEMA, open_file, refuse_networ
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, WORKER_LOCK
 from daemon.state.ownership import require_share
 from daemon.state.run_files import open_jobs
-from daemon.storage.backup import (
-    SIDECARS,
-    Manifest,
-    check,
-    named_files,
-    stamp,
-    succeeded,
-    unreadable_verdicts,
-)
+from daemon.storage.backup import SIDECARS, Manifest, check, named_files, stamp, succeeded, unreadable_verdicts
 from daemon.storage.disk import is_full
 from daemon.storage.rebuild import copy_aside, rebuild
 from daemon.system.folders import StateFolder, WorkFolder

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from daemon.settings.model import Settings
-from daemon.state.queries import waits
+from daemon.state.database import waits
 from daemon.state.states import OPEN_STATES, RunState
 from daemon.state.tables import Promotion, Run, Suspect, Track
 from daemon.state.troubles import in_words

@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from sqlite3 import Connection
 from types import SimpleNamespace
 from typing import Any
 
+from daemon.champions.history import former
 from daemon.state.clauses import change_clauses, drop_clauses, verdict_clauses
-from daemon.state.questions import WATCHED
-from daemon.state.run_files import ArtifactDamaged, load_dataset
+from daemon.state.questions import CHAMPIONS, WATCHED
+from daemon.state.run_files import readable_dataset
 from daemon.state.states import DropState
-from daemon.system.folders import WorkFolder
 from daemon.views.reader import Reader, Time
-from pipeline.artifacts import Dataset, Frozen
+from pipeline.artifacts import Frozen
 from pipeline.data_words import start_words
 from pipeline.decide.explain import sentence
 from pipeline.decide.watch import Watch, watch_of
@@ -34,6 +33,8 @@ FROM (
     FROM promotion JOIN track ON track.name = promotion.track WHERE {}
 ) AS champion LEFT JOIN run ON run.id = champion.run
 """
+#: The track of a drop that may be trained on.
+_TRACK_OF = "SELECT t.* FROM track t JOIN \"drop\" d ON d.track = t.name WHERE d.id = ? AND d.role = 'train'"
 
 
 class TrainedOn(Frozen):
@@ -120,6 +121,15 @@ class ChampionView(ServingView):
         return tuple(drop for drop in self.data if drop.role == "train" and drop.taken_out)
 
 
+class DropUses(Frozen):
+    """The serving champion if it was trained on a given drop, and the champion to roll back to."""
+
+    champion: int | None = None
+    """Generation of the serving champion, if that was trained on it."""
+    before: int | None = None
+    """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
+
+
 class Champions(Reader):
     """Reads the champions of a workspace's tracks."""
 
@@ -141,6 +151,18 @@ class Champions(Reader):
         which = _CHAMPIONS.format("track = ? AND generation < ? ORDER BY generation DESC LIMIT ?")
         values = (track, _BEYOND if before is None else before, most)
         return self.each(self._with_data, f"{which} ORDER BY generation DESC", values)
+
+    def uses(self, drop_id: int) -> DropUses:
+        """Return the serving champion if trained on this drop, and where to roll back; else both fields are `None`."""
+        for track in self.rows(_TRACK_OF, drop_id):
+            past = self.rows(CHAMPIONS, track=track.name)
+            if past and drop_id in (past[-1].drops or ()):
+                earlier = former(past, track, self.folder)
+                without = self.rows("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", track.name)
+                gone = {drop_id, *(row.id for row in without)}
+                before = next((model.generation for model in earlier if gone.isdisjoint(model.drops or ())), None)
+                return DropUses(champion=track.champion_generation, before=before)
+        return DropUses()
 
     def _with_data(self, reader: Connection, row: Any) -> ChampionView:
         data = trained_on(reader, row.drops or ())
@@ -180,13 +202,6 @@ def trained_on(reader: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
     rows = reader.execute(wanted, (json.dumps(list(ids)),)).fetchall()
     fields = ({**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows)
     return tuple(TrainedOn.model_validate(row, extra="ignore") for row in fields)
-
-
-def readable_dataset(work_folder: WorkFolder, run_id: int) -> Dataset | None:
-    """Return a run's prepared data; `None` if there is none, or it is damaged or not readable."""
-    with suppress(ArtifactDamaged, OSError):
-        return load_dataset(work_folder, run_id)
-    return None
 
 
 def _command(state: str | None, error: str | None, output: str | None, argv: object) -> CommandView | None:

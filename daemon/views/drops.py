@@ -9,11 +9,10 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
-from daemon.champions import history
 from daemon.state.clauses import drop_clauses
-from daemon.state.questions import CHAMPIONS, MEAN_WORTH, NEW_ANSWERS, PREPARED, TAKEN_IN
+from daemon.state.questions import MEAN_WORTH, NEW_ANSWERS, PREPARED, TAKEN_IN
+from daemon.state.run_files import readable_dataset
 from daemon.system.folders import WorkFolder
-from daemon.views.champion_history import readable_dataset
 from daemon.views.reader import NotThere, Reader, Time, newest_rows
 from pipeline.artifacts import AnswerPair, Dataset, Frozen
 from pipeline.models.template import transcript
@@ -28,8 +27,6 @@ _MOST_CHAMPIONS = 20
 #: The number of drops by track and state, and of those on trial, which the index of states does not have.
 _COUNTS = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
 _ON_TRIAL = 'SELECT "drop".track, state FROM suspect JOIN "drop" ON "drop".id = drop_id WHERE ended IS NULL'
-#: The track of a drop that may be trained on.
-_TRACK_OF = "SELECT t.* FROM track t JOIN \"drop\" d ON d.track = t.name WHERE d.id = ? AND d.role = 'train'"
 #: The champions that were trained on a drop, the latest first.
 _TRAINED = """
 SELECT DISTINCT generation, generation = champion_generation AS serves
@@ -69,15 +66,6 @@ class DropView(Frozen):
     """Records with other answers to questions of earlier drops that a person may accept now."""
 
 
-class DropUses(Frozen):
-    """The serving champion if it was trained on a given drop, and the champion to roll back to."""
-
-    champion: int | None = None
-    """Generation of the serving champion, if that was trained on it."""
-    before: int | None = None
-    """The latest generation that may serve again and was trained neither on it nor on a withdrawn drop."""
-
-
 class Drops(Reader):
     """Reads the drops of a workspace."""
 
@@ -94,8 +82,7 @@ class Drops(Reader):
 
     def drop(self, drop_id: int) -> DropView:
         """Return one drop. Raises `NotThere` if there is no such drop."""
-        drops = self._drops("WHERE id = ?", [drop_id])
-        if not drops:
+        if not (drops := self._drops("WHERE id = ?", [drop_id])):
             raise NotThere(f"there is no drop {drop_id}", "list them: dropforge drops")
         return drops[0]
 
@@ -111,18 +98,6 @@ class Drops(Reader):
         for row in self.rows(_ON_TRIAL):
             counts[row.track].update({row.state: -1, "on trial": 1})
         return {track: dict(+of_track) for track, of_track in counts.items()}
-
-    def uses(self, drop_id: int) -> DropUses:
-        """Return the serving champion if trained on this drop, and where to roll back; else both fields are `None`."""
-        for track in self.rows(_TRACK_OF, drop_id):
-            past = self.rows(CHAMPIONS, track=track.name)
-            if past and drop_id in (past[-1].drops or ()):
-                former = history.former(past, track, self.folder)
-                without = self.rows("""SELECT id FROM "drop" WHERE track = ? AND state = 'withdrawn'""", track.name)
-                gone = {drop_id, *(row.id for row in without)}
-                before = next((model.generation for model in former if gone.isdisjoint(model.drops or ())), None)
-                return DropUses(champion=track.champion_generation, before=before)
-        return DropUses()
 
     def _drops(self, which: str, values: Sequence[object]) -> list[DropView]:
         """Return the drops that an SQL clause such as "WHERE id = ?" selects, with its parameters, in its order."""
@@ -162,15 +137,13 @@ def _worth(reader: Connection, row: Any) -> str | None:
         return None
     words = f"worth {worth_words(row.worth_points, row.worth_half_width)} (run {row.worth_run})"
     mean = reader.execute(MEAN_WORTH, {"run": row.worth_run}).fetchone()
-    beside = f"; the mean of {mean.drops} drops is {signed(mean.points)}" if mean.drops > 1 else ""
-    return f"{words}{beside}"
+    return f"{words}; the mean of {mean.drops} drops is {signed(mean.points)}" if mean.drops > 1 else words
 
 
 def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
     """Map drops that replace records, or whose records are replaced, in the track's last run to words on how many."""
     _, data = last_prepared(reader, work_folder, track)
-    by: dict[int, list[str]] = {}
-    of: dict[int, list[str]] = {}
+    by, of = dict[int, list[str]](), dict[int, list[str]]()
     for pair in sorted(data.replacements if data else (), key=lambda pair: -pair.rows):
         by.setdefault(pair.old, []).append(f"{count(pair.rows, 'record')} replaced by drop {pair.new}")
         of.setdefault(pair.new, []).append(f"{count(pair.rows, 'record')} of drop {pair.old}")
@@ -278,17 +251,16 @@ def findings_of(overview: Drops, drop_id: int) -> tuple[FindingView, ...]:
     return _findings(_taken_in(overview, drop_id).get("kinds"))
 
 
-def drop_rows(overview: Drops, drop: DropView, after: int = 0, most: int = MOST_ROWS) -> tuple[DropRow, ...]:
+def drop_rows(overview: Drops, drop: DropView, after: int = 0) -> tuple[DropRow, ...]:
     """
-    Return up to `most` stored rows of a drop after the first `after`; empty if its file was not kept.
+    Return up to 20 stored rows of a drop after the first `after`; empty if its file was not kept.
 
     Lines that are not JSON objects are skipped and not counted. Texts are cut to 2,000 characters.
     """
-    path = stored_file(overview, drop)
-    if path is None:
+    if (path := stored_file(overview, drop)) is None:
         return ()
     rows = (row for row in records.read_rows(path) if isinstance(row, records.Row) and isinstance(row.value, dict))
-    return tuple(_row(row) for row in islice(rows, after, after + most))
+    return tuple(_row(row) for row in islice(rows, after, after + MOST_ROWS))
 
 
 def stored_file(overview: Drops, drop: DropView) -> Path | None:

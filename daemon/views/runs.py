@@ -9,14 +9,7 @@ from daemon.champions.blind_review import Review, review_of
 from daemon.champions.history import blocker
 from daemon.state.clauses import verdict_clauses
 from daemon.state.questions import AWAITS_APPROVAL, CHAMPIONS, CHOICES, SNAPSHOT
-from daemon.state.run_files import (
-    attempt_folder,
-    load_curve,
-    load_dataset,
-    load_progress,
-    load_verdict,
-    run_folder,
-)
+from daemon.state.run_files import attempt_folder, load_curve, load_dataset, load_progress, load_verdict, run_folder
 from daemon.state.states import AWAITING, OPEN_STATES, Purpose, RunState, queue_order
 from daemon.views.champion_history import TrainedOn, trained_on
 from daemon.views.reader import NotThere, Reader, T, Time, newest_rows

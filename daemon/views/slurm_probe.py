@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from daemon.settings.model import ExecutorSettings, Settings
+from daemon.settings.model import Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.system.slurm_commands import CannotAsk, ask, job_number
 from daemon.views.preflight import Finding, bad, ok, warn
 from pipeline.contract import GRACE_SECONDS

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daemon.settings.web import WebSettings
+from daemon.settings.sections import WebSettings
 from pipeline import durable
 from pipeline.errors import DropforgeError
 

@@ -56,7 +56,7 @@ def draw(request: Request, name: str, context: Mapping[str, Any], status: int = 
     Render template `name` with `context`; return it as a response with status code `status`.
 
     Every template also has: `path` (of this page), `may_change` (whether this browser has the token), `tracks`
-    (names), `daemon` (a DaemonView). Filters, and `plots`, which draws the pictures, are those of the evidence card.
+    (names), `daemon` (a DaemonView). Filters, and `figures`, which draws the pictures, are those of the evidence card.
     Control characters are shown as escapes. Raises `DropforgeError` if the daemon's lock file cannot be read.
     """
     site = site_of(request)

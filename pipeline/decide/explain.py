@@ -20,11 +20,7 @@ REASONS: Mapping[str, str] = {
 }
 
 #: Descriptions of collapsed answers to general questions, by `pipeline.metrics.degenerate.COLLAPSED`.
-_INSTEAD = {
-    "label": "a label of the training data",
-    "empty": "nothing",
-    "short": "far fewer words than the base model",
-}
+_INSTEAD = {"label": "a label of the training data", "empty": "nothing", "short": "far fewer words than the base model"}
 
 
 #: Of a control, by whether its `Settlement` passed; its trial may be worse than the control all the same.

@@ -19,7 +19,7 @@ from pipeline.artifacts import GuardResult
 from pipeline.config import GuardConfig
 from pipeline.decide import policy, statistics
 from pipeline.decide.comparison import Comparison
-from pipeline.decide.policy import exceeds, is_shown
+from pipeline.decide.policy import exceeds, is_beyond, is_shown
 from pipeline.decide.slices import POINTS, Known, Slice
 from pipeline.decide.statistics import Floats
 from pipeline.metrics.degenerate import COLLAPSED, DEGENERATE
@@ -89,7 +89,7 @@ def _slices(comparison: Comparison, slices: Sequence[Slice], known: Known, margi
         of_kind = [part for part in tested if part[0].kind == kind]
         rows = [_row("slice", (part.label,), pair, margin) for part, pair in of_kind]
         for (part, pair), row, adjusted in zip(of_kind, rows, _adjusted(rows), strict=True):
-            is_large = len(pair) >= policy.LEAST_FOR_MARGIN and _is_beyond(row) and (is_shown(row) or not many)
+            is_large = len(pair) >= policy.LEAST_FOR_MARGIN and is_beyond(row) and (is_shown(row) or not many)
             yield _fail_if(adjusted, is_large or is_shown(adjusted)).model_copy(update={"drop": part.drop})
 
 
@@ -153,8 +153,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
         pairs = {of: comparison.by_group(np.column_stack((scores, x)), mask) for of, x in comparison.former.items()}
         rows = [_row("anchor", (known.label(drop), of), pair, margin) for of, pair in pairs.items() if len(pair)]
         if rows:
-            worst = min(rows, key=lambda row: (row.p_value is None, row.change))
-            best.append(worst.model_copy(update={"drop": drop}))
+            best.append(min(rows, key=lambda row: (row.p_value is None, row.change)).model_copy(update={"drop": drop}))
             masks.append(mask)
     for row, mask in zip(_adjusted(best), masks, strict=True):
         yield _no_further(_tested(row), comparison.differences(mask))
@@ -190,16 +189,16 @@ def _likelihood(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
     fails = rose or not math.isfinite(candidate)
     bound = change - float(special.ndtri(1 - policy.LEVEL)) * error
     numbers = {"candidate": candidate, "champion": champion, "change": change, "bound": bound}
-    yield _result(
+    row = _result(
         "nll",
         tested=fails or math.isfinite(change),
-        fails=fails,
         records=len(sums),
         p_value=p_value,
         margin=margin,
         # JSON has no other numbers.
         **{name: number for name, number in numbers.items() if math.isfinite(number)},
     )
+    yield _fail_if(row, fails)
 
 
 def _degenerate(comparison: Comparison, margin: float) -> Iterator[GuardResult]:
@@ -224,19 +223,18 @@ def _floors(comparison: Comparison, config: GuardConfig) -> Iterator[GuardResult
     for name, floor in sorted(config.floors.items()):
         pair = comparison.pairs(metric=name)
         score = float(pair[:, 0].mean()) * POINTS if len(pair) else None
-        below = score is None or exceeds(floor, score)
         few = 0 < len(pair) < min(policy.LEAST_TESTED, len(comparison.pairs()))
-        yield _result(
+        row = _result(
             "floor",
             (METRICS[name].title, floor),
             note="too_few" if few else None,
             tested=bool(comparison.ids) and not few,
-            fails=below,
             records=len(pair),
             candidate=score,
             change=None if score is None else score - floor,
             margin=0.0,
         )
+        yield _fail_if(row, score is None or exceeds(floor, score))
 
 
 def _judge(comparison: Comparison) -> Iterator[GuardResult]:
@@ -249,8 +247,7 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
     if comparison.opinion is None:
         return
     results = map(comparison.opinion.results.get, comparison.ids)
-    signs = [{"win": 1, "loss": -1}.get(result or "", 0) for result in results]
-    net = np.bincount(comparison.groups, signs)
+    net = np.bincount(comparison.groups, [{"win": 1, "loss": -1}.get(result or "", 0) for result in results])
     wins, losses = int((net > 0).sum()), int((net < 0).sum())
     row = _result(
         "judge",
@@ -267,17 +264,13 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
 
 def _tested(row: GuardResult) -> GuardResult:
     """Return `row`, changed to failed if it shows a loss that is also beyond its margin."""
-    return _fail_if(row, is_shown(row) and _is_beyond(row))
+    return _fail_if(row, is_shown(row) and is_beyond(row))
 
 
 def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
     """Return the rows with their p-values adjusted over those that have any (Holm 1979)."""
     adjusted = iter(statistics.holm([row.p_value for row in rows if row.p_value is not None]))
     return [row if row.p_value is None else row.model_copy(update={"p_value": next(adjusted)}) for row in rows]
-
-
-def _is_beyond(row: GuardResult) -> bool:
-    return exceeds(-policy.GUARDS[row.guard].sign * (row.change or 0.0), row.margin or 0.0)
 
 
 def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
@@ -305,9 +298,7 @@ def _row(guard: str, about: tuple[str | int, ...], pair: Floats, margin: float) 
     )
 
 
-def _result(
-    guard: str, about: tuple[str | int | float, ...] = (), *, tested: bool, fails: bool = False, **facts: Any
-) -> GuardResult:
-    """Return a guard's result with these `facts`: failed or passed, or shown if it was not `tested`."""
-    state = "shown" if not tested else "failed" if fails else "passed"
+def _result(guard: str, about: tuple[str | int | float, ...] = (), *, tested: bool, **facts: Any) -> GuardResult:
+    """Return a guard's result with these `facts`: passed, or shown if it was not `tested`."""
+    state = "passed" if tested else "shown"
     return GuardResult(guard=guard, about=about, unit=policy.GUARDS[guard].unit, state=state, **facts)

@@ -237,6 +237,11 @@ def is_shown(result: GuardResult) -> bool:
     return result.p_value is not None and result.p_value <= GUARDS[result.guard].level
 
 
+def is_beyond(result: GuardResult) -> bool:
+    """Return whether a guard's result is a loss beyond its margin."""
+    return exceeds(-GUARDS[result.guard].sign * (result.change or 0.0), result.margin or 0.0)
+
+
 def is_far_below(preview: Preview) -> bool:
     """Return whether an agreement is far below the usual score; never on fewer than `LEAST_TESTED` records."""
     if preview.points is None or preview.usual is None or preview.records < LEAST_TESTED:

@@ -11,13 +11,7 @@ from pipeline import durable
 from pipeline.artifacts import Model
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError, StartAgain
-from pipeline.evaluate.prediction_cache import (
-    PLAIN,
-    PredictionKey,
-    Request,
-    comparable,
-    request_hash,
-)
+from pipeline.evaluate.prediction_cache import PLAIN, PredictionKey, Request, comparable, request_hash
 from pipeline.evaluate.suites import Item, Suite
 from pipeline.evaluate.vllm import read_version
 from pipeline.metrics.degenerate import is_looping
@@ -38,7 +32,6 @@ _SMALLER_NAME = "batch-size.json"
 _ROUND = 16
 #: Most tokens of an answer to a short free question.
 _QUESTION_TOKENS = 32
-
 
 Role = Literal["candidate", "champion", "base model", "former champion"]
 
@@ -113,11 +106,11 @@ def make_plan(
     settings = attempt.config.evaluate
     candidate, champion, *others = _evaluated(attempt, settings.vllm)
     decoding = Decoding(max_new_tokens, settings.repetition_penalty, settings.batch_size)
-    trained, engine = trained_ids(candidate.folder), _engine(settings.vllm)
+    trained, engine = trained_ids(candidate.folder), engine_of(settings.vllm)
     kept = _unseen(records, trained_ids(champion.folder))
-    both = [_requests(evaluated, kept, suites, decoding, engine) for evaluated in (candidate, champion)]
+    both = [requests_to(evaluated, kept, suites, decoding, engine) for evaluated in (candidate, champion)]
     kept, plans, too_long = _leave_out_too_long(kept, both)
-    plans += [_requests(base, [], suites, decoding, engine) for base in others if suites]
+    plans += [requests_to(base, [], suites, decoding, engine) for base in others if suites]
     fresh, watched, unwatched = _watched(attempt, kept, decoding, plans[0])
     plans += watched
     longest, folders = max(requests.longest() for requests in plans), (candidate.folder, champion.folder)
@@ -137,30 +130,7 @@ def make_plan(
     return EvalPlan(kept, plans, fresh, counts)
 
 
-def ask_champion(attempt: Attempt, records: Sequence[HeldoutRecord]) -> tuple[list[HeldoutRecord], ModelRequests]:
-    """
-    Return the records that fit into the champion's window, and the requests for its answers to them, as a suite's.
-
-    Raises `DropforgeError` if its files are damaged, `CannotTrain` if no record fits or its tokenizer or the settings'
-    vLLM cannot be used, `StepFailed` if it does not fit on the GPU.
-    """
-    settings, champion = attempt.config.evaluate, attempt.spec.champion
-    folder, device = attempt.path(champion.path), chosen_device()
-    verify_manifest(folder)
-    quantization = "none" if settings.vllm else inference_quantization(device, folder)
-    model = EvaluatedModel("champion", champion.model_id, folder, quantization)
-    decoding = Decoding(settings.max_new_tokens, settings.repetition_penalty, settings.batch_size)
-    asked = _requests(model, records, [], decoding, _engine(settings.vllm))
-    pairs = zip(records, asked.records, strict=True)
-    kept = [(record, answer) for record, (it, answer) in pairs if len(it.tokens) + it.longest <= asked.window]
-    if not kept:
-        raise CannotTrain("no new record of the drop fits into the champion's window", "drop shorter records")
-    asked = replace(asked, records=[], suites=[[answer for _, answer in kept]])
-    size = settings.batch_size or prompts_at_once(device, quantization, asked.longest(), [folder])
-    return [record for record, _ in kept], replace(asked, key=asked.key.model_copy(update={"batch_size": size}))
-
-
-def _engine(program: str) -> str:
+def engine_of(program: str) -> str:
     """Return the name and version of the engine that answers, of vLLM if its `program` is set."""
     return f"vllm {read_version(program)}" if program else PLAIN
 
@@ -205,7 +175,7 @@ def _watched(
         return [], [], former.generation
     trained = trained_ids(model.folder)
     fresh = [record for record in records if record.drop in drops and not record.is_known(trained)]
-    requests = _requests(model, fresh, [], decoding, candidate.key.engine)
+    requests = requests_to(model, fresh, [], decoding, candidate.key.engine)
     is_alike = requests.key == candidate.key.model_copy(update={"model_id": former.model_id})
     return (fresh, [requests], None) if fresh and is_alike else ([], [], former.generation if fresh else None)
 
@@ -228,9 +198,10 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
     return kept
 
 
-def _requests(
+def requests_to(
     model: EvaluatedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, engine: str
 ) -> ModelRequests:
+    """Return the requests to a model; raises `CannotTrain` for an item too long, or a tokenizer that cannot be used."""
     template = generation.load_template(model.folder, model.format)
     key = PredictionKey(
         model_id=model.model_id,

@@ -21,8 +21,7 @@ from pipeline.contract import Attempt
 from pipeline.decide.comparison import count_results
 from pipeline.decide.slices import Known, judged_on
 from pipeline.evaluate.prediction_cache import append_values, read_values, request_hash
-from pipeline.judge.client import Endpoint, NoAnswerError, read_key
-from pipeline.judge.prompt import Chat, Choice, messages, prompt_sha256, read_choice
+from pipeline.judge.client import Chat, Choice, Endpoint, NoAnswerError, messages, prompt_sha256, read_choice, read_key
 from pipeline.models.template import fold, transcript
 from pipeline.words import count
 

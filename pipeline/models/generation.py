@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import CannotTrain
-from pipeline.models.loading import (
-    Device,
-    arithmetic_dtype,
-    load_config,
-    load_model,
-    load_tokenizer,
-    memory_errors,
-)
+from pipeline.models.loading import Device, arithmetic_dtype, load_config, load_model, load_tokenizer, memory_errors
 from pipeline.models.placement import Quantization
 from pipeline.models.prefill import Tokens, forward, last_logits, pad_left, prefill, shared_prefix
 from pipeline.models.template import Template

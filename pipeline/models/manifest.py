@@ -11,7 +11,7 @@ from pipeline.artifacts import ModelRef
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain, DropforgeError
 from pipeline.models.safetensors_files import INDEX, NotSafetensorsError, read_all_shapes
-from pipeline.models.special_tokens import token_problem
+from pipeline.models.tokenizer_files import token_problem
 from pipeline.models.untrusted import size_problem, text_part, too_few_weights, try_read_object, unfit_file
 
 MANIFEST_NAME = "dropforge-manifest.json"

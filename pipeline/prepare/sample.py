@@ -9,7 +9,7 @@ from pipeline.contract import Attempt
 from pipeline.decide.policy import CORE_OF_DROP, CORE_SHARE
 from pipeline.models.manifest import trained_ids
 from pipeline.models.template import fold
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.decontaminate import HeldOut, Splits, find_groups
 from pipeline.prepare.split import DropRow, Prompt
 

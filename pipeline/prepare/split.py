@@ -14,9 +14,8 @@ from pipeline.config import SplitConfig, Unit
 from pipeline.contract import Attempt
 from pipeline.errors import CannotTrain
 from pipeline.metrics.tokens import tokens
-from pipeline.models.special_tokens import special_tokens
 from pipeline.models.template import fold
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window, special_tokens
 from pipeline.prepare.near_duplicates import LONG_RUN
 from pipeline.records.heldout import hash_id, normalise, prompt_parts, split_hash
 from pipeline.records.records import ANY_LENGTH, SELECTED, Finding, Record, read_records

@@ -22,7 +22,7 @@ from pipeline.data_words import left_out_words, remark_words
 from pipeline.errors import CannotTrain
 from pipeline.evaluate.suites import read_suites
 from pipeline.metrics.automatic import metric_of
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
 from pipeline.prepare.sample import Selection, heldout_line, row_line, select
 from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops

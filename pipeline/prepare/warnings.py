@@ -16,7 +16,7 @@ from pipeline.contract import StepSpec
 from pipeline.metrics import json_fields
 from pipeline.models.generation import load_template
 from pipeline.models.template import shown_prompt
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.decontaminate import Splits
 from pipeline.prepare.sample import Selection
 from pipeline.prepare.split import MOST_OF_ONE, DropRows, Prompt

@@ -1,16 +1,22 @@
 """The preview step: the champion answers up to 100 new records of a drop, which are scored by the track's metric."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
 from pipeline.artifacts import Preview
 from pipeline.contract import Attempt
+from pipeline.errors import CannotTrain
 from pipeline.evaluate.inference import Inference
-from pipeline.evaluate.plan import ask_champion
+from pipeline.evaluate.plan import EvaluatedModel, ModelRequests, engine_of, requests_to
 from pipeline.metrics.registry import METRICS
-from pipeline.models.token_counts import Window
+from pipeline.models.generation import Decoding
+from pipeline.models.loading import chosen_device
+from pipeline.models.manifest import verify_manifest
+from pipeline.models.placement import inference_quantization, prompts_at_once
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.sample import row_line
 from pipeline.prepare.split import group_prompts, read_drops
 from pipeline.prepare.warnings import fit_template
@@ -29,7 +35,7 @@ def preview(attempt: Attempt) -> Preview:
     new record, a drop or the champion is damaged, or memory does not suffice.
     """
     metric = attempt.config.evaluate.metric
-    records, requests = ask_champion(attempt, list(islice(_new_records(attempt), _MOST_RECORDS)))
+    records, requests = _ask_champion(attempt, list(islice(_new_records(attempt), _MOST_RECORDS)))
     inference = Inference(attempt, requests)
     (answers,) = inference.run(attempt.make_folder("predictions"), [inference]).suites
     scores = METRICS[metric].scores([text for text, *_ in answers], [record.references for record in records])
@@ -51,3 +57,26 @@ def _new_records(attempt: Attempt) -> Iterator[HeldoutRecord]:
             more = {"drop": drop, "pinned": False, "tags": (), "near": (), "group": ""}
             line = row_line(rows[0], references=tuple(row.output for row in rows), **more)
             yield HeldoutRecord.model_validate(line)
+
+
+def _ask_champion(attempt: Attempt, records: Sequence[HeldoutRecord]) -> tuple[list[HeldoutRecord], ModelRequests]:
+    """
+    Return the records that fit into the champion's window, and the requests for its answers to them, as a suite's.
+
+    Raises `DropforgeError` if its files are damaged, `CannotTrain` if no record fits or its tokenizer or the settings'
+    vLLM cannot be used, `StepFailed` if it does not fit on the GPU.
+    """
+    settings, champion = attempt.config.evaluate, attempt.spec.champion
+    folder, device = attempt.path(champion.path), chosen_device()
+    verify_manifest(folder)
+    quantization = "none" if settings.vllm else inference_quantization(device, folder)
+    model = EvaluatedModel("champion", champion.model_id, folder, quantization)
+    decoding = Decoding(settings.max_new_tokens, settings.repetition_penalty, settings.batch_size)
+    asked = requests_to(model, records, [], decoding, engine_of(settings.vllm))
+    pairs = zip(records, asked.records, strict=True)
+    kept = [(record, answer) for record, (it, answer) in pairs if len(it.tokens) + it.longest <= asked.window]
+    if not kept:
+        raise CannotTrain("no new record of the drop fits into the champion's window", "drop shorter records")
+    asked = replace(asked, records=[], suites=[[answer for _, answer in kept]])
+    size = settings.batch_size or prompts_at_once(device, quantization, asked.longest(), [folder])
+    return [record for record, _ in kept], replace(asked, key=asked.key.model_copy(update={"batch_size": size}))

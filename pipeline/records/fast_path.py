@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Collection
 
-from pipeline.models.special_tokens import token_pattern
+from pipeline.models.tokenizer_files import token_pattern
 
 KEYS = ("instruction", "input", "output")
 REQUIRED = ("instruction", "output")

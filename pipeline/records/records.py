@@ -21,14 +21,12 @@ from pipeline.records.conversation import (
     alpaca_turns,
     form_key,
     message_turns,
-    texts_of,
     turn_faults,
     unsupported,
 )
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
-from pipeline.records.json_array import BrokenArray, elements
-from pipeline.records.strict_json import BadJson, parse
+from pipeline.records.strict_json import BadJson, BrokenArray, elements, parse
 from pipeline.words import printable
 
 _BOM = b"\xef\xbb\xbf"
@@ -47,8 +45,6 @@ KNOWN = {key: {*LABELS, "system", *(("history", *KEYS) if key == "instruction" e
 MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: Control characters that a text must not have.
-_UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 #: Our keys by their usual names, in lower case.
 _ALIASES = {
     **dict.fromkeys(("instruction", "instructions", "prompt", "question", "instruct"), "instruction"),
@@ -228,29 +224,6 @@ def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
     if known in value:
         return None
     return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)
-
-
-def text_faults(value: Any, special: re.Pattern[str] | None) -> Iterator[tuple[str, int | None, str, str, str]]:
-    """
-    Yield (field, turn, rule, message, remedy) for each text of a row with a control character or a `special` token.
-
-    Tab and line breaks are allowed. Only the first of each kind in a text is named. Values that are no object or no
-    text are skipped.
-    """
-    texts = list(texts_of(value)) if isinstance(value, dict) else []
-    whole = "\n".join(text for _, _, text in texts)
-    if _UNWANTED.search(whole) is None and (special is None or special.search(whole) is None):
-        return
-    for field, turn, text in texts:
-        control = _UNWANTED.search(text)
-        if control is not None:
-            what = f"{field} holds the control character U+{ord(control[0]):04X}"
-            yield field, turn, "control_character", what, "take it out: of these only tab and line breaks are text"
-        token = None if special is None else special.search(text)
-        if token is not None:
-            name = printable(token[0][:_SHOWN_KEY])
-            what = f"{field} holds {name}, a special token of the base model's tokenizer"
-            yield field, turn, "special_token", what, "take it out: it could end or forge a turn of the conversation"
 
 
 def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, reduce
 from operator import getitem
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from pipeline.records.conversation import (
     Form,
     form_key,
     message_turns,
+    texts_of,
     turn_faults,
     unsupported,
     unsupported_key,
 )
 from pipeline.records.fast_path import KEYS, MOST_KEYS
-from pipeline.records.records import KNOWN, LONGEST_TAG, MOST_TAGS, Finding, Record, Row, misnamed_key, text_faults
+from pipeline.records.records import KNOWN, LONGEST_TAG, MOST_TAGS, Finding, Record, Row, misnamed_key
 from pipeline.words import printable
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 KEY_WIDTH = _VALUE_WIDTH = 60
+#: Control characters that a text must not have.
+_UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 def row_findings(row: Row, records: Sequence[Record], special: re.Pattern[str] | None) -> list[Finding]:
     """Return the findings about a row, none if it is good; `records` is the result of `records_of` for it."""
     findings = [] if records else schema_findings(row)
-    faults = text_faults(row.value, special)
+    faults = _text_faults(row.value, special)
     return findings + [_finding(row, field, *fault).model_copy(update={"turn": turn}) for field, turn, *fault in faults]
 
 
@@ -68,6 +71,29 @@ def schema_findings(row: Row) -> list[Finding]:
         remedy = 'did you mean "input"? rename the key, or leave it out'
         findings.append(_finding(row, "input", "misnamed_key", f'"{name}" is not a key of a record', remedy))
     return findings
+
+
+def _text_faults(value: Any, special: re.Pattern[str] | None) -> Iterator[tuple[str, int | None, str, str, str]]:
+    """
+    Yield (field, turn, rule, message, remedy) for each text of a row with a control character or a `special` token.
+
+    Tab and line breaks are allowed. Only the first of each kind in a text is named. Values that are no object or no
+    text are skipped.
+    """
+    texts = list(texts_of(value)) if isinstance(value, dict) else []
+    whole = "\n".join(text for _, _, text in texts)
+    if _UNWANTED.search(whole) is None and (special is None or special.search(whole) is None):
+        return
+    for field, turn, text in texts:
+        control = _UNWANTED.search(text)
+        if control is not None:
+            what = f"{field} holds the control character U+{ord(control[0]):04X}"
+            yield field, turn, "control_character", what, "take it out: of these only tab and line breaks are text"
+        token = None if special is None else special.search(text)
+        if token is not None:
+            name = printable(token[0][:KEY_WIDTH])
+            what = f"{field} holds {name}, a special token of the base model's tokenizer"
+            yield field, turn, "special_token", what, "take it out: it could end or forge a turn of the conversation"
 
 
 def _is_list_of_rows(value: object) -> bool:

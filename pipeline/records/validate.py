@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.artifacts import Frozen
-from pipeline.models.special_tokens import token_pattern
 from pipeline.models.template import fold
+from pipeline.models.tokenizer_files import token_pattern
 from pipeline.records.conversation import FORMS
 from pipeline.records.fast_path import PlainRows
 from pipeline.records.file_formats import name_file

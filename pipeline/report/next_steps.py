@@ -140,10 +140,7 @@ def _after_harm(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
             command="dropforge drops",
         ),
         NextStep(words=read),
-        NextStep(
-            words="If you know which drop is to blame, take it out of later runs.",
-            command=_withdraw(spec),
-        ),
+        NextStep(words="If you know which drop is to blame, take it out of later runs.", command=_withdraw(spec)),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import data_words, durable, words
 from pipeline.artifacts import JSON_NAME, PAGE_NAME
-from pipeline.report import plots, tables
+from pipeline.report import figures
 from pipeline.report.facts import BlindReview, Report
 from pipeline.report.story import p_value_words, review_words
 
@@ -59,7 +59,7 @@ def _environment() -> "Environment":
     for worded in (data_words.start_words, data_words.warning_words):
         made.filters[worded.__name__] = worded
     made.filters["nonzero"] = lambda number: f"{number:,}" if number else ""
-    made.globals |= {"tables": tables, "most_characters": MOST_CHARACTERS}
+    made.globals["most_characters"] = MOST_CHARACTERS
     return made
 
 
@@ -82,5 +82,5 @@ def make_environment(*folders: Path) -> "Environment":
         made.filters[name] = getattr(words, name)
     made.filters["thousands"] = "{:,}".format
     made.filters["proposed_words"] = data_words.proposed_words
-    made.globals["plots"] = plots
+    made.globals["figures"] = figures
     return made

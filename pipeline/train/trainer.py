@@ -207,9 +207,6 @@ def _arguments(job: Job, *, mixed: bool) -> dict[str, Any]:
 
 
 def _dataset(rows: Sequence[TokenRow]) -> Dataset:
-    columns = {
-        "input_ids": [row.input_ids for row in rows],
-        "completion_mask": [row.completion_mask for row in rows],
-    }
+    columns = {"input_ids": [row.input_ids for row in rows], "completion_mask": [row.completion_mask for row in rows]}
     features = Features({"input_ids": List(Value("int32")), "completion_mask": List(Value("int8"))})
     return Dataset.from_dict(columns, features=features)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from daemon.cli.service import configure_logs
 from daemon.dispatch import attempt
-from daemon.system import logs
 from pipeline.contract import StepSpec
 
 #: Marks that it has begun, works for a moment, and leaves the artifact that stands in its spec.
@@ -46,5 +46,5 @@ def step(_spec: StepSpec, _path: Path) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     _, key, fence, _, root = sys.argv[1:]
-    logs.configure()
+    configure_logs()
     attempt.serve_one(Path(root), key, fence, step)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -16,7 +17,7 @@ from daemon.settings.model import ExecutorSettings, Settings
 from daemon.state.database import transaction
 from daemon.state.tables import Message
 from daemon.system.processes import FileLock
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "systemd" / "monitoring"

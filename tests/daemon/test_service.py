@@ -17,7 +17,8 @@ from daemon.inbox.watcher import make_inbox
 from daemon.queue.states import Claim
 from daemon.service import Service
 from daemon.settings.load import load
-from daemon.settings.model import ExecutorSettings, Settings
+from daemon.settings.model import Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.database import transaction
 from daemon.state.database_file import DatabaseUnusable
 from daemon.state.layout import LEASE_NAME, WORKER_LOCK

@@ -100,7 +100,7 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
 from pipeline.errors import CannotTrain
 from pipeline.models.manifest import check_base
-from pipeline.models.special_tokens import special_tokens, token_pattern
+from pipeline.models.tokenizer_files import special_tokens, token_pattern
 try:
     check_base(Path(sys.argv[1]))
 except CannotTrain as error:

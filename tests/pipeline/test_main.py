@@ -71,15 +71,6 @@ def test_a_step_that_lacks_its_input_fails_in_words_and_without_a_traceback(tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_an_input_that_cannot_be_read_at_the_end_is_an_error_in_the_result(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, "prepare", ROWS)
-    inputs = spec.model_copy(update={"inputs": {"curve": "gone"}})
-    durable.write_json(tmp_path / spec.folder / SPEC_NAME, inputs.model_dump(mode="json"))
-    run(spec)
-    result = result_of(spec)
-    assert (result.status, result.error is not None and "gone" in result.error.message) == ("failed", True)
-
-
 def test_the_hint_of_a_step_names_its_run(tmp_path: Path) -> None:
     base = tmp_path / "base"
     write_model(base, b"w" * 8)

@@ -15,7 +15,7 @@ import pytest
 from daemon.champions.handover import server as handover
 from daemon.champions.handover.smoke_prompts import SmokePrompts, adapter_of, write_smoke_prompts
 from daemon.cli.demo import demo_base
-from pipeline.evaluate.engines import InStep, Vllm, cache_bytes
+from pipeline.evaluate.inference import InStep, Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process, read_version
 from pipeline.models import generation
 from pipeline.models.generation import Decoding

@@ -115,12 +115,7 @@ class Server:
 
     def answer(self, model: str, turns: Sequence[Turn], asked: SmokePrompts) -> str:
         """Return the greedy answer of `model` to `turns`, limited by `asked`. Raises `DropforgeError` if none."""
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": turns,
-            "temperature": 0,
-            "max_tokens": asked.max_tokens,
-        }
+        body: dict[str, Any] = {"model": model, "messages": turns, "temperature": 0, "max_tokens": asked.max_tokens}
         if asked.repetition_penalty != 1:
             body["repetition_penalty"] = asked.repetition_penalty
         answer = self._json("POST", "/v1/chat/completions", body)

@@ -22,14 +22,12 @@ from daemon.inbox.drop_folders import Folder
 from daemon.inbox.folders import InboxFolders, read_own, writing
 from daemon.settings.model import Settings
 from daemon.state.clauses import change_clauses, drop_clauses, preview_clauses, verdict_clauses
-from daemon.state.database import transaction
-from daemon.state.queries import rows_of
+from daemon.state.database import rows_of, transaction
 from daemon.state.questions import CHAMPIONS, GAVE_BACK, PREPARED, SNAPSHOT
-from daemon.state.run_files import ArtifactDamaged, load_dataset
+from daemon.state.run_files import readable_dataset
 from daemon.state.states import AWAITING, OVERTAKEN, DropState, RunState
 from daemon.state.tables import Drop, Event, Promotion, Run, Suspect, Track
 from pipeline import durable
-from pipeline.artifacts import Dataset
 from pipeline.data_words import left_out_words, proposed_words, warning_words
 from pipeline.decide.explain import sentence
 from pipeline.words import count, printable, worth_words
@@ -219,7 +217,7 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
 
 def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator[str]:
     """Yield what a run left out of its data, and the warnings about it; nothing before that is prepared."""
-    data = _data_of(settings, run)
+    data = readable_dataset(settings.work_folder, run.id or 0) if run else None
     if run and data is not None:
         left = left_out_words(data)
         rows, records = (number or 0 for number in session.execute(_ROWS, {"run": run.id}).one())
@@ -237,19 +235,12 @@ def _new_answers(session: Session, settings: Settings, drop: Drop) -> Iterator[s
     yield f"{words[0].upper()}{words[1:]}. They are not used, the old ones are."
     yield f"Whoever runs Dropforge can let them count: dropforge drops accept {drop.id} --answers."
     last = session.scalars(text(PREPARED), {"track": drop.track}).first()
-    data = _data_of(settings, session.get(Run, last))
+    data = readable_dataset(settings.work_folder, last) if last else None
     for pair in data.proposed_answers if data else ():
         if pair.new_drop == drop.id:
             yield f"  {pair.old_prompt}"
             yield f"    drop {pair.old_drop}: {pair.old_answer}"
             yield f"    new: {pair.new_answer}"
-
-
-def _data_of(settings: Settings, run: Run | None) -> Dataset | None:
-    """Return a run's prepared data; `None` without a run, before that is prepared, and if it is damaged."""
-    with suppress(ArtifactDamaged, OSError):
-        return load_dataset(settings.work_folder, run.id or 0) if run else None
-    return None
 
 
 def _last_run(session: Session, drop: Drop) -> Run | None:

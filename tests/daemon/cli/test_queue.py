@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from tests.daemon.web.conftest import HERE, TOKEN
 
 Command = Callable[..., Any]

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from daemon.state.states import OVERTAKEN
 from daemon.state.tables import Run
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from pipeline import durable
 from tests.run_owner import end_with_card
 

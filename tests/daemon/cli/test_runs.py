@@ -16,7 +16,7 @@ from daemon.state.database import transaction
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.system.processes import FileLock
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from pipeline import durable
 
 GOOD = '{"instruction": "a", "output": "b"}\n'

@@ -13,8 +13,8 @@ from daemon.settings.load import load
 from daemon.state.ownership import installation_id
 from daemon.storage.backup import make
 from daemon.web import actions
-from daemon.web.app import make_app
 from daemon.web.security import cookie_name
+from daemon.web.server import make_app
 from tests.daemon.web.conftest import HERE, TOKEN
 
 COMMANDS = (

@@ -10,7 +10,8 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import LocalExecutor
 from daemon.queue import states
-from daemon.settings.model import ExecutorSettings, Settings
+from daemon.settings.model import Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state import run_files
 from daemon.state.database import transaction
 from daemon.state.troubles import Troubles

@@ -21,7 +21,7 @@ from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import JobState, LocalExecutor
 from daemon.dispatch.step_process import result_of_dead
 from daemon.messages.texts import text_of
-from daemon.queue import drops, one_drop, run_queue, states, suspects
+from daemon.queue import drops, leave_one_out, run_queue, states, suspects
 from daemon.settings.model import Settings, SuspectSettings
 from daemon.state import run_files
 from daemon.state.clauses import change_clauses, verdict_clauses
@@ -32,11 +32,10 @@ from daemon.state.tables import Attempt, Drop, Event, Promotion, Run, Suspect, T
 from daemon.views.overview import Overview
 from pipeline import durable
 from pipeline.artifacts import GuardResult, Judgement, Preview, Replacement, Settlement, Shortfall, TrialScores
-from pipeline.config import GateConfig, RunConfig
+from pipeline.config import GateConfig, JudgeConfig, RunConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Progress, StepError, StepResult, StepSpec
 from pipeline.decide.explain import sentence
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_START_AGAIN
-from pipeline.judge_settings import JudgeConfig
 from pipeline.models.manifest import check_base
 from tests import run_owner
 from tests.made_artifacts import good_result, made_adapter, made_dataset, made_model, made_report, made_verdict
@@ -1190,7 +1189,7 @@ def test_new_answers_of_a_drop_are_noted_and_count_in_the_run_after_they_are_acc
     assert [drop.answers_accepted for drop in again.drops] == [False, True]
     assert new_answers() == 0
     with transaction(box.engine) as session:
-        one_drop.queue_run(session, Purpose.TRIAL, "default", drop, NOW + 10**7, tested=[drop])
+        leave_one_out.queue_run(session, Purpose.TRIAL, "default", drop, NOW + 10**7, tested=[drop])
     box.executor.script["prepare"] = [proposes]
     box.ticks(now=NOW + 10**7)
     assert (box.executor.submitted[-1].run, new_answers()) == (3, 0), "a trial has not all drops of the track"

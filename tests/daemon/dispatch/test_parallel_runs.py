@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import Engine
 
 from daemon.dispatch.spool import JobState
-from daemon.settings.model import DiskSettings, ExecutorSettings, Settings
+from daemon.settings.model import DiskSettings, Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.states import RunState
 from daemon.storage.disk_estimate import needed_bytes
 from pipeline.contract import StepSpec

@@ -23,8 +23,8 @@ from daemon.dispatch.step_process import StepProcess
 from daemon.dispatch.worker import Worker
 from daemon.system.processes import FileLock, Identity, identify, is_alive, lock_holder, wait_until_dead
 from pipeline import durable
+from pipeline.config import JudgeConfig
 from pipeline.contract import CLAIM_NAME, LOG_NAME, RESULT_NAME, SPEC_NAME, StepResult, StepSpec
-from pipeline.judge_settings import JudgeConfig
 from tests.made_artifacts import made_spec
 from tests.run_owner import spool_of
 from tests.slurm.cluster import wait_for

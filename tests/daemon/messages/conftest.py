@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.messages.outbox import Messenger, open_outbox
-from daemon.settings.messages import MessageSettings
+from daemon.settings.sections import MessageSettings
 from daemon.state.database import transaction
 from daemon.state.events import record_event
 from daemon.state.troubles import Troubles

@@ -9,7 +9,7 @@ import pytest
 from daemon.messages import outbox
 from daemon.messages.addresses import examine
 from daemon.settings.load import load
-from daemon.settings.messages import MessageSettings, shown_url
+from daemon.settings.sections import MessageSettings, shown_url
 from tests.daemon.messages.conftest import Address, fail_hook
 
 Command = Callable[..., Any]

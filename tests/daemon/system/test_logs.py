@@ -6,8 +6,8 @@ from pathlib import Path
 
 _PROGRAM = """
 import logging, structlog
-from daemon.system import logs
-logs.configure()
+from daemon.cli.service import configure_logs
+configure_logs()
 structlog.get_logger().warning("of our own")
 logging.getLogger("library").warning("of a library")
 raise SystemExit(7)

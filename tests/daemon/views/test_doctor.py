@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 from daemon.champions import base_models
 from daemon.inbox.watcher import make_inbox
 from daemon.settings.load import load
-from daemon.settings.model import ExecutorSettings, Settings
+from daemon.settings.model import Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.database import create
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, RESTORING, TROUBLES_NOTE
 from daemon.storage.disk_estimate import needed_bytes
@@ -28,7 +29,7 @@ from daemon.views.doctor import examine
 from daemon.views.overview import Overview
 from daemon.views.preflight import Finding
 from pipeline import durable
-from pipeline.judge_settings import JudgeConfig
+from pipeline.config import JudgeConfig
 from pipeline.models import gpu_driver
 from tests.daemon.conftest import BASE_ID, MODEL_ID
 from tests.model_folder import write_model

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from daemon.state.database import transaction
 from daemon.state.states import HookState, Purpose
 from daemon.state.tables import Drop, Promotion, Run
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from pipeline import durable
 from pipeline.artifacts import Replacement
 from tests.daemon.champions.test_approval import House

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from daemon.settings.model import Settings
 from daemon.views.overview import Overview
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from tests import run_owner
 from tests.daemon.conftest import lines
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from daemon.queue import order
 from daemon.system.folders import StateFolder, WorkFolder
 from daemon.views.overview import Overview
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from pipeline import durable
 from pipeline.artifacts import Remark
 from tests import run_owner

@@ -7,8 +7,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from daemon.web.app import make_app
 from daemon.web.security import cookie_name
+from daemon.web.server import make_app
 from tests.daemon.conftest import LivedIn
 
 TOKEN = "t" * 43

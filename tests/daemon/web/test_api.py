@@ -13,7 +13,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from starlette.testclient import TestClient
 
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from tests.daemon.web.conftest import HERE, TOKEN
 
 #: It goes on for ever; tests/daemon/web/test_live.py has it.

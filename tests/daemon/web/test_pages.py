@@ -19,8 +19,8 @@ from daemon.state.states import DropState
 from daemon.state.tables import Drop, Run
 from daemon.views.overview import Overview
 from daemon.views.reader import reading
-from daemon.web.app import make_app
 from daemon.web.security import cookie_name
+from daemon.web.server import make_app
 from pipeline import durable
 from pipeline.artifacts import TrialScores
 from tests.daemon.conftest import lines

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daemon.settings.web import address_of
+from daemon.settings.sections import address_of
 from daemon.views.overview import Overview
 from daemon.web.security import load_token
 from daemon.web.server import listen

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-import daemon.web.app
+import daemon.web.server
 import pipeline.report.page
 
-STATIC = Path(daemon.web.app.__file__).with_name("static")
+STATIC = Path(daemon.web.server.__file__).with_name("static")
 CARD = Path(pipeline.report.page.__file__).with_name("templates") / "style.css"
 _COLOURS = re.compile(r"^:root \{.*?^\}$.*?^\}$", re.DOTALL | re.MULTILINE)
 

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from daemon.inbox.intake import Intake
 from daemon.inbox.watcher import Settled
 from daemon.views.overview import Overview
-from daemon.web.app import make_app
+from daemon.web.server import make_app
 from tests.daemon.web.conftest import HERE, TOKEN
 
 GOOD = b'{"instruction": "say z", "output": "z"}\n'

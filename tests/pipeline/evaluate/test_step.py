@@ -20,7 +20,7 @@ from pipeline.contract import Attempt
 from pipeline.decide.comparison import compare, read_comparison
 from pipeline.errors import CannotTrain, Interrupted, StartAgain
 from pipeline.evaluate import plan
-from pipeline.evaluate.engines import InStep
+from pipeline.evaluate.inference import InStep
 from pipeline.evaluate.prediction_cache import read_values
 from pipeline.evaluate.scoring import compare_with_control
 from pipeline.evaluate.step import evaluate

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.judge import prompt as judge_prompt
-from pipeline.judge.prompt import messages, prompt_sha256, read_choice
+from pipeline.judge import client
+from pipeline.judge.client import messages, prompt_sha256, read_choice
 
 TEXTS = st.text(max_size=60)
 
@@ -68,6 +68,6 @@ def test_another_model_another_wording_or_another_way_of_asking_is_another_promp
 ) -> None:
     made = {prompt_sha256("m"), prompt_sha256("n")}
     for name, value in (("_SYSTEM", "s"), ("_USER", "u"), ("SAMPLING", {"seed": 1})):
-        monkeypatch.setattr(judge_prompt, name, value)
+        monkeypatch.setattr(client, name, value)
         made.add(prompt_sha256("m"))
     assert len(made) == 5

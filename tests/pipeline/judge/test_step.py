@@ -18,12 +18,11 @@ import pytest
 
 from pipeline import durable
 from pipeline.artifacts import Judgement
-from pipeline.config import GateConfig
+from pipeline.config import GateConfig, JudgeConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt
 from pipeline.errors import Interrupted
 from pipeline.judge import client as judge_client
 from pipeline.judge.step import PARALLEL, judge
-from pipeline.judge_settings import JudgeConfig
 from tests.made_artifacts import report_of, run_config
 from tests.records_made import write_lines
 

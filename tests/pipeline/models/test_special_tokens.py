@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.models.loading import load_tokenizer
-from pipeline.models.special_tokens import special_tokens, token_pattern
+from pipeline.models.tokenizer_files import special_tokens, token_pattern
 
 
 def write(folder: Path, name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window
 
 TEXTS = st.one_of(
     st.text(max_size=200),

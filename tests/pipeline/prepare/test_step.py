@@ -14,7 +14,7 @@ from pipeline.data_words import warning_words
 from pipeline.decide.explain import clauses, sentence
 from pipeline.decide.verdict import early_verdict
 from pipeline.errors import CannotTrain, Interrupted
-from pipeline.models.token_counts import Window
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.step import _max_new_tokens, prepare
 from pipeline.records.heldout import normalise, prompt_id
 from tests.snapshot import PINNED, Prepared, Snapshot, prompt_place, rows

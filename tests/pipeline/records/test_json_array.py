@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import json_array
-from pipeline.records.json_array import BrokenArray, elements
+from pipeline.records import strict_json
+from pipeline.records.strict_json import BrokenArray, elements
 from pipeline.records.validate import Options, validate
 
 TEXT = st.text(alphabet='a\\"[]{},:\n\u20ac', max_size=8)
@@ -28,7 +28,7 @@ def read(text: str, most: int = 1 << 20) -> list[tuple[int, bytes]]:
 def test_the_elements_are_those_that_json_reads(values: list[Any], block: int, indent: int | None) -> None:
     text = json.dumps(values, indent=indent, ensure_ascii=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_array, "_BLOCK_BYTES", block)
+        patch.setattr(strict_json, "_BLOCK_BYTES", block)
         found = read(text)
     assert [json.loads(element) for _, element in found] == values
     lines = text.encode().split(b"\n")

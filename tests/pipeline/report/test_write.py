@@ -19,8 +19,8 @@ from pipeline.config import TrainConfig
 from pipeline.contract import Attempt
 from pipeline.decide.policy import GUARDS, label
 from pipeline.report.facts import NextStep, Report, Story
+from pipeline.report.figures import loss_caption
 from pipeline.report.page import MOST_CHARACTERS, render_page
-from pipeline.report.plots import loss_caption
 from pipeline.report.story import tell
 from pipeline.report.write import pair_lost, pick, write_report
 from pipeline.words import plain, signed, ticks

@@ -18,8 +18,8 @@ from pipeline.artifacts import Adapter, MemoryPlan
 from pipeline.config import TrainConfig
 from pipeline.contract import RESULT_NAME, SPEC_NAME, Attempt, StepResult
 from pipeline.errors import EXIT_START_AGAIN, Interrupted, StartAgain, StepFailed
-from pipeline.evaluate import engines
-from pipeline.evaluate.engines import cache_bytes
+from pipeline.evaluate import inference
+from pipeline.evaluate.inference import cache_bytes
 from pipeline.models.loading import OutOfMemory, is_out_of_memory, load_tokenizer
 from pipeline.models.memory_estimate import MARGIN, OVERHEAD, BaseSizes, base_sizes, estimate
 from pipeline.train import memory, trainer
@@ -277,7 +277,7 @@ def test_the_gpu_with_least_free_memory_counts_and_another_process_reads_it(
     processes = [ProcessRank(count=1), ProcessRank(count=2), ProcessRank(count=3), ProcessRank(count=2, gpu=1)]
     free = [plan_memory(order(tiny_llama), tiny_llama, "cuda", [100] * 8, one)[1].free >> 30 for one in processes]
     assert free == [80, 70, 9, 9]
-    monkeypatch.setattr(engines, "chosen_device", lambda: "cuda")
+    monkeypatch.setattr(inference, "chosen_device", lambda: "cuda")
     weights = (tiny_llama / "model.safetensors").stat().st_size
     assert cache_bytes(tiny_llama, 100, 1 << 40) == int(0.9 * (80 << 30)) - weights
     library.write_text("class cuda:\n    device_count = lambda: 1 / 0\n")

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.spool import Executor, JobState, LocalExecutor
-from daemon.settings.model import ExecutorSettings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.troubles import Troubles
 from daemon.system.folders import WorkFolder
 from pipeline.contract import JOB_NAME, StepSpec

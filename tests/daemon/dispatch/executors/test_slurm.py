@@ -13,7 +13,7 @@ from daemon.dispatch import slurm, slurm_jobs
 from daemon.dispatch.slurm import SlurmExecutor
 from daemon.dispatch.slurm_jobs import SlurmJobs
 from daemon.dispatch.spool import JobState
-from daemon.settings.model import ExecutorSettings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.run_files import was_out_of_time
 from daemon.system import slurm_commands
 from pipeline import durable
