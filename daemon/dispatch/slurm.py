@@ -247,12 +247,7 @@ class SlurmExecutor:
             raise
 
     def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
-        """
-        Revoke a released attempt if its job is ended or gone and it makes no progress, for `GIVE_UP_SECONDS`.
-
-        Also writes the job's state for people, and releases a held job again. Return why a waiting job will never
-        begin, else `None`.
-        """
+        """Revoke an attempt whose job is gone without progress, release a held job; return why one never begins."""
         spec, state = known.spec, job.state
         note_state(spec, job)
         if state in WAITING and CLAIM_NAME in names:

@@ -19,10 +19,9 @@ from pipeline.models.template import transcript
 from pipeline.records import records
 from pipeline.words import count, cut_start, first_of, signed, worth_words
 
-#: Most rows of one page, and most characters of a row's text.
+#: Most rows of one page, most characters of a row's text, and most champions that are listed.
 MOST_ROWS = 20
 MOST_CHARACTERS = 2000
-#: Most champions that are listed.
 _MOST_CHAMPIONS = 20
 #: The number of drops by track and state, and of those on trial, which the index of states does not have.
 _COUNTS = 'SELECT track, state, count(*) AS number FROM "drop" GROUP BY track, state'
@@ -218,11 +217,7 @@ class DropDetail(Frozen):
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
-    """
-    Return a drop with its findings, new answers and the champions trained on it. Raises `NotThere` if it is unknown.
-
-    The warning that the track has too few rows is left out: it changes later (`Overview.missing_rows`).
-    """
+    """Return a drop with its findings but `Overview.missing_rows`, which change. Raises `NotThere` if it is unknown."""
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     # Nothing is trained on other drops.

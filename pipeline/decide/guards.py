@@ -55,11 +55,7 @@ def check(
 def check_old_drops(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig, pooled: Comparison | None = None
 ) -> list[GuardResult]:
-    """
-    Return the results of the guards of old drops alone, by `pooled`, the means of two models each (`pool`), if given.
-
-    Where it has too few records for a test, they are the results by `comparison`.
-    """
+    """Return the results of the guards of old drops by `pooled` (`pool`), if given and of enough records to test."""
     rows, *means = (
         [*_slices(each, slices, known, config.slices), *_anchor(each, known, config.anchor)]
         for each in (comparison, pooled)
@@ -160,11 +156,7 @@ def _anchor(comparison: Comparison, known: Known, margin: float) -> Iterator[Gua
 
 
 def _no_further(row: GuardResult, changes: Floats) -> GuardResult:
-    """
-    Return `row`, set from failed to passed if the mean of `changes`, candidate minus champion, is no loss.
-
-    Its label then says so.
-    """
+    """Return `row`, with a note and passed if it failed but the mean of `changes`, candidate - champion, is no loss."""
     if row.state != "failed" or exceeds(0.0, float(changes.mean())):
         return row
     return row.model_copy(update={"state": "passed", "note": "not_below_champion"})

@@ -213,9 +213,8 @@ def choose_unit(rows: Iterable[DropRow]) -> Unit:
     """
     Return "document" if all prompts with the same long input are to be on one side of the split, else "prompt".
 
-    It is "prompt" if one long input has more than a fiftieth of the prompts: then the input belongs to the task, and a
-    few such units would not give the shares that the settings name. Counts the first 10,000 prompts. `rows` must be
-    sorted as by `read_drops`.
+    It is "prompt" if one long input has more than a fiftieth of the first 10,000 prompts: then it belongs to the task,
+    and a few such units would not give the shares of the settings. `rows` must be sorted as by `read_drops`.
     """
     firsts = (next(same) for _, same in groupby(rows, key=lambda row: row.hash))
     counts = Counter(row.document for row in islice(firsts, SAMPLE))

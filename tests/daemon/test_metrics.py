@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from daemon.metrics import CONTENT_TYPE, metrics_text
-from daemon.settings.model import ExecutorSettings, Settings
+from daemon.settings.model import Settings
+from daemon.settings.sections import ExecutorSettings
 from daemon.state.database import transaction
 from daemon.state.tables import Message
 from daemon.system.processes import FileLock
