@@ -69,7 +69,7 @@ def size_words(octets: int) -> str:
     """Format a number of bytes in decimal units, as 276 MB or 1.2 GB."""
     value = float(octets)
     for unit in ("bytes", "kB", "MB", "GB"):
-        if round(value) < _KILO:
+        if value < _KILO:
             return f"{value:.0f} {unit}" if value >= 10 or unit == "bytes" else f"{value:.1f} {unit}"  # noqa: PLR2004
         value /= _KILO
     return f"{value:.1f} TB"
