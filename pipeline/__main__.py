@@ -86,6 +86,14 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
 
             artifact = artifact.model_copy(update={"report": write_report(attempt, artifact)})
         durable.fsync_tree(attempt.folder)
+        return StepResult(
+            key=spec.key,
+            fence=spec.fence,
+            status="ok",
+            exit_code=EXIT_OK,
+            artifact=artifact.model_dump(mode="json"),
+            outputs=_hash_outputs(attempt.folder),
+        )
     except Interrupted as error:
         return _ended(spec, "interrupted", error.exit_code, error.message)
     except DropforgeError as error:
@@ -104,14 +112,6 @@ def _run(step_name: str, attempt: Attempt) -> StepResult:
             return _ended(spec, "failed", EXIT_DISK_FULL, message, hint)
         message, hint = f"{type(error).__name__}: {error}"[:2000], f"the whole log: dropforge logs {spec.run}"
         return _ended(spec, "failed", EXIT_UNFORESEEN, message, hint)
-    return StepResult(
-        key=spec.key,
-        fence=spec.fence,
-        status="ok",
-        exit_code=EXIT_OK,
-        artifact=artifact.model_dump(mode="json"),
-        outputs=_hash_outputs(attempt.folder),
-    )
 
 
 def _ended(

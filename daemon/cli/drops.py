@@ -120,7 +120,7 @@ def withdraw(context: typer.Context, *, drop: DropArgument, reason: ReasonOption
 
     Its file and its history stay. Open runs and pending approvals that were made from it are cancelled; the other drops
     that were new in them wait for a run again. A queued run is cancelled if no new drop is left for it. A champion that
-    was trained on it stays and is named. It is an error if the drop is rejected or withdrawn already.
+    was trained on it stays and is named. It is an error if the drop is rejected, a duplicate or withdrawn.
     """
     from daemon.queue.drops import withdraw as take_out  # noqa: PLC0415 - a quick start
 

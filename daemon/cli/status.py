@@ -148,7 +148,7 @@ def files_in_inbox(settings: Settings) -> list[str]:
 
 def _disk(settings: Settings) -> dict[str, Any]:
     disk = Disk(settings)
-    sizes = {"free_bytes": disk.free_bytes(), "low_water_bytes": disk.low_water_bytes}
+    sizes = {"free_bytes": disk.least_free_bytes(), "low_water_bytes": disk.low_water_bytes}
     return {**sizes, "shortage": disk.shortage() or None}
 
 

@@ -105,7 +105,7 @@ class SlurmExecutor:
 
     def poll(self, spec: StepSpec) -> JobState:
         """
-        Return an attempt's state: `ENDED` once its result is listed, else whether it was claimed.
+        Return an attempt's state: `ENDED` once its result can be opened, else whether it was claimed.
 
         Raises `OSError` while the shared file system does not answer.
         """
@@ -247,7 +247,7 @@ class SlurmExecutor:
             raise
 
     def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
-        """Revoke an attempt whose job is gone without progress, release a held job; return why one never begins."""
+        """Note a job's state, release it, or revoke it `GIVE_UP_SECONDS` after it went; return why it never begins."""
         spec, state = known.spec, job.state
         note_state(spec, job)
         if state in WAITING and CLAIM_NAME in names:

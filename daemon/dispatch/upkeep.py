@@ -44,7 +44,7 @@ class Upkeep:
         if bool(words) != self._was_low:
             with transaction(self._engine) as session:
                 kind = "disk_low" if words else "disk_has_room"
-                record_event(session, kind, now, free_bytes=self.disk.free_bytes())
+                record_event(session, kind, now, free_bytes=self.disk.least_free_bytes())
             self._was_low = bool(words)
             log.warning("disk_low", why=words) if words else log.info("disk_has_room")
             notify(f"STATUS={words or 'the disk has room again'}")

@@ -133,7 +133,7 @@ def what_is_kept(session: Session, settings: Settings, now: int, cleared: set[tu
 
 
 def what_is_in_use(session: Session, settings: Settings) -> Kept:
-    """Return what is kept whatever `gc.keep_models`: bases, champions, open runs, pending wins, trials."""
+    """Return what is kept whatever `gc.keep_models`: bases, champions, former ones, open runs, pending wins, trials."""
     root = settings.work_folder
     kept = Kept()
     kept.keep({_real(root / "drops")})

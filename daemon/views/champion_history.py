@@ -88,7 +88,7 @@ class ServingView(Frozen):
     """Id of the run that trained it; `None` for a base model."""
     reason: str
     approved_by: str | None
-    """Who approved, forced or rolled back; `None` if the daemon promoted it."""
+    """Who approved, forced or rolled back; `None` if the daemon did."""
     overrode: str | None
     """Outcome of the run whose model was forced."""
     verdict: str | None

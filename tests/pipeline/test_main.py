@@ -71,6 +71,15 @@ def test_a_step_that_lacks_its_input_fails_in_words_and_without_a_traceback(tmp_
     assert "Traceback" not in done.stderr
 
 
+def test_an_output_that_cannot_be_read_is_an_error_in_the_result(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, "prepare", ROWS)
+    # A regular file to which each read is an I/O error.
+    (tmp_path / spec.folder / "odd").symlink_to("/proc/self/mem")
+    run(spec)
+    result = result_of(spec)
+    assert (result.status, result.exit_code, result.error is not None) == ("failed", 70, True)
+
+
 def test_the_hint_of_a_step_names_its_run(tmp_path: Path) -> None:
     base = tmp_path / "base"
     write_model(base, b"w" * 8)
