@@ -98,7 +98,7 @@ def _converted(
     """
     Convert the table `file` to the file `made`, and print which column is read as what, three records and the losses.
 
-    Raises `DropforgeError` if there is no such file, a column is missing, or there are no records.
+    Raises `DropforgeError` if the file cannot be read as a table, a column is missing, or there are no records.
     """
     if not file.exists():
         raise DropforgeError(f"there is no file {file}", "name a table: CSV, TSV, Parquet, gzip", EXIT_BAD_DATA)

@@ -183,7 +183,7 @@ class Dispatcher:
         """
         At the end of a shutdown, cancel the open steps and set the claimed runs to waiting; not a failure.
 
-        A run whose step outlives the daemon, or whose result is being published, stays running: the next daemon adopts
+        A run whose step runs on a node, or whose result is being published, stays running: the next daemon adopts
         it.
         """
         for claim in tuple(self._claims.values()):

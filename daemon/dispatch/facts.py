@@ -83,7 +83,7 @@ class FactReader:
         return Facts(run, draining=draining, attempt=attempt, done=done, step=step, shortage=shortage)
 
     def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec) -> Facts:
-        """Return the facts of a submitted attempt: whether it has ended, and if so how; else whether it is useless."""
+        """Return a submitted attempt's facts: whether it has ended, how (a publication's end once), or is useless."""
         if self._executors[spec.step].poll(spec) is not JobState.ENDED:
             useless = not run.cancel_requested and is_useless(self._engine, run, spec)
             return Facts(run, attempt=attempt, spec=spec, useless=useless)

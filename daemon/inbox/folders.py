@@ -214,7 +214,7 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
 
 @contextlib.contextmanager
 def writing(event: str, **about: object) -> Iterator[None]:
-    """Log an `InboxUnusable` or `OSError` of the block as `event`, with `about`; only that of a full disk is raised."""
+    """Log an `InboxUnusable` or `OSError` of the block as `event`, with `about`; raise an `OSError` of a full disk."""
     try:
         yield
     except (InboxUnusable, OSError) as error:

@@ -76,8 +76,8 @@ def rule(validation: Validation, intake: IntakeSettings) -> Ruling:
     """
     Decide whether a validated file is accepted, possibly without its bad rows; change no file.
 
-    A file with findings is accepted only with `on_bad_rows = "quarantine"`, and only if it was read to its end, has at
-    most `max_bad_rows` bad rows and `max_bad_percent` of them, and a good row is left.
+    A file with findings is accepted only with `on_bad_rows = "quarantine"`, and only if it was read to its end, none is
+    of the whole file, it has at most `max_bad_rows` bad rows and `max_bad_percent` of them, and a good row is left.
     """
     bad, rows = validation.bad_rows, validation.rows
     if validation.ok:

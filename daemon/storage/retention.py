@@ -50,7 +50,7 @@ class Ended(NamedTuple):
 
     @property
     def references(self) -> list[str]:
-        """The published artifacts that lead to its files, relative to the work folder, the last step's first."""
+        """Work folder paths of artifacts, perhaps missing, that lead to its files, the last step's first."""
         # A run without a verdict may be retried: it must not skip a step whose files are gone. Report and verdict of a
         # run that succeeded are kept.
         steps = _WITH_FILES if self.state == RunState.SUCCEEDED else tuple(step.name for step in reversed(STEPS))

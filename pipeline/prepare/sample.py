@@ -112,9 +112,9 @@ def _scoring_order(heldout: HeldOut, generation: int, most: int) -> list[int]:
 
 def _core(heldout: HeldOut, most: int) -> set[int]:
     """
-    Return the indices of the core: of each drop the first prompts by hash, one per unit.
+    Return the indices of the core: of each drop the first selected prompts by hash, one per unit.
 
-    Each drop has the same number at most: 40, or less so that the core is no more than a third of `most`.
+    Each drop has the same number at most: 40, or less, perhaps 0, so that the core is at most a third of `most`.
     """
     prompts = [(number, heldout.prompts[number]) for number in heldout.near]
     of_drop = min(CORE_OF_DROP, int(CORE_SHARE * most) // max(1, len({prompt.drops[0] for _, prompt in prompts})))
