@@ -40,9 +40,10 @@ def test_what_is_to_be_shown_more_surely_must_be_larger() -> None:
     assert 0.25 < (stated(comparison, least) or 0) < 0.35
 
 
-def test_more_than_a_million_records_are_not_asked_for() -> None:
+def test_more_than_a_million_records_are_not_asked_for_nor_any_for_a_loss() -> None:
     assert records_needed(0.01, 0.2, 200) == 80_000
     assert records_needed(0.0001, 0.04, 200) is None
+    assert records_needed(-0.01, 0.2, 200) is None
 
 
 def test_four_times_as_many_records_show_half_of_the_gain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,11 +152,14 @@ def test_a_key_that_is_no_question_is_none(tmp_path: Path, rows: list[Any]) -> N
     assert check(tmp_path, *rows).ok
 
 
-def test_findings_are_bounded_and_counted_on(tmp_path: Path) -> None:
+def test_findings_and_kinds_of_warnings_are_bounded_and_counted_on(tmp_path: Path) -> None:
     bad = [{"output": "b"} for _ in range(MOST_FINDINGS + 5)]
     found = check(tmp_path, *bad, options=Options(most_bad_rows=MOST_FINDINGS + 5))
     assert (len(found.findings), found.findings_total) == (MOST_FINDINGS, MOST_FINDINGS + 5)
     assert (found.complete, found.stopped) == (True, False)
+    many = check(tmp_path, *({**GOOD, "input": str(number), f"key {number}": 1} for number in range(300)))
+    (notice,) = many.warnings
+    assert (notice.rows, len(notice.keys), notice.message[-9:]) == (300, 101, "key 19, …")
 
 
 def test_a_file_that_is_refused_in_any_case_is_not_read_to_its_end(tmp_path: Path) -> None:

@@ -126,11 +126,11 @@ def test_a_checkpoint_of_other_data_or_other_settings_is_not_resumed(
     run.forget()
     run.stop_after(2)
     assert run.finish(epochs=3)[0].resumed_from_step == 0
-    assert run.finish(learning_rate=1e-3)[0].resumed_from_step == 0
+    assert run.finish(learning_rate=1e-3, epochs=3)[0].resumed_from_step == 0
     capsys.readouterr()
     with (run.root / "data/train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "new", "instruction": "x", "input": "", "output": "y"}) + "\n")
     run.dataset = run.dataset.model_copy(update={"dataset_sha256": dataset_hash(run.root / "data")})
-    adapter, _ = run.finish(learning_rate=1e-3)
+    adapter, _ = run.finish(learning_rate=1e-3, epochs=3)
     assert adapter.resumed_from_step == 0
     assert capsys.readouterr().err.count("is skipped: it belongs to another training") == 2

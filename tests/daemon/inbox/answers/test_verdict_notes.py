@@ -113,6 +113,16 @@ def test_the_note_of_a_drop_that_was_left_out_says_what_it_is_worth(house: House
     ]
 
 
+def test_the_note_says_before_any_run_how_well_the_champions_answers_agree(house: House) -> None:
+    before = house.said()
+    with database.transaction(house.box.engine) as session:
+        drop = session.get_one(Drop, 1)
+        drop.preview = {"records": 100, "points": 79.5, "metric": "exact_match", "usual": 81.3}
+        record_event(session, "drop_previewed", NOW, track="default", drop_id=1)
+    words = "Before any training: agreement 79.5 points: the champion's answers to 100 new records (exact match)."
+    assert house.said() == [*before, words]
+
+
 def test_a_drop_stays_in_use_over_later_runs_and_its_text_does_not_change(house: House) -> None:
     first = house.box.end("promoted")
     house.serve(first)
