@@ -1,6 +1,7 @@
 """Read the facts that the next action of a claimed run depends on: its row, its open attempt, its files."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from sqlalchemy import Engine
 
@@ -40,8 +41,8 @@ class FactReader:
         """
         Return the facts of a claimed run.
 
-        Raises `LostClaim` if the claim is not valid any more; `OSError`, `DropforgeError` or, for a malformed spec.json
-        or result.json, `ValueError` if its files cannot be used.
+        Raises `LostClaim` if the claim is not valid any more; `OSError`, `DropforgeError` or, for a malformed
+        spec.json, `ValueError` if its files cannot be used.
         """
         run = states.claimed_run(self._engine, claim)
         attempt = states.open_attempt(self._engine, claim.run_id)
@@ -87,7 +88,9 @@ class FactReader:
         if self._executors[spec.step].poll(spec) is not JobState.ENDED:
             useless = not run.cancel_requested and is_useless(self._engine, run, spec)
             return Facts(run, attempt=attempt, spec=spec, useless=useless)
-        result = run_files.read_result(spec)
+        result = None
+        with suppress(ValueError):  # damaged: of no more use than another attempt's
+            result = run_files.read_result(spec)
         publishing = result is not None and result.status == "ok" and spec.run in self._publisher
         is_interrupted = result is not None and result.status == "interrupted" and not run.cancel_requested
         return Facts(

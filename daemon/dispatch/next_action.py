@@ -103,7 +103,7 @@ def _between_steps(facts: Facts) -> Action:
 def _after_result(facts: Facts, spec: StepSpec) -> Action:
     result = facts.result
     if result is None:
-        return Action(End.FOREIGN_RESULT, DropforgeError(f"step {spec.step}: its result is not its own"))
+        return Action(End.FOREIGN_RESULT, DropforgeError(f"step {spec.step}: its result is damaged, or not its own"))
     if result.status == "ok":
         return _after_good(facts)
     error = None if result.error is None else DropforgeError(result.error.message, result.error.hint, result.exit_code)

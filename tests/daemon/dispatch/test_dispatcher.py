@@ -1145,6 +1145,20 @@ def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps
     assert alive.exists()
 
 
+def test_an_attempt_whose_result_is_damaged_is_repeated(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = box.executor.poll
+
+    def poll(spec: StepSpec) -> JobState:
+        if (spec.step, spec.attempt) == ("train", 1):
+            (Path(spec.root) / spec.folder / RESULT_NAME).write_text('{"status": ')
+        return real(spec)
+
+    monkeypatch.setattr(box.executor, "poll", poll)
+    box.drop("a")
+    box.ticks()
+    assert (box.run(1).outcome, box.executor.steps.count("train")) == ("promoted", 2)
+
+
 def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box.executor, "poll", lambda _spec: JobState.RUNNING)
     box.drop("a")

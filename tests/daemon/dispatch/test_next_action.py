@@ -64,7 +64,7 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "at work, daemon stops": ({**OPEN, "draining": True}, Do.WAIT, None),
     "at work, cancelled": ({**OPEN, "cancelled": True}, Do.CANCEL, None),
     "at work, useless": ({**OPEN, "useless": True}, Do.CANCEL, None),
-    "another attempt's result": (ended(), End.FOREIGN_RESULT, "step train: its result is not its own"),
+    "another attempt's result": (ended(), End.FOREIGN_RESULT, "step train: its result is damaged, or not its own"),
     "good": (WELL, Do.PUBLISH, None),
     "good, cancelled": ({**WELL, "cancelled": True}, Do.PUBLISH, None),
     "being published": (PUBLISHING, Do.WAIT, None),
