@@ -26,6 +26,7 @@ from daemon.state.clauses import drop_clauses
 from daemon.state.events import Word
 from daemon.state.states import DropState
 from daemon.state.tables import Drop, Event, Message, Run
+from daemon.storage.disk import Disk
 from daemon.storage.retention import DAY_MS
 from daemon.system.programs import name_of
 from pipeline import durable
@@ -430,6 +431,19 @@ def test_what_somebody_proposed_does_not_stand_in_the_way_of_the_owners_own_copy
     with pytest.raises(DropforgeError, match="accepted already, as drop 2"):
         drops.accept(box.engine, 1, Word("", NOW), box.settings)
     assert box.drop("again.jsonl", GOOD, "heldout").kind == "duplicate"
+
+
+@pytest.mark.parametrize(("missing", "kind"), [(1, "no_room"), (0, "accepted")])
+def test_a_file_that_would_bring_the_disk_under_its_mark_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int, kind: str
+) -> None:
+    box = Box(tmp_path, intake={"on_bad_rows": "reject"})
+    path = box.put("a.jsonl", GOOD)
+    free = box.settings.disk.low_water_bytes + path.stat().st_size - missing
+    monkeypatch.setattr(Disk, "free_bytes", lambda _self: free)
+    outcome = box.take(path)
+    assert (outcome.kind, path.exists()) == (kind, missing == 1)
+    assert "(disk.low_water_bytes); it waits for room" in outcome.message or not missing
 
 
 def test_a_full_queue_leaves_the_file_where_it_is_and_says_so(tmp_path: Path) -> None:
