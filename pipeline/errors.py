@@ -50,7 +50,7 @@ class StartAgain(Interrupted):
 
 
 def os_words(error: OSError) -> str:
-    """Return what is wrong by an error of the operating system, after the file's name and a colon if it has one."""
+    """Return the message of an operating system error, after the file's name and a colon if it has one."""
     return ": ".join(map(str, filter(None, (error.filename, error.strerror or error))))
 
 

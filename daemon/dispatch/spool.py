@@ -84,7 +84,7 @@ class Spool:
         return [path for _, path in sorted(dated)]
 
     def has_living(self) -> bool:
-        """Return whether the process of any ordered step is alive, also if it was told to stop."""
+        """Return whether the process of any ordered step is alive, including one that is to stop."""
         for entry in self._entries():
             with contextlib.suppress(ValueError):  # no order; the worker deletes it
                 process = process_of(self.root / folder_of(entry.stem))

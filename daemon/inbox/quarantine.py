@@ -141,7 +141,7 @@ def foresee(file: Path, settings: Settings, track: str) -> list[str]:
         return [] if result.error is None else [result.error.message]
     data = Dataset.model_validate(result.artifact)
     among = "" if spec.drops[0].records < MOST_COMPARED else f"the first {MOST_COMPARED:,} records of "
-    left = left_out_words(data.model_copy(update={"duplicates": 0}))  # they are told with their line
+    left = left_out_words(data.model_copy(update={"duplicates": 0}))  # reported with their lines
     return [*([f"a run on {among}this file alone would leave out about {left}"] if left else []), *warning_words(data)]
 
 

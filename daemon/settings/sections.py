@@ -1,4 +1,4 @@
-"""Settings of what lies outside of this process: web page, messages, executor and the jobs of a Slurm cluster."""
+"""Settings of the web page, messages, the executor and the jobs of a Slurm cluster."""
 
 import ipaddress
 import re
@@ -14,7 +14,7 @@ from pipeline.artifacts import Frozen
 
 _UNIX = "unix:"
 _MOST_PORT = 65_535
-#: Options of sbatch by which a job is known or held, or with which its number is not what is printed.
+#: Options of sbatch that Dropforge sets itself: they identify or hold a job, or change what sbatch prints.
 _RESERVED = frozenset(
     {"array", "chdir", "clusters", "comment", "error", "export", "hold", "job-name", "output", "parsable", "requeue"}
     | {"signal", "test-only", "wait", "wrap"}
@@ -44,13 +44,13 @@ class WebSettings(Frozen):
     """The web page; `dropforge web` shows it without these, too."""
 
     enabled: bool = False
-    """Whether the daemon serves the page, in a process beside itself."""
+    """Whether the daemon serves the page, in a separate process."""
     listen: str = "127.0.0.1:8765"
     """Address and port, or a socket as "unix:/run/dropforge/web.sock"."""
     token: Literal["auto", "changes", "all"] = "auto"  # noqa: S105 - a choice
     """What asks for the token: `changes`, or reading too; `auto` is `changes` on loopback, `all` on a socket."""
     hosts: tuple[str, ...] = ()
-    """Further names that the page is asked for by, as those of a proxy before it; others are refused."""
+    """Further host names that requests may use, such as a proxy's; requests with others are refused."""
 
     @field_validator("listen")
     @classmethod

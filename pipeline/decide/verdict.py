@@ -59,7 +59,7 @@ def decide_verdict(comparison: Comparison, rules: Rules, pooled: Comparison | No
 
 def _needed(part: Comparison, rules: Rules, verdict: Verdict, seed: int) -> dict[str, float | int | None]:
     """
-    Return the fields of `Verdict` on what is missing: groups for a verdict, or gain and groups for a promotion.
+    Return the fields of `Verdict` on missing groups for a verdict, or missing gain and groups for a promotion.
 
     Empty unless the outcome is `insufficient_evidence` or `not_shown_better`.
     """

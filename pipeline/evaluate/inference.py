@@ -2,7 +2,7 @@
 Compute one model's predictions: cached ones are reused, missing ones computed in batches, the model loaded once.
 
 A resumed evaluation gives the same predictions as an uninterrupted one: its batches are the same. An
-engine computes answers and likelihoods: transformers in the step's process, or vLLM in a process of its own.
+engine computes answers and likelihoods: transformers in the step's process, or vLLM in a separate one.
 """
 
 import math

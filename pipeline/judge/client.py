@@ -65,7 +65,7 @@ _pause = asyncio.sleep
 
 
 def prompt_sha256(model: str) -> str:
-    """Return the hash of all that a judgement depends on besides the texts: model name, prompt, sampling."""
+    """Return the hash of the model name, prompt and sampling, on which a judgement depends besides the texts."""
     return durable.sha256_json([model, _SYSTEM, _USER, _FENCE, _NAMES, SAMPLING])
 
 
