@@ -77,7 +77,7 @@ app = typer.Typer(
 
 
 def _made(name: str) -> typer.Typer:
-    """Return a Typer application that has only the command `name`, with its subcommands if it is a group."""
+    """Import the module of the command `name`; return a Typer application with only this command or group."""
     module, made = import_module(f"daemon.cli.{COMMANDS[name][0]}"), typer.Typer(rich_markup_mode=None)
     function = getattr(module, name.replace("-", "_"))
     if name in GROUPS:
@@ -110,16 +110,16 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    """Declare the options before the command, and do nothing: commands read their values from the root context."""
+    """Declare the options before the command; commands read `config` from the root context, --version ends at once."""
 
 
 def main() -> int:
     """
     Run the command in `sys.argv`, or `--help` without one, print its errors to stderr, and return the exit code.
 
-    With `--json` an error is also printed as JSON to stdout. Wrong usage, `DropforgeError` and `OSError` are printed,
-    any other exception is raised; with DROPFORGE_DEBUG=1 only wrong usage is printed. Returns 130 after Ctrl-C, 1 if
-    the reader of stdout is gone.
+    With `--json` an error is also printed as JSON to stdout. Wrong usage (code 2), `DropforgeError` (its `exit_code`)
+    and `OSError` (1) are printed, any other exception is raised; with DROPFORGE_DEBUG=1 only wrong usage is printed.
+    Returns 130 after Ctrl-C, 1 if the reader of stdout is gone.
     """
     # Pydantic would read the metadata of every installed package to look for plugins: we use none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

@@ -81,7 +81,7 @@ def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[
 
 
 def _require_new(output: Path, *, drop: bool) -> None:
-    """Raise `BadParameter` with --drop, or if `output` exists, its folder is missing or it is no .jsonl or .json."""
+    """Raise `BadParameter` if `drop`, if `output` exists or is no .jsonl or .json, or if its folder is missing."""
     faults = {
         "-o and --drop exclude each other": drop,
         f"{output} is there already": output.exists(),
@@ -98,7 +98,8 @@ def _converted(
     """
     Convert the table `file` to the file `made`, and print which column is read as what, three records and the losses.
 
-    Raises `DropforgeError` if the file cannot be read as a table, a column is missing, or there are no records.
+    Raises `DropforgeError` if the file cannot be read as a table, `given` names an unknown key or column, no column is
+    known for the question or the answer, there are no records, or they exceed intake.max_bytes.
     """
     if not file.exists():
         raise DropforgeError(f"there is no file {file}", "name a table: CSV, TSV, Parquet, gzip", EXIT_BAD_DATA)

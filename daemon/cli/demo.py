@@ -47,7 +47,7 @@ class _Stage:
     """What `print_changes` has printed."""
 
     def wait(self, look: Callable[[], Any]) -> Any:
-        """Call `look` until its value is true; return the value. Raises `DropforgeError` if the daemon ends first."""
+        """Return the first true value of `look`, called each 0.4 s. Raises `DropforgeError` if the daemon ends."""
         while not (value := look()):
             if self.daemon.poll() is not None:
                 message = f"the daemon ended with exit code {self.daemon.returncode}"

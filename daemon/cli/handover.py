@@ -111,7 +111,7 @@ def hook(context: typer.Context, *, track: OneTrackOption = "default") -> None:
 
 
 def _try_out(folder: Path) -> None:
-    """Print a line, then load the model in `folder` and raise unless it answers; no load without the training stack."""
+    """Print a line, then load the model in `folder` if the training stack is installed. Raises as `require_answer`."""
     if can_try():
         print_line(f"its files are what they were; loading {folder} to see that it answers")
         require_answer(folder)

@@ -74,9 +74,10 @@ def init(
 
 def _settings_of_new(folder: Path, base_model: Path | None) -> Settings:
     """
-    Write the settings of a new workspace unless they exist, print which, and return the loaded settings.
+    Make `folder` and write its settings unless they exist, print which, and return the loaded settings.
 
-    Raises `DropforgeError` if `base_model` cannot be trained, `BadParameter` if existing settings do not name it.
+    Raises `DropforgeError` if `base_model` cannot be trained, `BadParameter` if existing settings do not name it, and
+    `SettingsError` if these cannot be used.
     """
     line = '#base_model = "path/to/a/model"'
     if base_model is not None:
@@ -138,9 +139,9 @@ def check(
 
 def _lacking(file: Path, settings: Settings, track: str, rows: int) -> list[str]:
     """
-    Return a sentence if the track with this file of `rows` rows still has too few rows for a first verdict; else empty.
+    Return [sentence] if the track with this file of `rows` rows still has too few rows for a first verdict, else [].
 
-    Empty, too, if this user cannot read the state folder.
+    Also [] if this user cannot read the state folder.
     """
     with suppress(DropforgeError, OSError):  # who may drop a file need not see the state folder
         lacks = Overview.of(settings).missing_rows(settings, track, (file, rows))
@@ -214,7 +215,8 @@ def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
     """
     Wait until the daemon has taken the file from the inbox, accept its drop's new answers, and print what follows.
 
-    For a duplicate the original drop's are accepted. Raises `DropforgeError` if no daemon runs while the file waits.
+    For a duplicate the original drop's are accepted. Raises `DropforgeError` if no daemon runs while the file waits,
+    and as `accept_answers`, for a rejected drop too.
     """
     from daemon.queue.drops import accept_answers  # noqa: PLC0415 - a quick start
 

@@ -50,10 +50,11 @@ def print_json(**fields: Any) -> None:
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """
-    Print rows as a table under `heads`, `None` as an empty cell; the last column takes the remaining width of the line.
+    Print rows as a table under `heads`, which are printed without rows, too; `None` is an empty cell.
 
-    On a narrow terminal, columns of more than 20 characters are cut; narrower ones, such as numbers, never are, since
-    the next command needs them: lines then become longer than the terminal is wide.
+    The last column takes the remaining width, and wraps on a terminal. There other columns of more than 20 characters
+    are cut to fit; narrower ones, such as numbers, never are, since the next command needs them: lines then become
+    longer than the terminal is wide.
     """
     console = make_console()
     cells = [[printable("" if cell is None else str(cell)) for cell in row] for row in rows]

@@ -82,9 +82,9 @@ def print_status(settings: Settings, overview: Overview) -> None:
 
 def describe_run(run: RunView) -> str:
     """
-    Return an open run's trial, then its progress and last error; if it is not running, when it begins.
+    Return an open run's trial, its progress or, if it is not running, when it begins, and its last error.
 
-    If it is to be cancelled or its track is paused, this replaces the error.
+    If it is to be cancelled, this replaces the error; if its track is paused, error and begin.
     """
     trial = f"{run.trial}; " if run.trial else ""
     if run.state == "running":
@@ -138,7 +138,7 @@ def _print_status_json(settings: Settings, overview: Overview) -> None:
 
 
 def files_in_inbox(settings: Settings) -> list[str]:
-    """Return the sorted, printable paths, relative to the inbox, of files not taken in yet; skip ignored names."""
+    """Return the paths, relative to the inbox, printable and sorted, of files in watched folders but ignored names."""
     paths: list[Path] = []
     for folder in watched_folders(settings):
         if folder.path.is_dir():
@@ -223,7 +223,7 @@ def taken_out_lines(champion: ChampionView) -> list[str]:
 
 def command_lines(champion: ServingView, *, alive: bool, every: bool = False) -> list[str]:
     """
-    Return lines on a champion's hooks: failed with their last output, pending and running; with `every` on all.
+    Return lines on a champion's hooks: failed with the last line of output, pending, running; with `every` all.
 
     `alive` is whether the daemon, which runs the hooks, is running. Hooks that are not set are left out.
     """
@@ -245,7 +245,7 @@ def command_lines(champion: ServingView, *, alive: bool, every: bool = False) ->
 
 
 def _why_none(settings: Settings, track: str) -> str:
-    """Return "none" and why a track has no champion: removed, or its base model is unset, missing or not used yet."""
+    """Return "none" and why a track has no champion: not in the settings, base model unset, missing or not used yet."""
     if track not in settings.track_names:
         return "none; no longer in the settings"
     path = settings.track(track).base_model
@@ -255,7 +255,7 @@ def _why_none(settings: Settings, track: str) -> str:
 
 
 def _print_latest(overview: Overview) -> None:
-    """Print the latest drops, the open runs and the runs that ended last, a table each."""
+    """Print a table of the latest drops, of the open runs and of the runs that ended last; none for what is empty."""
     drops = [
         (drop.id, drop.track, drop_words(drop), drop.rows, drop.records, clock(drop.received_at), drop.name)
         for drop in overview.drops(most=LATEST)

@@ -111,7 +111,8 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
     """
     Call `ask` every second until it returns a result, printing each new state to stderr; return the result.
 
-    Raises `DropforgeError` after `timeout` seconds, at once if no daemon runs, and if none has run for 60 s.
+    Raises as `ask`, `DropforgeError` of code 15 after `timeout` seconds (`None`: never), and of code 69 if no daemon
+    runs at the first call, or later none for 60 s.
     """
     end = math.inf if timeout is None else time.monotonic() + timeout
     shown: object = None

@@ -66,7 +66,8 @@ def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     Return the settings in force.
 
     With `as_owner` a process of root becomes the user that owns the state folder, for good (`act_as_owner`). Raises
-    `SettingsError` if they cannot be used, if there are neither settings nor a state folder, or as `_refuse_planted`.
+    `SettingsError` if they cannot be used, if there are neither settings nor a state folder, or, for root without a
+    named file, as `_refuse_planted`.
     """
     if config_path(context) is None and not _is_workspace():
         raise SettingsError(
@@ -113,7 +114,7 @@ def open_overview(context: typer.Context) -> Overview:
 
 
 def open_writer(context: typer.Context) -> "Engine":
-    """Return an SQLAlchemy engine on the workspace's database. Raises as `database.open_writer`."""
+    """Return an engine on the workspace's existing database. Raises as `load_settings` and `database.open_writer`."""
     from daemon.state import database  # noqa: PLC0415 - a quick start
 
     return database.open_writer(load_settings(context))
@@ -142,7 +143,6 @@ def chosen_tracks(context: typer.Context, track: str | None) -> list[str]:
 
 
 def _not_blank(reason: str | None) -> str | None:
-    """Return `reason` unchanged. Raises `BadParameter` if it is blank."""
     if reason is not None and not reason.strip():
         raise typer.BadParameter("it is blank: say why, for those who read the history")
     return reason
