@@ -80,7 +80,7 @@ class Attention(Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def key(self) -> str:
-        """Identifier for `dismiss`: its kind and the id of its run or drop; if it has neither, a hash of its title."""
+        """Identifier for `dismiss`: KIND-ID of its run or drop; if it has neither, KIND and a hash of its title."""
         return f"{self.kind}-{self.run or self.drop or hashlib.sha256(self.title.encode()).hexdigest()[:6]}"
 
 
@@ -88,10 +88,10 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
     """
     Return the entries that need a person, most urgent first; empty if there are none.
 
-    A dismissed entry is left out until it happens again; a lasting condition, such as a pause, for a day. Failed runs
-    and rejected files older than a week are left out, and rejected files that their owner dropped again. At most five
-    failed runs, rejected files, proposed files and drops with new answers each are listed, and one more entry counts
-    the others. Raises `DropforgeError` if the state folder cannot be read.
+    A dismissed entry is left out until it happens again, for 90 days at most; a lasting condition, such as a pause, for
+    a day. Failed runs and rejected files older than a week are left out, and rejected files that their owner dropped
+    again. At most five failed runs, rejected files, proposed files and drops with new answers each are listed, and one
+    more entry counts the others. Raises `DropforgeError` if the state folder cannot be read.
     """
     rows = overview.rows(_DISMISSALS, now_ms() - _DISMISSED_FOR)
     dismissed = {str(row.detail["key"]): utc(row.at) for row in rows}
@@ -113,7 +113,7 @@ def attention(settings: Settings, overview: Overview) -> tuple[Attention, ...]:
 
 
 def dismiss(engine: Engine, settings: Settings, overview: Overview, key: str, word: Word) -> Attention:
-    """Record an event that dismisses the listed entry `key`; return the entry. Raises `NotThere` if none is listed."""
+    """Record that `word.by` dismissed the listed entry `key`; return the entry. Raises `NotThere` if none is listed."""
     entry = next((entry for entry in attention(settings, overview) if entry.key == key), None)
     if entry is None:
         raise NotThere(f"nothing that needs attention is called {key}", "see what does: dropforge attention")
@@ -128,7 +128,7 @@ def _is_dismissed(entry: Attention, dismissed: Mapping[str, datetime | None]) ->
 
 
 def rejected_words(overview: Overview, drop: int, reason: str | None) -> str:
-    """Return three kinds of a rejected drop's errors with row counts, and how many more; if none, `reason` or ""."""
+    """Return up to three kinds of a rejected drop's errors with row counts, and how many more; else `reason` or ""."""
     kinds = findings_of(overview, drop)
     named = kinds[:_MOST_KINDS]
     nouns = ["row" if kind.turn is None else "turn" for kind in named]

@@ -153,7 +153,7 @@ class Champions(Reader):
         return self.each(self._with_data, f"{which} ORDER BY generation DESC", values)
 
     def uses(self, drop_id: int) -> DropUses:
-        """Return the serving champion if trained on this drop, and where to roll back; else both fields are `None`."""
+        """Return the serving generation if trained on this drop, and that to roll back to, if any; else two `None`."""
         for track in self.rows(_TRACK_OF, drop_id):
             past = self.rows(CHAMPIONS, track=track.name)
             if past and drop_id in (past[-1].drops or ()):
@@ -197,7 +197,7 @@ def serving_at(history: Sequence[ChampionView], at: datetime) -> ChampionView | 
 
 
 def trained_on(reader: Connection, ids: Iterable[int]) -> tuple[TrainedOn, ...]:
-    """Return the drops with these ids, oldest first, with the state that they are in now; unknown ids are left out."""
+    """Return the drops with these ids, in their order of arrival, as they are now; unknown ids are left out."""
     wanted = 'SELECT * FROM "drop" WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id'
     rows = reader.execute(wanted, (json.dumps(list(ids)),)).fetchall()
     fields = ({**vars(row), "reason": next(iter(drop_clauses(row)), None)} for row in rows)

@@ -71,7 +71,7 @@ def accepted_answers(overview: Overview, settings: Settings, row: "Drop") -> lis
 
 
 def restored(overview: Overview, settings: Settings, row: "Drop") -> list[str]:
-    """Return lines on a restored drop: that the next run uses it, its answers, and the track's queued runs."""
+    """Return lines on a restored drop: the next run uses it, its accepted answers count again, and queued runs."""
     again = f"drop {row.id} ({row.name}) is accepted again: the next run of track {row.track} uses it"
     answers = ["its answers to old questions count again, as they were accepted"] if row.answers_accepted else []
     return [again, *answers, *_queued(overview, settings, row.track)]
@@ -81,8 +81,8 @@ def withdrawn(overview: Overview, done: "Withdrawal") -> list[str]:
     """
     Return lines on a withdrawal: cancelled and queued runs, and other drops' answers that may count in its place now.
 
-    If the champion was trained on the drop, a line has the command that rolls it back, or why none can. If a run is
-    queued without a held-out drop, a line says to drop a corrected file before it begins.
+    If the champion was trained on the drop, a line has the command that rolls it back, or why none can. If the
+    drop was held-out and a run is queued, a line says to drop a corrected file before it begins.
     """
     lines, track, uses = list(done.words), done.drop.track, overview.uses(done.drop.id or 0)
     last = overview.read(lambda reader: [last_prepared(reader, overview.folder, track)])

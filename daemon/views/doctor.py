@@ -28,9 +28,9 @@ def examine(settings: Settings) -> list[Finding]:
     """
     Run all checks and return their findings; a check that raises an exception gives a finding of level "bad".
 
-    Checked are the database, file systems, free space, inbox, base models, champions, required packages and programs,
-    the GPU, the judge's API key, Slurm by a job, and whether the daemon runs, with its troubles. If the shared folder
-    is gone, only this and the daemon are reported. Nothing is changed.
+    Checked are, in this order, the database, file systems, free space, inbox, base models, champions, required packages
+    and programs, the GPU, the judge's API key, Slurm by a job, and whether the daemon runs, with its troubles. If the
+    shared folder is gone, only this and the daemon are reported. Nothing is changed.
     """
     findings: list[Finding] = []
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
@@ -138,7 +138,7 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding per champion: whether its folder exists and its link leads there; contents are not checked."""
+    """Yield a finding per champion: "bad" if its folder is missing or its link leads elsewhere; no file is read."""
     for champion in Overview.of(settings).champions(settings.track_names):
         track = champion.track
         name, what = f"champion of {track}", f"generation {champion.generation}"

@@ -140,7 +140,7 @@ def _worth(reader: Connection, row: Any) -> str | None:
 
 
 def replaced(reader: Connection, work_folder: WorkFolder, track: str) -> dict[int, str]:
-    """Map drops that replace records, or whose records are replaced, in the track's last run to words on how many."""
+    """Map the ids of drops with replaced or replacing records in the track's last prepared run to words on how many."""
     _, data = last_prepared(reader, work_folder, track)
     by, of = dict[int, list[str]](), dict[int, list[str]]()
     for pair in sorted(data.replacements if data else (), key=lambda pair: -pair.rows):
@@ -217,7 +217,7 @@ class DropDetail(Frozen):
 
 
 def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
-    """Return a drop with its findings but `Overview.missing_rows`, which change. Raises `NotThere` if it is unknown."""
+    """Return a drop's details without a warning of too few rows, which changes. Raises `NotThere` if it is unknown."""
     drop = overview.drop(drop_id)
     detail = _taken_in(overview, drop_id)
     # Nothing is trained on other drops.
@@ -234,8 +234,8 @@ def drop_detail(overview: Drops, drop_id: int) -> DropDetail:
     )
 
 
-def come_to(overview: Drops, drops: Iterable[DropView]) -> dict[int, str]:
-    """Map the id of each first run of `drops` to its outcome, or to its state if it has none."""
+def first_outcomes(overview: Drops, drops: Iterable[DropView]) -> dict[int, str]:
+    """Map the id of each run that is the first one of a drop in `drops` to its outcome, or else to its state."""
     wanted = json.dumps([drop.first_run for drop in drops if drop.first_run is not None])
     runs = overview.rows("SELECT id, state, outcome FROM run WHERE id IN (SELECT value FROM json_each(?))", wanted)
     return {row.id: row.outcome or row.state for row in runs}

@@ -1,7 +1,8 @@
 """
 Read-only queries on a state folder, from its database and files; they need no running daemon.
 
-Times are UTC. Missing data (no database yet, a file lost in a crash) gives an empty result, not an error.
+Times are UTC. Missing data (no database yet, a file lost in a crash) gives an empty result, not an error. Queries raise
+`DatabaseUnusable` if the database cannot be read.
 """
 
 from pathlib import Path
@@ -63,8 +64,8 @@ class Overview(Runs, Drops, Champions):
         """
         Map each declared track (or `track` only) that lacks rows for a first verdict to a sentence that says so.
 
-        A track that ever had a verdict other than "insufficient_evidence" is left out. `more` is a file that is not
-        dropped yet and its number of rows, which are counted as rows of each track.
+        A track that ever had a verdict other than "insufficient_evidence" is left out. `more` is a file with its number
+        of rows, counted as training rows of each track that does not have the file yet.
         """
         names = [name for name in settings.track_names if track in {None, name}]
         sentences = {name: lacking(settings, name, self.fixed(name).metric, self.rows, more) for name in names}
@@ -81,8 +82,9 @@ class Overview(Runs, Drops, Champions):
         """
         Return the daemon's latest note on the files that remain in the inbox; its lists are empty before the first.
 
-        Its keys: "waiting" (files open for writing), "unknown_folders" (of no track), "full_tracks" (too many drops
-        wait), "left" (files and folders that it cannot take or use, with the reason).
+        Its keys: "waiting" (names of files open for writing), "unknown_folders" (of no track: {"name", "nearest"}),
+        "full_tracks" (names: too many drops wait), "left" (files and folders that it cannot take or use: {"name",
+        "why"}).
         """
         note = read_object(self.state / WATCHER_NOTE)
         return {name: list(note.get(name, ())) for name in ("waiting", "unknown_folders", "full_tracks", "left")}
@@ -92,7 +94,7 @@ class Overview(Runs, Drops, Champions):
         return {whose: str(words) for whose, words in read_object(self.state / TROUBLES_NOTE).items()}
 
     def report_folder(self, run_id: int) -> Path:
-        """Return the folder of a run's report.html and report.json. Raises `NotThere` without run, verdict or page."""
+        """Return the folder of a run's report.html and .json. Raises as `run`, `NotThere` without verdict or page."""
         run = self.run(run_id)
         if run.verdict is None:
             why = f": it {state_words(run.state)}{f': {run.error}' if run.error else ''}" if run.ended_at else ""
@@ -120,7 +122,7 @@ class Overview(Runs, Drops, Champions):
         return value
 
     def story(self, run: RunDetail) -> Story | None:
-        """Return headline, reasons and next steps from a run's report.json; `None` without a verdict or report."""
+        """Return headline, reasons and next steps from a run's report.json; `None` if it is missing or damaged."""
         if run.verdict is None or run.verdict.report is None:
             return None
         story = read_object(self.folder / run.verdict.report / JSON_NAME).get("story")

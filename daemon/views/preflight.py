@@ -115,7 +115,7 @@ def try_training(device: str) -> str:
 
 
 def try_suite(name: str) -> str:
-    """Return a suite's name and number of items. Raises `DropforgeError` if missing or invalid, else `OSError`."""
+    """Return a suite's name and size. Raises `DropforgeError` if missing or invalid, `OSError` if unreadable."""
     if Path(name).exists() and not Path(name).is_file() and not Path(name).is_dir():
         raise DropforgeError(f"{name} is not a regular file", "name a file of items in evaluate.general")
     return f"{'built in' if name == BUILTIN else name}: {count(len(read_suite(name).items), 'item')}"
@@ -123,5 +123,5 @@ def try_suite(name: str) -> str:
 
 @cache
 def try_vllm(program: str) -> str:
-    """Return path and version of a vLLM program, by running it once. Raises `DropforgeError` if missing or not vLLM."""
+    """Return path and version of a vLLM program, cached. Raises `DropforgeError` if it is missing or not vLLM."""
     return f"{find_program(program)}: version {read_version(program)}"

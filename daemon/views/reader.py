@@ -43,7 +43,11 @@ Time = Annotated[datetime, BeforeValidator(utc)]
 
 
 class Reader:
-    """Reads one workspace; neither its folders nor the database need exist."""
+    """
+    Reads one workspace; neither its folders nor the database need exist.
+
+    Without them methods return empty results. They raise `DatabaseUnusable` if the database cannot be read.
+    """
 
     def __init__(
         self, state_folder: StateFolder, work_folder: WorkFolder, hooks: Mapping[str, HookSettings] | None = None
@@ -61,7 +65,8 @@ class Reader:
         """
         Return `question(connection)`, called with a read-only connection in one transaction.
 
-        Returns `[]` if there is no database or no table yet. Raises `DatabaseUnusable` on any other error of SQLite.
+        Its rows have their columns as attributes, JSON parsed, times in ms since the epoch. Returns `[]` if there is no
+        database or no table yet. Raises `DatabaseUnusable` on any other error of SQLite.
         """
         path = self.state / DATABASE_NAME
         if not path.exists():
@@ -79,9 +84,9 @@ class Reader:
 
     def rows(self, question: str, *values: object, **named: object) -> list[Any]:
         """
-        Return the rows of an SQL query, with their columns as attributes; empty if there is no database or table yet.
+        Return the rows of an SQL query, as `read` gives them; empty or raises as `read`.
 
-        Parameters are either positional or named. Raises `DatabaseUnusable` if the database cannot be read.
+        Parameters are either positional or named.
         """
         return self.read(lambda reader: reader.execute(question, named or values).fetchall())
 
@@ -92,7 +97,7 @@ class Reader:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Connection]:
-    """Yield a read-only connection to an existing database, in one transaction; rows have columns as attributes."""
+    """Yield a read-only connection in one transaction; its rows have columns as attributes. Raises `sqlite3.Error`."""
     with closing(open_file(path, detect_types=sqlite3.PARSE_DECLTYPES)) as connection:
         connection.row_factory = _row
         connection.execute("BEGIN")

@@ -171,7 +171,7 @@ class Runs(Reader):
 
     def run(self, run_id: int) -> RunDetail:
         """
-        Return one run with its attempts and its verdict, which is `None` for a cancelled run.
+        Return one run with its attempts and its verdict: `None` before it is decided, and for a cancelled run.
 
         If this user may not read its files, `warnings` says so, and its verdict is `None`. Raises `NotThere` if there
         is no such run, `ArtifactDamaged` if its verdict or its prepared data cannot be parsed.
@@ -179,7 +179,7 @@ class Runs(Reader):
         return self.ask_of_run(run_id, self._run_detail)
 
     def review(self, run_id: int) -> Review:
-        """Return a run's blind review so far. Raises `NotThere` without the run, `DropforgeError` without answers."""
+        """Return a run's blind review so far. Raises `NotThere` without the run, `DropforgeError` without scores."""
         config = self.ask_of_run(run_id, lambda _, row: row.config)
         return review_of(self.folder, run_id, config, [row.detail for row in self.rows(CHOICES, run=run_id)])
 

@@ -73,7 +73,7 @@ def slurm(settings: Settings) -> Iterator[Finding]:
 
 
 def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
-    """Submit a job that answers in `folder`, wait for it, cancel it, and yield findings: still pending only warns."""
+    """Submit a job that answers in `folder`, wait for it, cancel it, and yield findings; "warn" if it still waits."""
     (folder / "token").write_text(folder.name)
     setup = f". {shlex.quote(settings.setup)}\n" if settings.setup else ""
     begun = time.time()
@@ -105,9 +105,9 @@ def _probe(settings: ExecutorSettings, folder: Path) -> Iterator[Finding]:
 
 def _wait(folder: Path) -> tuple[float, tuple[str, ...]]:
     """
-    Wait until the job has answered or failed, a minute at most; return the time of the last look and what Slurm says.
+    Wait until the job has answered or failed, a minute at most; return the time (s) of the last look and Slurm's words.
 
-    That is the job's state, reason and node: each empty if Slurm does not list it.
+    These are the job's state, reason and node: each empty if Slurm does not list it.
     """
     end, job = time.monotonic() + _MOST_SECONDS, ("", "", "")
     while True:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from daemon.champions.smoke_test import shown_records
 from daemon.state.clauses import preview_clauses
 from daemon.views.attention import attention, rejected_words
-from daemon.views.drops import MOST_ROWS, come_to, drop_detail, drop_rows, stored_file
+from daemon.views.drops import MOST_ROWS, drop_detail, drop_rows, first_outcomes, stored_file
 from daemon.views.reader import NotThere
 from daemon.web.site import MOST, MOST_SKIPPED, After, Number, Site, SiteOf, draw
 from pipeline.artifacts import PAGE_NAME
@@ -37,7 +37,7 @@ _CARD = {
 
 @router.get("/")
 def overview(request: Request, site: SiteOf) -> Response:
-    """Render what needs attention, running runs, queue, champions, the latest ended runs and drops, data warnings."""
+    """Render what needs attention, running runs, queue, champions, the last ended runs and drops, and warnings."""
     seen = site.overview
     context = {
         "attention": attention(site.settings, seen),
@@ -98,7 +98,7 @@ def drops(request: Request, site: SiteOf, track: Track = None, state: State = No
 
 @router.get("/drops/{drop_id}")
 def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> Response:
-    """Render a drop, champions trained on it, and 20 rows after row `after`. Raises `NotThere` if there is none."""
+    """Render a drop, its champions, and up to 20 rows after the first `after`. Raises `NotThere` without the drop."""
     detail = drop_detail(site.overview, drop_id)
     rows = drop_rows(site.overview, detail.drop, after)
     following = after + MOST_ROWS if len(rows) == MOST_ROWS else None
@@ -117,7 +117,7 @@ def drop(request: Request, site: SiteOf, drop_id: Number, after: After = 0) -> R
 
 @router.post("/drops/{drop_id}/shown")
 def shown(request: Request, site: SiteOf, drop_id: Number) -> Response:
-    """Render a drop's first 3 records as the model sees them, which takes seconds. Raises `NotThere` without rows."""
+    """Render a drop's first 3 records as the model sees them (seconds). Raises `NotThere` or as `shown_records`."""
     drop = site.overview.drop(drop_id)
     file = stored_file(site.overview, drop)
     if file is None:
@@ -144,13 +144,13 @@ def track(request: Request, site: SiteOf, name: str, before: Before = None) -> R
 
 @router.get("/inbox")
 def inbox(request: Request, site: SiteOf, track: Track = None, before: Before = None) -> Response:
-    """Render the upload page: up to 50 drops with outcomes, files open for writing, missing rows, data warnings."""
+    """Render the upload page: 50 drops with outcomes, newest first, files open for writing, missing rows, warnings."""
     views = site.overview.drops(track, None, MOST_LISTED, before)
     older = views[-1].id if len(views) == MOST_LISTED else None
     seen = site.overview
     rows = [(drop, rejected_words(seen, drop.id, drop.reason) if drop.state == "rejected" else "") for drop in views]
     waiting = seen.inbox_note()["waiting"]
-    context = {"drops": rows, "track": track, "older": older, "waiting": waiting, "used": come_to(seen, views)}
+    context = {"drops": rows, "track": track, "older": older, "waiting": waiting, "used": first_outcomes(seen, views)}
     context["lacks"] = (*seen.missing_rows(site.settings, track).values(), *seen.data_warnings(track))
     return draw(request, "inbox.html", context)
 
