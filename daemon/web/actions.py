@@ -3,7 +3,8 @@ Actions of the page and the API; each calls the function that the command calls.
 
 A form (POST, urlencoded) of a page has the path and the fields of the API's action, without `/api/v1`, and is answered
 with `done.html`: `words`, a list of sentences, and `back`, the path to go on from; or with `error.html`. A judgement is
-answered with the review's next pair.
+answered with the review's next pair. An action raises `DropforgeError` if its run or drop is unknown or its state does
+not allow the action: 409. An unknown track or entry is 404, as `server` says of all errors.
 """
 
 import re
@@ -225,17 +226,17 @@ _ACTIONS = {
 }
 
 
-@forms.post("/{kind}/{target}/{deed}")
-async def by_form(request: Request, site: SiteOf, kind: str, target: str, deed: str) -> Response:
+@forms.post("/{kind}/{target}/{action}")
+async def by_form(request: Request, site: SiteOf, kind: str, target: str, action: str) -> Response:
     """
     Run the action that a form's path names and render `done.html`; after a judgement, redirect to the review.
 
     Empty fields count as not given. Raises `NotThere` for an unknown action, `RequestValidationError` for wrong fields.
     """
-    act, model = _ACTIONS.get((kind, deed), (None, None))
+    act, model = _ACTIONS.get((kind, action), (None, None))
     numbered = kind in {"runs", "drops"}
     if act is None or (numbered and not _NUMBER.fullmatch(target)):
-        raise NotThere(f"there is no {kind}/{target}/{deed}", "go back to the page before")
+        raise NotThere(f"there is no {kind}/{target}/{action}", "go back to the page before")
     given = await request.form(max_files=0, max_fields=_MOST_FIELDS)
     fields = {name: value for name, value in given.items() if value != ""}
     try:

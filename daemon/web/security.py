@@ -100,7 +100,7 @@ class Guard:
         await (answer or self._app)(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the response that refuses a request, or `None` if allowed; static files need no token to be read."""
+        """Return 421 to a foreign request, 403 to one without the token, else `None`; static files need no token."""
         if self._is_foreign(request):
             return PlainTextResponse("asked for by a name, or from a page, that is not ours\n", _MISDIRECTED)
         reads = request.method in READING
@@ -125,7 +125,7 @@ class Guard:
         return origin is not None and origin.lower() not in ours
 
     def _visit(self, request: Request) -> Response | None:
-        """Answer GET /?token=TOKEN: set the cookie and redirect to /, or refuse; `None` for any other request."""
+        """Answer GET /?token=TOKEN of our own: set the cookie and redirect to /, or 403; else return `None`."""
         given = parse_qs(request.url.query).get("token")
         if request.url.path != "/" or request.method != "GET" or not given or self._is_foreign(request):
             return None

@@ -82,7 +82,7 @@ def make_app(settings: Settings, token: str) -> FastAPI:
     }
     app.include_router(upload.router, prefix=API, **files)
     app.include_router(upload.forms, include_in_schema=False, **files)
-    # After the API's routers: the pattern of forms, /{kind}/{target}/{deed}, would match paths of the API too.
+    # After the API's routers: the pattern of forms, /{kind}/{target}/{action}, would match paths of the API too.
     for router in (pages.router, actions.forms):
         app.include_router(router, include_in_schema=False, max_body_size=_MOST_BODY)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
@@ -98,7 +98,12 @@ def _metrics(request: Request) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Answer an error with status, message and hint, as JSON under /api/; re-raise an unforeseen database error."""
+    """
+    Answer an error with status, message and hint: as JSON under /api/, else as `error.html`.
+
+    404 for `NotThere` and unknown tracks, 409 for any other `DropforgeError`, 422 for wrong fields, 503 for `OSError`
+    and errors of the database, of which an unforeseen one is re-raised.
+    """
     match error:
         case NotThere() | SettingsError():  # the only error of settings that a request can cause is an unknown track
             return _error(request, _NOT_FOUND, error.message, error.hint)
@@ -132,8 +137,7 @@ def serve(settings: Settings, listening: socket.socket, *, with_lifeline: bool =
 
     Call it last in a process of its own: it blocks, sets `tempfile.tempdir`, and after the shutdown raises the signal,
     if there was any, again, which ends the process. Standard input is a pipe from the daemon, which closes when the
-    daemon ends, also if it is killed. Raises `DropforgeError` if the token's file, which it creates if missing, is
-    damaged.
+    daemon ends, also if it is killed. Raises as `load_token`, which creates the token's file if it is missing.
     """
     # For files that are uploaded: /tmp may be in memory.
     tempfile.tempdir = str(settings.state_folder)

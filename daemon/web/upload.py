@@ -102,6 +102,7 @@ def _table(request: Request, site: Site, file: UploadFile, fields: dict[str, str
     Convert a table: put its records into the inbox and render `done.html`, or only show the result in `table.html`.
 
     They are put if the form has a field `drop`, there are records, and the columns are known or named in the form.
+    Raises `DropforgeError` if the table cannot be read, or the inbox refuses the records.
     """
     name, track, most = _plain_name(file.filename or ""), fields.get("track", "default"), site.settings.intake.max_bytes
     options = validation_options(site.settings, track, name)
