@@ -36,7 +36,7 @@ Value = tuple[tuple[str, ...], float]
 
 
 def metrics_text(settings: Settings) -> bytes:
-    """Return all metrics of a workspace, computed now, in Prometheus' text format, UTF-8; the daemon need not run."""
+    """Return a workspace's metrics, computed now, as UTF-8. Raises `DropforgeError` if its state cannot be read."""
     return generate_latest(_Workspace(settings))
 
 
@@ -44,7 +44,7 @@ class _Workspace(Collector):
     """Collects the metrics of one workspace, read anew at each `collect`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the state folder of `settings`, which need not exist."""
+        """Use the state folder of `settings`, which need not exist; read nothing yet."""
         self._settings = settings
         self._overview = Overview.of(settings)
 

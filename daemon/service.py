@@ -56,7 +56,8 @@ class Service:
         """
         Make the folders, take the lock, create or verify the database, and build the parts; only Slurm's thread starts.
 
-        Raises `DropforgeError` if folder, lock or database cannot be used, or as `refuse_moved`.
+        Raises `DropforgeError` if folder, lock or database cannot be used, or if steps with open attempts are to run
+        elsewhere now (`refuse_moved`).
         """
         self._settings = settings
         root, work = settings.state_folder, settings.work_folder
@@ -142,7 +143,11 @@ class Service:
         os._exit(EXIT_FAILED)
 
     def _beat(self) -> None:
-        """Run one turn of the main loop. Raises `StateFolderGone`, or `DropforgeError` if the intake has failed."""
+        """
+        Run one turn of the main loop; pause if a part of it failed.
+
+        Raises `StateFolderGone`, or `DropforgeError` if the intake has failed.
+        """
         self._folder.require_there()
         self._intake.require_alive()
         monotonic = time.monotonic()
@@ -166,7 +171,7 @@ class Service:
             self._troubles.note("the worker", DropforgeError(words))
 
     def _tick(self) -> bool:
-        """Call schedule, dispatcher, hooks and status report; return whether none of them raised an exception."""
+        """Call schedule, dispatcher, hooks and status report; log exceptions, and return whether there were none."""
         # Call each of them, whether or not the previous one failed.
         schedule = () if self.stop.is_set() else (self._schedule.tick,)
         parts = (*schedule, self._dispatch, self._run_hooks, self._tell)
@@ -273,7 +278,7 @@ class Service:
 
 
 def _open_folders(settings: Settings) -> tuple[OwnFolder, FileLock]:
-    """Make state and work folder, and return the former with its lock. Raises `DropforgeError` if one is unusable."""
+    """Make the folders, lock and tidy the state folder; return it and its lock. Raises `DropforgeError` if unusable."""
     root, work = settings.state_folder, settings.work_folder
     refuse_network(root)
     folder = OwnFolder(root, "run")

@@ -59,7 +59,7 @@ def digest_due(settings: Settings, last: int, now: int) -> int | None:
 
 
 def digest_text(session: Session, settings: Settings, after: int, last: int) -> Text | None:
-    """Return the digest of events with ids above `after`, `None` if none; `last`: last digest's time in ms."""
+    """Return the digest of `_COUNTED` events with ids above `after`; `None` without any. `last`: its start in ms."""
     wanted = select(Event).where(col(Event.id) > after, col(Event.kind).in_(_COUNTED)).order_by(col(Event.id))
     events = session.exec(wanted).all()
     if not events:

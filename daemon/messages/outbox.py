@@ -69,8 +69,8 @@ def collect(engine: Engine, settings: Settings, now: int) -> bool:
     """
     Write messages about the next 200 events at most, and the digest if it is due; return whether events may remain.
 
-    Nothing is sent. The digest waits while events remain. At most ten messages of one kind per hour are written to an
-    address, the others are omitted.
+    Call `open_outbox` before. Nothing is sent. The digest waits while events remain. At most ten messages of one kind
+    per hour are written to an address, the others are omitted.
     """
     with transaction(engine) as session:
         outbox = session.get_one(Outbox, 1)
@@ -235,7 +235,7 @@ class Messenger:
                 self._troubles.note(whose, DropforgeError(words))
 
     def _sends_one(self, url: SecretUrl, now: int) -> bool:
-        """Send the next due message to an address, and record the result; return whether one was sent."""
+        """Send the next due message (if the last one is recorded), record the result; return whether one was sent."""
         if url.address not in self._unnoted:
             message = take(self._engine, url.address, now)
             if message is None:
