@@ -85,13 +85,13 @@ class InboxFolders:
         Open the folder for drops at `names` below the inbox; without names the inbox itself.
 
         Missing folders are created, with the inbox's mode; each gets the sticky bit if others may write there. Raises
-        `InboxUnusable` if a name is that of a link, a file or a folder of another user than the daemon's and root, or
-        if the sticky bit cannot be set.
+        `InboxUnusable` if one cannot be opened or get the sticky bit, is a link or a file, or has another owner than
+        the daemon's user and root.
         """
         return self._below(names, is_closed=False)
 
     def closed(self, *names: str) -> Folder:
-        """Open, or create, the folder at `names`; others lose the right to write there. Raises `InboxUnusable`."""
+        """Open, or create, the folders at `names`; others lose the right to write to each. Raises `InboxUnusable`."""
         return self._below(names, is_closed=True)
 
     def _below(self, names: tuple[str, ...], *, is_closed: bool) -> Folder:
@@ -141,9 +141,9 @@ class InboxFolders:
 
     def answers_there(self, *names: str, user: str | None) -> Folder | None:
         """
-        Open the folder that `answers` made for `user`, by default the daemon's own; `None` if missing or unsafe.
+        Open the folder that `answers` made for the user named `user`, or, for `None`, the daemon's own.
 
-        Raises `InboxUnusable` or `OSError`.
+        Returns `None` if it is missing, a link or another user's. Raises `InboxUnusable` or `OSError`.
         """
         folder = self.closed(*names)
         if user in {None, name_of(os.geteuid())}:
@@ -154,7 +154,7 @@ class InboxFolders:
 
     def lock(self) -> None:
         """
-        Lock the inbox against other daemons, until the process ends, by a file in `done/`.
+        Lock the inbox against other daemons, by a file in `done/`, until the process ends.
 
         Raises `InboxUnusable` if it cannot be locked within 0.2 s.
         """
@@ -172,7 +172,7 @@ class InboxFolders:
 
 
 def read_own(folder: Folder, name: str | bytes) -> bytes | None:
-    """Return up to a megabyte of a file; `None` if missing, not regular or not the daemon's. Raises `OSError`."""
+    """Return a file's first megabyte; `None` if missing, a link, not regular or not the daemon's. Raises `OSError`."""
     fd = _open_own(name, _READ_OWN, folder)
     if fd is None:
         return None
@@ -183,7 +183,7 @@ def read_own(folder: Folder, name: str | bytes) -> bytes | None:
 
 
 def _open_own(name: str | bytes, flags: int, folder: Folder) -> int | None:
-    """Open a name in a folder; `None` if missing or a link. Raises `OSError`, as for too many open files."""
+    """Return a descriptor of a name in a folder; `None` if there is no such name or it is a link. Raises `OSError`."""
     try:
         return os.open(name, flags, dir_fd=folder.fd)
     except OSError as error:
@@ -214,7 +214,7 @@ def keep_own(folder: Folder, aside: Folder, name: str, text: str | None) -> None
 
 @contextlib.contextmanager
 def writing(event: str, **about: object) -> Iterator[None]:
-    """Log an `InboxUnusable` or `OSError` of the block as `event`, with `about`; raise an `OSError` of a full disk."""
+    """Log and suppress an `InboxUnusable` or `OSError` of the block, as `event` with `about`; a full disk is raised."""
     try:
         yield
     except (InboxUnusable, OSError) as error:

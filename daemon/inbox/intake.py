@@ -67,7 +67,7 @@ class _Recorded(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A settled file, its stat result, its open folder and the time in milliseconds."""
+    """A settled file, its stat result, its open folder, the time in ms, and its record from before a crash, if any."""
 
     settled: Settled
     info: os.stat_result
@@ -80,7 +80,7 @@ class Intake:
     """Turns settled files into drops; used by one thread of the only daemon on the state folder."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        """Record drops in the database of `engine`, store files in `drops/`; remove leftovers of a killed daemon."""
+        """Create `drops/` and `incoming/`; remove a killed daemon's leftovers there, in `done/` and in `rejected/`."""
         self._engine = engine
         self._settings = settings
         self._drops = settings.work_folder / "drops"
@@ -101,8 +101,8 @@ class Intake:
 
         The file is copied and validated, an accepted drop may queue a run, and the file then lies in `done/` with a
         receipt or in `rejected/` with an error list. `now_ms` is in milliseconds since the epoch. A file that is bad,
-        changing, unreadable or beyond a limit raises nothing. Raises `OSError` or a database error if the state folder
-        cannot be written, as on a full disk, and `InboxUnusable`; then the file stays in the inbox.
+        changing, unreadable, beyond a limit or cannot be moved raises nothing. Raises `OSError` or a database error if
+        the state folder cannot be written, as on a full disk, and `InboxUnusable`; then the file stays in the inbox.
         """
         try:
             folder = self._inbox.shared(*settled.folders)
@@ -172,9 +172,9 @@ class Intake:
 
     def _duplicate(self, source: _Source, path: Path, sha256: str, content: str) -> Outcome | None:
         """
-        Record and move a duplicate if a known drop of track and role has the hash `content`; else return `None`.
+        Record and move a duplicate of the newest used, withdrawn or suspended drop with the hash `content`, or `None`.
 
-        If that drop's stored file is lost or damaged, the file at `path` replaces it.
+        Drops of other tracks and roles do not count. The file at `path` replaces the stored one if that is damaged.
         """
         with transaction(self._engine) as session:
             settled = source.settled
@@ -219,7 +219,7 @@ class Intake:
         return self._answer(source, drop, receipt, errors)
 
     def _lacks(self, session: Session, drop: Drop) -> str | None:
-        """Return why the track has too few rows for a verdict; `None` if it has not, or the drop does not count."""
+        """Return why the track has too few rows for a verdict; `None` if it has enough, or the drop does not count."""
         track = self._settings.track(drop.track)
         if drop.state != DropState.ACCEPTED or (drop.role == "heldout" and track.gate.on != "pinned"):
             return None
@@ -239,7 +239,7 @@ class Intake:
         return self._answer(source, drop, None, receipts.errors(drop, validation, sha256))
 
     def _answer(self, source: _Source, drop: Drop, receipt: Document | None, errors: Document | None = None) -> Outcome:
-        """Move a recorded file out of the inbox; on failure return "not_moved", and the next scan tries again."""
+        """Move a recorded file out of the inbox and return its outcome: "not_moved" if it fails, and is tried again."""
         settled = source.settled
         try:
             receipts.file_away(self._inbox, settled, source.info, drop, {ERRORS: errors, RECEIPT: receipt})
@@ -250,7 +250,7 @@ class Intake:
         return Outcome(drop.state, drop.track, drop.name, drop.id, run, message)
 
     def _no_room(self, size: int) -> str:
-        """Return why the disk has no room for a file of this size; empty if it has."""
+        """Return why a file of `size` bytes would bring the disk below `disk.low_water_bytes`; empty if not."""
         # A second copy is written without the bad rows.
         need = size * (2 if self._settings.intake.on_bad_rows == "quarantine" else 1)
         free = self._disk.free_bytes()

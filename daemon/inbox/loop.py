@@ -30,7 +30,11 @@ class IntakeLoop:
     """The thread that records complete files of the inbox as drops, and writes README.txt and notes there."""
 
     def __init__(self, engine: Engine, settings: Settings, folder: OwnFolder, poke: Callable[[], None]) -> None:
-        """Prepare to watch the inbox of `settings`; `poke` is called after a scan that took files, or a failure."""
+        """
+        Prepare to watch the inbox of `settings`.
+
+        The thread calls `poke` after a scan that took files, if the state folder is gone, and when it ends by an error.
+        """
         self._folder, self._poke = folder, poke
         self.wake = threading.Event()
         self.stop = threading.Event()
@@ -74,7 +78,7 @@ class IntakeLoop:
             self._poke()
 
     def _turn(self) -> float:
-        """Take settled files, then write texts; return the seconds until the next scan. Errors are logged."""
+        """Take settled files, then write texts; return the seconds until the next scan: 5 after an error, logged."""
         try:
             require_share(self._settings)
             if self._scan() and time.monotonic() < self._texts_due:
@@ -147,7 +151,7 @@ class IntakeLoop:
         return False
 
     def _write_texts(self) -> bool:
-        """Write README.txt and verdict notes; return whether notes are still pending."""
+        """Write README.txt (once) and verdict notes, unless disk space is short; return whether notes are pending."""
         if self.stop.is_set() or self._disk.shortage():
             return False
         settings, inbox = self._settings, self._watcher.inbox

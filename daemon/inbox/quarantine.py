@@ -121,9 +121,9 @@ def sift(path: Path, options: Options) -> str:
 
 def foresee(file: Path, settings: Settings, track: str) -> list[str]:
     """
-    Prepare the first 10,000 records of a file, and return sentences: what a run would leave out, and its warnings.
+    Prepare the first 10,000 records of a file for declared `track`; return what a run would leave out, and warnings.
 
-    Returns only the error if the step fails, and an empty list if it cannot run. The rows are split by another hash
+    Returns sentences: only the error if the step fails, none if it cannot run. The rows are split by another hash
     than a run's, so near-duplicates of held-out records are an estimate. Writes only into a temporary folder.
     """
     with TemporaryDirectory(prefix="dropforge-check-") as name:

@@ -22,8 +22,8 @@ def copy_in(source: Path, settings: Settings, track: str, *, heldout: bool) -> P
     """
     Copy the file `source` into the inbox of a declared track, complete or not at all; return the path of the copy.
 
-    Raises `DropforgeError` if the inbox ignores its name or has a file of that name, or there is no such folder;
-    `OSError` if `source` is no regular file, or if reading or writing fails.
+    The copy has the mode 0640. Raises `DropforgeError` if the inbox ignores its name or has a file of that name, or
+    there is no such folder; `OSError` if `source` is no regular file, or if reading or writing fails.
     """
     require_usable(source.name)
     with open_regular(source) as old, incoming(settings) as new:
@@ -99,7 +99,7 @@ def incoming(settings: Settings) -> Iterator[Incoming]:
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Add the folder's name to a `PermissionError`."""
+    """Replace a `PermissionError` of the block by one that names `folder`."""
     try:
         yield
     except PermissionError as error:

@@ -70,7 +70,8 @@ class WaitingLimit:
 
         It changes the evaluation set, and anybody who may write into the inbox can put a file there. So it is accepted
         only with `gate.on = "pinned"`, if its owner is in `gate.pinned_by` (by default the settings' owner) and by its
-        mode, and the inbox's, nobody else may write to it. `info` is of the very file whose bytes were taken.
+        mode, and the inbox's, nobody else may write to it. `info` is of the very file whose bytes were taken. Raises
+        `InboxUnusable`.
         """
         gate, owner = self._settings.track(settled.track).gate, name_of(info.st_uid)
         # A track may name nobody; without a settings file it is the daemon's own user.

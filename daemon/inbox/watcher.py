@@ -68,7 +68,7 @@ class _Candidate:
 
 
 def make_inbox(settings: Settings) -> None:
-    """Create the inbox and its missing folders: of each track, `done` and `rejected`. Raises `InboxUnusable`."""
+    """Create the inbox, each declared track's folders for drops, `done` and `rejected`. Raises `InboxUnusable`."""
     inbox = InboxFolders(settings.inbox_folder)
     for folder in watched_folders(settings):
         inbox.shared(*folder.names)
@@ -149,7 +149,7 @@ class Watcher:
         return None if due is None else max(due - now, 0.0)
 
     def waiting(self) -> list[str]:
-        """Return files, relative to the inbox, that stopped changing but are open for writing; at most 100."""
+        """Return files, relative to the inbox and sorted, that are quiet but open for writing; at most 100."""
         return sorted(_shown(file) for file, seen in self._candidates.items() if seen.has_writer)[:_MOST_LEFT]
 
     def left(self) -> list[dict[str, str]]:
@@ -159,7 +159,7 @@ class Watcher:
         return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
 
     def left_by_folder(self) -> dict[tuple[str, ...], dict[str, str]]:
-        """Map each folder, as names below the inbox, to {name: reason} of up to 100 files that could not be taken."""
+        """Map each usable folder, as names below the inbox, to {name: reason} of up to 100 files that are left."""
         reasons: dict[tuple[str, ...], dict[str, str]] = {place.names: {} for place in self._open}
         for file, seen in self._candidates.items():
             if seen.why and len(reasons[file.folders]) < _MOST_LEFT:
@@ -175,7 +175,7 @@ class Watcher:
         return [{"name": printable(name), "nearest": nearest(name, self._settings.track_names)} for name in unknown]
 
     def _refresh(self) -> None:
-        """Open and watch every usable folder; open it again if it was replaced. Raises `InboxUnusable`."""
+        """Open and watch each folder, again if it was replaced; `_give_up` those that fail. Raises `InboxUnusable`."""
         for name in (DONE, REJECTED):
             self.inbox.closed(name)
         for place in watched_folders(self._settings):
@@ -231,7 +231,7 @@ class Watcher:
 
 
 def _listing(folder: Folder) -> dict[bytes, os.stat_result]:
-    """Return name → stat result of the files in a folder, without ignored names and subfolders."""
+    """Map each name in a folder to its `lstat` result, without ignored names, subfolders and what cannot be read."""
     files = {}
     with os.scandir(folder.fd) as entries:
         for entry in entries:

@@ -1,7 +1,8 @@
 """
 Write README.txt in the folders for drops, and notes next to files that cannot be taken.
 
-README.txt describes, by the settings, what may be dropped into a track's folder and how it is answered.
+README.txt describes, by the settings, what may be dropped into a track's folder and how it is answered. Files that the
+daemon did not write are left alone (`keep_own`).
 """
 
 import os
@@ -21,14 +22,14 @@ _TEXT = Path(__file__).with_name("readme.txt")
 
 
 def write_readmes(settings: Settings, inbox: InboxFolders) -> None:
-    """Write README.txt in each track's folder. Raises `OSError` if the disk is full; other errors are logged."""
+    """Write README.txt in each declared track's folder. Raises `OSError` if the disk is full, logs other errors."""
     for track in settings.track_names:
         _keep(inbox, folder_names(track, "train"), README, readme_text(settings, track))
 
 
 def keep_notes(inbox: InboxFolders, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
     """
-    Write NAME.waits.txt next to each file in `left` (name: reason), and delete the daemon's other such notes there.
+    Write NAME.waits.txt next to each file in `left` (name: reason), and delete the other notes there.
 
     `folders` is the folder as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
     """
@@ -42,13 +43,12 @@ def keep_notes(inbox: InboxFolders, folders: tuple[str, ...], left: Mapping[str,
 
 
 def _keep(inbox: InboxFolders, folders: tuple[str, ...], name: str, words: str | None) -> None:
-    """Write a text to a folder, or delete it if `None`. Errors are logged; a full disk raises `OSError`."""
     with writing("inbox_text_not_written", name=printable("/".join((*folders, name)))):
         keep_own(inbox.shared(*folders), inbox.closed(DONE), name, words)
 
 
 def readme_text(settings: Settings, track: str) -> str:
-    """Return the text of README.txt in the folder of `track`, which describes what may be dropped there."""
+    """Return the text of README.txt in the folder of declared `track`, which describes what may be dropped there."""
     intake = settings.intake
     at_once = ",\nor at once if it is renamed into this folder" if settings.observer == "native" else ""
     below, top = ("", "") if track == "default" else (f"{track}/", "../")

@@ -99,10 +99,10 @@ def file_away(
     inbox: InboxFolders, settled: Settled, info: os.stat_result, drop: Drop, made: Mapping[str, Document | None]
 ) -> None:
     """
-    Write a drop's documents to `done/` or `rejected/`, then move its file next to them if it is unchanged.
+    Write a drop's documents to its owner's folder in `done/` or `rejected/`, then move its file next to them.
 
-    `info` is the file's when it was recorded; `made` has the documents by the ending of their names. A file that
-    changed or is gone meanwhile is left alone, without an error. Nothing is overwritten: a name that is taken gets a
+    `info` is the file's when it was recorded; `made` has the documents, or `None`, by the ending of their names. If the
+    file has changed or is gone, only the documents are written. Nothing is overwritten: a name that is taken gets a
     number. Raises `OSError` or `InboxUnusable`, and may then be called again.
     """
     documents = {ending: document for ending, document in made.items() if document is not None}
@@ -126,12 +126,16 @@ def file_away(
 
 
 def home_of(drop: Drop) -> tuple[str, ...]:
-    """Return the folder that a recorded drop is moved to, in `done` or `rejected`, as names below the inbox."""
+    """Return "rejected" for a rejected drop, else "done", then its track unless "default": names below the inbox."""
     return (REJECTED if drop.state == DropState.REJECTED else DONE, *folder_names(drop.track, "train"))
 
 
 def names_for(name: bytes, drop: int) -> Iterator[bytes]:
-    """Yield names for a file in `done/` or `rejected/`: its own, cut to 190 bytes, then with numbers, without end."""
+    """
+    Yield names for a file in `done/` or `rejected/`, without end: its own, then with -2 to -20 before the ending.
+
+    Later numbers count from 1000 times `drop`, the drop's id. A name over 190 bytes is cut before its ending.
+    """
     stem, ending = os.path.splitext(name)  # noqa: PTH122 - bytes
     if len(name) > _LONGEST_NAME:
         if len(ending) > _LONGEST_ENDING:
@@ -161,7 +165,7 @@ def iso_time(milliseconds: int) -> str:
 
 
 def _chosen(findings: Sequence[Finding]) -> Sequence[Finding]:
-    """Return at most 100 findings in their order; the first of each rule and message are chosen before others."""
+    """Return at most 100 findings in their order; the first of each rule, then of each message, are chosen first."""
     rules: dict[str, int] = {}
     kinds: dict[tuple[str, str], int] = {}
     for number, finding in enumerate(findings):

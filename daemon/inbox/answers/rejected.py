@@ -27,12 +27,12 @@ from pipeline.words import printable
 
 def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = False) -> tuple[Item, ...]:
     """
-    Delete drops that were rejected more than `gc.rejected_days` before `now`, and return an item for each.
+    Delete rejected drops received over `gc.rejected_days` before `now`, in ms; return an item for each, oldest first.
 
-    Deleted are the file and its error list, by which it is found, and the drop's row, events and messages; an event
-    records the sum. The newest drop, and drops with a message still to be sent, are kept. `now` is in milliseconds
-    since the epoch. With `dry_run` nothing is deleted. Safe while a daemon runs. Returns an empty tuple if there is no
-    inbox. Raises `OSError` or `InboxUnusable` if a file cannot be deleted, after all others were; its rows stay.
+    Deleted are the drop's row, events and messages, and, if the error list is found, this and the file; an event
+    records the sum. The newest drop, and drops with a message still to be sent, are kept. With `dry_run` nothing is
+    deleted. Safe while a daemon runs. Returns an empty tuple if there is no inbox. If files cannot be deleted, their
+    drops stay, and the first `OSError` or `InboxUnusable` is raised after all others were deleted.
     """
     inbox, days = InboxFolders(settings.inbox_folder), settings.gc.rejected_days
     if not inbox.path.is_dir():  # a disk that is not mounted: without their rows the files would stay for ever
@@ -57,7 +57,7 @@ def collect(engine: Engine, settings: Settings, now: int, *, dry_run: bool = Fal
 
 
 def _old_drops(session: Session, before: int) -> list[Drop]:
-    """Return rejected drops received before `before` (ms), except the newest drop and those with a pending message."""
+    """Return rejected drops received before `before` (ms), by id, save the newest and those with pending messages."""
     # Not the drop with the highest id: SQLite would assign that id again.
     latest = select(func.max(Drop.id)).scalar_subquery()
     to_send = select(Event.drop_id).join(Message).where(Message.state == MessageState.PENDING, Event.drop_id == Drop.id)

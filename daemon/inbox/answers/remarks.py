@@ -37,8 +37,8 @@ def lacking(
     Return `too_few` of declared track `name`; `None` once it had a verdict other than "insufficient_evidence".
 
     `metric` is the track's; before the first run fixes it, it is foreseen by the answers of the newest drops, if they
-    can be read. `ask` returns the rows of an SQL query with named parameters. `more` is a file to train on that is not
-    dropped yet, and its number of rows.
+    can be read. `ask` returns the rows of an SQL query with named parameters. `more` is a file to train on and its
+    number of rows, which count unless it was dropped already. Raises `OSError` if this file cannot be read.
     """
     if ask(HAS_VERDICT, track=name):
         return None
@@ -68,8 +68,8 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
     `rows` is the number of rows in accepted drops, by role: held-out rows count with `gate.on = "pinned"`, otherwise
     training rows, of which enough yield the required held-out records in 95 of 100 cases. Repeated rows count each
-    time, so even enough rows may turn out too few. `metric` is the track's metric; if it is `None`, the sentence may
-    have a second number of rows, for long answers.
+    time, so even enough rows may turn out too few. Without the track's `metric`, enough rows are enough for long
+    answers, too, and the sentence may have both numbers.
     """
     least, most = _needed(track, metric)
     # Said while a run trains, too: it may have begun with other rows or settings.
@@ -92,7 +92,7 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
 
 
 def begins_when(settings: Settings, track: str) -> str:
-    """Return when the next run of a track begins, as a phrase whose first word is "begins"."""
+    """Return when the next run of a track, declared or not, begins, as a phrase whose first word is "begins"."""
     if track not in settings.track_names:
         return "begins once that track is in the settings again"
     here = settings.track(track)
@@ -102,7 +102,7 @@ def begins_when(settings: Settings, track: str) -> str:
 
 
 def use_of_pinned(settings: Settings, track: str) -> str:
-    """Return a clause on how an accepted held-out drop of a track is used, by the track's `gate.on`."""
+    """Return a clause on how an accepted held-out drop is used, by its track's `gate.on` ("pinned" if undeclared)."""
     on = settings.track(track).gate.on if track in settings.track_names else "pinned"
     if on == "pinned":
         return f"from the next run on it judges the candidates of track {track}"

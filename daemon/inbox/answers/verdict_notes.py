@@ -49,7 +49,7 @@ _ROWS = text(f"SELECT sum(rows), sum(records) FROM ({SNAPSHOT})")  # noqa: S608 
 
 
 class TrackPast(NamedTuple):
-    """A track's champions, read once for many drops; valid until the track's next event."""
+    """What a track's champions were trained on, read once for many drops; valid until the track's next event."""
 
     first: Mapping[int, Promotion]
     """The first promotion of a model that was trained on a drop, by the id of the drop."""
@@ -72,7 +72,7 @@ class VerdictNotes:
     """Keeps the verdict notes of all drops up to date; used by one thread."""
 
     def __init__(self, engine: Engine, settings: Settings, inbox: InboxFolders) -> None:
-        """Read from the database of `engine`; all drops that get a note are pending at first."""
+        """Read champions and drops from the database of `engine`; all drops that get a note are pending at first."""
         self._engine, self._settings, self._inbox = engine, settings, inbox
         with transaction(engine) as session:
             self._seen = session.exec(select(func.max(Event.id))).one() or 0
@@ -82,10 +82,10 @@ class VerdictNotes:
 
     def refresh(self) -> bool:
         """
-        Write the notes that changed, of at most 20 drops; return whether more drops are pending.
+        Write the notes that changed, of the 20 newest pending drops; return whether more drops are pending.
 
-        A drop without a receipt gets no note. A full disk or a locked database raises an exception, and the next call
-        handles the same drops again; other errors of writing are logged.
+        A drop without a receipt gets no note. Raises `OSError` if the disk is full, or a database error; the next call
+        then handles the same drops again. Other errors of writing are logged.
         """
         with transaction(self._engine) as session:
             self._look_at_events(session)
@@ -120,7 +120,7 @@ class VerdictNotes:
         self._seen = max((event.id or 0 for event in events), default=self._seen)
 
     def _write(self, drop: Drop, words: str) -> None:
-        """Write a drop's note next to its receipt if it differs; write nothing if there is no receipt."""
+        """Write a drop's note next to its receipt, if it has one, when it differs. Raises `OSError` at a full disk."""
         with writing("verdict_not_written", drop=drop.id):
             folder = self._inbox.answers_there(*home_of(drop), user=drop.owner)
             name = folder and name_with(RECEIPT, folder, drop)
@@ -131,7 +131,7 @@ class VerdictNotes:
 
 
 def name_with(ending: str, folder: Folder, drop: Drop) -> str | None:
-    """Return a drop's file name in `folder`, found by its own document NAME + `ending`; `None` if there is none."""
+    """Return a drop's file name in `folder`, found by its own document NAME + `ending`, or `None`. Raises `OSError`."""
     for name in map(os.fsdecode, itertools.islice(names_for(drop.name_bytes, drop.id or 0), _MOST_NAMES)):
         with suppress(ValueError, RecursionError, AttributeError):  # a dropped file of such a name
             document = json.loads(read_own(folder, name + ending) or b"{}")
@@ -228,7 +228,7 @@ def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator
 
 
 def _new_answers(session: Session, settings: Settings, drop: Drop) -> Iterator[str]:
-    """Yield how many new answers to old questions a drop brings, the command that accepts them, and examples."""
+    """Yield, unless accepted, how many new answers to old questions a drop brings, the command for it, and examples."""
     if not drop.new_answers or drop.answers_accepted:
         return
     words = proposed_words(drop.new_answers)

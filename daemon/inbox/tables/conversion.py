@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 
     @property
     def ignored(self) -> str:
-        """The columns that are not used, and why where the inbox refuses rows with such keys."""
+        """The unused columns, as `ignored: id, url`, and why where the inbox refuses rows with such keys."""
         whys = {name: f" ({why} not supported)" for name, why in UNSUPPORTED.items()}
         return ignored_words([name + whys.get(name, "") for name in self.unused])
 
@@ -67,7 +67,7 @@ class Conversion(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The numbers of rows, records and lost rows."""
+        """The numbers of rows, records and lost rows, as `10 rows = 9 records + 1 row lost`."""
         lost, records = count(self.rows - self.kept, "row"), count(self.records, "record")
         kept = records if self.records == self.kept else f"{count(self.kept, 'row')} with {records}"
         return f"{count(self.rows, 'row')} = {kept} + {lost} lost"
@@ -75,9 +75,9 @@ class Conversion(NamedTuple):
 
 def choose(columns: Sequence[str], given: Mapping[str, str]) -> Choice:
     """
-    Choose the columns of a record's keys: those `given` (key -> column, "" for none), by their names, else guessed.
+    Choose each key's column: the one `given` (key -> column, "" for none), else by its name, else by a guess.
 
-    Raises `DropforgeError` for a key or a column that there is not.
+    Raises `DropforgeError` for a given key or column that does not exist; keys without a column are `Choice.missing`.
     """
     for key, column in given.items():
         if key not in OUTPUTS:
@@ -114,7 +114,7 @@ def convert(table: Table, columns: Mapping[str, str], target: Path, options: Opt
     Write the good records of `table` to the new file `target`, as JSON Lines, and count what is lost.
 
     `columns` maps keys to columns; `options` say what a good record is. Raises `DropforgeError` if the table cannot be
-    read to its end or the file exceeds `most` bytes, `OSError` if it cannot be written.
+    read to its end or the file exceeds `most` bytes, `OSError` if it cannot be written; an incomplete file stays.
     """
     unread: dict[str, list[int]] = {}
     rows = last = 0
@@ -146,13 +146,13 @@ def convert(table: Table, columns: Mapping[str, str], target: Path, options: Opt
 
 
 def new_name(name: str) -> str:
-    """Return the name of the file of records made of the table `name`: data.jsonl of data.csv.gz."""
+    """Return the name for the records of the table `name`: data.jsonl of data.csv.gz, data-new.jsonl of data.jsonl."""
     new = Path(name.removesuffix(".gz")).with_suffix(".jsonl").name
     return new if new != name else f"{Path(name).stem}-new.jsonl"
 
 
 def _record(keys: Sequence[str], cells: Sequence[Any]) -> dict[str, Any] | str:
-    """Return the record of a row's cells, or why it is none. A list may stand in its cell as JSON."""
+    """Return the record of a row's cells, or why it is none. Lists are parsed from JSON; `None` is "" or left out."""
     record = dict(zip(keys, cells, strict=True))
     for key in _LISTS & record.keys():
         text = record[key]

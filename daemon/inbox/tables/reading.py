@@ -48,8 +48,9 @@ def open_table(path: Path, name: str, aside: Path, most: int) -> Table:
     """
     Open the table at `path`, a file or folder that its owner knows as `name`.
 
-    gzip and Parquet are unpacked into the folder `aside`, up to `most` bytes. Raises `DropforgeError` if it is no table
-    or its columns have no usable names, `OSError` if it cannot be read.
+    gzip, Parquet and Arrow files are unpacked into the folder `aside`, up to `most` bytes, and rows read from there
+    later, else from `path`. Raises `DropforgeError` if it is no table or its columns have no usable names, `OSError` if
+    it cannot be read.
     """
     if path.is_dir():
         table = _arrow("a folder that datasets saved", _saved_files(path, name), name, aside / "rows", most)
