@@ -94,9 +94,9 @@ def make(settings: Settings, target: Path | None = None, *, with_models: bool = 
     Without a target the backup is made in `backups/` of the state folder. With `with_models` it includes the models of
     current and previous champions and of wins that wait for approval. It gets its name only after all of it is durable
     and verified; a failed backup leaves nothing. Files that the database names and that are missing are no error: the
-    manifest lists them. Raises `DropforgeError` if there is no database, `target` is unusable, or another backup of
-    this folder is being made, `DatabaseUnusable` if the database is damaged or cannot be copied, `OSError` if another
-    file cannot be copied.
+    manifest lists them. Raises `DropforgeError` if there is no database or only an empty one, `target` is unusable, or
+    another backup of this folder is being made, `DatabaseUnusable` if the database is damaged or cannot be copied,
+    `OSError` if another file cannot be copied.
     """
     root = settings.state_folder
     if not (root / DATABASE_NAME).exists():
@@ -131,8 +131,8 @@ def check(folder: Path) -> Manifest:
     """
     Verify a backup, the hash of every file in its manifest and the number of rows by table, and return the manifest.
 
-    Raises `DropforgeError` for the first thing that is wrong, `OSError` if a folder cannot be entered.
-    Nothing in it is followed or trusted before it is checked: others may be able to write to a backup.
+    Raises `DropforgeError` for the first thing that is wrong, `OSError` if a folder cannot be entered. Other files and
+    the version of the schema are not checked. Nothing is followed or trusted before: others may write to a backup.
     """
     # Before the manifest is opened: it may be a FIFO, or too large.
     _refuse_other_kinds(folder)
@@ -169,7 +169,7 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 
 def _is_below(name: str) -> bool:
-    """Return whether a path is printable, relative, and has no part `.` or `..`."""
+    """Return whether a path is printable, relative, and has no part that is empty, `.` or `..`."""
     return name.isprintable() and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
@@ -187,7 +187,7 @@ def _paths(root: Path, target: Path | None) -> tuple[Path, Path]:
     """
     Return the path of the new backup and a temporary one, by host and state folder: several may keep backups there.
 
-    Raises `DropforgeError` if the backup exists or the folder above it does not.
+    Creates `backups/` if `target` is `None`. Raises `DropforgeError` if the backup exists or its parent does not.
     """
     name = f"dropforge-{stamp()}"
     if target is None:

@@ -46,7 +46,11 @@ class Disk:
         return ""
 
     def require(self, needs: Mapping[str, int], *, margin: bool = True) -> None:
-        """Raise `DropforgeError` unless `needs` (bytes by step) fit, with `margin` leaving the low-water mark free."""
+        """
+        Raise `DropforgeError` unless `needs`, in bytes by step, fit on the work folder's file system.
+
+        With `margin` they must leave the low-water mark free.
+        """
         need = sum(needs.values())
         free = self.free_bytes()
         kept = self.low_water_bytes if margin else 0

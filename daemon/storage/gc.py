@@ -171,7 +171,7 @@ def _throw_away(root: Path, item: Item) -> None:
 
 def find_garbage(session: Session, settings: Settings, kept: Kept, now: int) -> Iterator[Item]:
     """
-    Yield the models and working files that are not in `kept`, and delete nothing.
+    Yield what lies in the trash, then the models and working files that are not in `kept`; delete nothing.
 
     Files that the database does not know are included if older than a day, and the oldest cached predictions beyond
     2 GB, but for those of champions and open runs. `now` is in ms since the epoch.

@@ -50,10 +50,11 @@ _BEGIN_AGAIN = (
 
 def rebuild(folder: Path, target: Path, files: Mapping[str, tuple[int, str]]) -> None:
     """
-    Copy the rows of the database in the backup `folder` into a new one at `target`, durably; open runs begin again.
+    Replace `target` by a new database with the rows of the backup `folder`, durably; open runs begin again.
 
-    `files` are the backup's, with size and sha256. Raises `DropforgeError` if the database has changed, or has a row,
-    view or trigger that the schema does not allow, or if `files` has a file that no row names.
+    `files` are the backup's, with size and sha256. Raises `DropforgeError` if the backup's database has changed, or has
+    a row, view or trigger that the schema does not allow, or if `files` has a file that no row names; `OSError` or
+    `sqlite3.Error` if `target` cannot be written. An error may leave `target` incomplete.
     """
     target.unlink(missing_ok=True)
     copy = copy_aside(folder / DATABASE_NAME, target, files[DATABASE_NAME][1])
@@ -75,7 +76,7 @@ def rebuild(folder: Path, target: Path, files: Mapping[str, tuple[int, str]]) ->
 
 
 def _copy_rows(connection: sqlite3.Connection, source: Path) -> None:
-    """Copy all rows of the attached database `backup`; raise `DropforgeError` for one that is not allowed there."""
+    """Copy all rows of the attached `backup`, named `source` in errors; raise `DropforgeError` for one not allowed."""
     other = "SELECT type, name FROM backup.sqlite_master WHERE type NOT IN ('table', 'index')"
     for kind, name in connection.execute(other):
         raise refusal(f"{source} has a {kind} of its own: {name!r}")
@@ -102,7 +103,7 @@ def copy_aside(source: Path, target: Path, sha256: str) -> Path:
     """
     Copy a file durably to a temporary path in `target`'s folder, and return that.
 
-    Raises `DropforgeError` if its hash is not `sha256`; no copy is left then.
+    Raises `DropforgeError` if its hash is not `sha256`, `OSError` if it cannot be copied; no copy is left then.
     """
     aside = target.with_name(f".{target.name}.restore.tmp")
     try:

@@ -61,8 +61,8 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
     The old database, and the folders of runs that had not succeeded in the backup, move to `backups/replaced-<time>/`;
     other files of the backup overwrite theirs if they differ. A run that was not over when the backup was made begins
     again, with the current settings. Champions' links are not changed. Raises `DropforgeError` with nothing changed
-    while a daemon, worker or job runs, for a backup that is unreadable, damaged (any row) or newer than this
-    program, for a state folder on a network file system or with a link in the place of a folder, and if neither backup
+    while a daemon, worker or job runs, for a backup that is unreadable, damaged (any row) or of another version's
+    schema, for a state folder on a network file system or with a link in the place of a folder, and if neither backup
     nor state folder has a champion's model (unless `without_models`). Any error after that (`DropforgeError` for a full
     disk or a backup that changed, else `OSError` or `sqlite3.Error`) means that the restore must be repeated.
     """
@@ -149,7 +149,7 @@ def _alone(root: StateFolder, work: WorkFolder) -> Iterator[None]:
 
 
 def _open_backup(source: Path) -> Manifest:
-    """Verify a backup and return its manifest. Raises `DropforgeError`."""
+    """Verify a backup and return its manifest. Raises `DropforgeError`, also for the schema of another version."""
     try:
         if not source.is_dir():
             hint = "name a folder that `dropforge backup` made, by its whole path: dropforge restore /mnt/monday"
@@ -183,7 +183,7 @@ def _put_runs_aside(root: StateFolder, work: WorkFolder, database: Path, replace
 
 
 def _put_back(source: Path, target: Path, size: int, sha256: str) -> None:
-    """Copy a file of the backup to `target`, unless it is there with the same size and sha256."""
+    """Copy a file of the backup to `target`, unless it has this size and sha256. Raises `DropforgeError`, `OSError`."""
     if target.is_file() and target.stat().st_size == size and durable.sha256_file(target) == sha256:
         return
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
