@@ -2,6 +2,7 @@
 Words for what rows store: a run's verdict, a change of champion, why a drop is not used.
 
 Everybody who tells it, in a message, a note, a list or a page, joins these clauses, and nobody takes a sentence apart.
+For a damaged column there is a clause that says so.
 """
 
 from typing import Any, TypeVar
@@ -36,7 +37,7 @@ class Suspension(Frozen):
 
 def drop_clauses(drop: Any) -> list[str]:
     """
-    Return why a drop is proposed, rejected, withdrawn or suspended, a clause each; `drop` is its row.
+    Return why a drop is proposed, rejected, withdrawn or suspended, a clause each; none without a reason in its row.
 
     Of a suspended drop the first clause is the reason, the others are the evidence and the ways out.
     """
@@ -121,7 +122,7 @@ def _words_of(verdict: object) -> list[str]:
 
 
 def _read(kind: type[_Fact], value: object) -> _Fact | None:
-    """Return what a column stores; `None` if that is damaged: the other rows are shown all the same."""
+    """Return what a column stores, or `None` if that is damaged: the other rows are shown all the same."""
     try:
         return kind.model_validate(value)
     except ValueError:

@@ -67,7 +67,7 @@ class ChangeWatch:
     """Detects whether the database has changed, at a hundredth of the cost of a transaction; for one thread."""
 
     def __init__(self, engine: Engine) -> None:
-        """Open a read-only connection to the existing database of `engine`; changes through this engine count too."""
+        """Connect to the database of `engine`, whose changes count, too. Raises `sqlite3.Error` if it is missing."""
         self._connection = open_file(engine.get_execution_options()["path"])
         weakref.finalize(self, self._connection.close)
         self._seen: int | None = None
@@ -101,10 +101,10 @@ def waits() -> TextClause:
 
 def create(path: Path) -> None:
     """
-    Create the database at `path`, with its folder, unless it is there; its journal is a WAL then, also after a restore.
+    Create the database at `path`, with its folder, unless it has tables; either way its journal becomes a WAL.
 
     Call it while no other process has the database open. Raises `DatabaseUnusable` if the database is of another
-    version or locked, or the file is no database.
+    version, locked or cannot be written, or the file is no database.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = _engine(path, partial(_connect, path, "journal_mode=WAL"), "BEGIN IMMEDIATE")

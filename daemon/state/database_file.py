@@ -109,7 +109,7 @@ def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
 
 
 def schema_of(path: Path) -> int | None:
-    """Return the version of the tables in a database file; `None` if it is missing or cannot be read."""
+    """Return the version of the tables in a database file; 0 without tables, `None` if it is missing or unreadable."""
     if not path.exists():
         return None
     try:
@@ -147,7 +147,11 @@ def copy_database(source: Path, target: Path) -> dict[str, int]:
 
 
 def open_file(path: Path, mode: str = "ro", detect_types: int = 0) -> sqlite3.Connection:
-    """Open a database file: existing, to read ("ro") or write ("rw"), or made if missing ("rwc"). Begin nothing."""
+    """
+    Return a connection, for any thread and in autocommit mode, to the database file `path`.
+
+    It must exist for the modes "ro" and "rw"; "rwc" creates it. Raises `sqlite3.Error`.
+    """
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     connection = sqlite3.connect(
         uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, detect_types=detect_types

@@ -76,7 +76,7 @@ class OwnFolder:
 
 def installation_id(settings: Settings) -> str:
     """
-    Return the id that the two folders of an installation share, written into both at its first start.
+    Return the id that the two folders of an installation share; at its first start, create it and write it into both.
 
     Raises `DropforgeError` if the shared folder alone has one, and as `require_share`.
     """
@@ -97,8 +97,8 @@ def require_share(settings: Settings, *, renew: bool = False) -> None:
     """
     Raise `ShareGone`, and write `share-gone`, unless the shared folder, if any, is mounted and no other daemon's.
 
-    A daemon calls it with `renew` at each beat, which keeps its lease there: another one with a copy of its state
-    folder is refused until the lease is a minute old.
+    Nothing is checked before the first start (`installation_id`). A daemon calls it with `renew` at each beat, which
+    keeps its lease there: another one with a copy of its state folder is refused until the lease is a minute old.
     """
     state, work = settings.state_folder, settings.work_folder
     if Path(work) == Path(state) or not (state / INSTANCE_NAME).exists():

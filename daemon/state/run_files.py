@@ -51,7 +51,7 @@ def attempt_folder(run_id: int, step: str, number: int) -> str:
 
 
 def make_attempt_folder(spec: StepSpec) -> Path:
-    """Make an attempt's folder and return it. Raises `OSError` if there is no folder `runs`, as under a lost mount."""
+    """Return an attempt's folder, made if missing. Raises `OSError` without a folder `runs`, as under a lost mount."""
     folder = Path(spec.root) / spec.folder
     for place in (folder.parent.parent, folder.parent, folder):
         place.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def make_attempt_folder(spec: StepSpec) -> Path:
 
 
 def published(work_folder: WorkFolder, run_id: int) -> dict[str, str]:
-    """Return the run's published artifacts, which are not read: step name → path relative to the work folder."""
+    """Map the steps that a run published, in their order, to the paths of the artifacts, below the work folder."""
     folder = run_folder(work_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}
@@ -119,7 +119,7 @@ def load_progress(work_folder: WorkFolder, run_id: int, step: str, number: int) 
 
 
 def _job_words(job: Mapping[str, Any]) -> str:
-    """Return in words where a job runs, or why it waits and since when; "" without its number."""
+    """Return where a job runs, that it has ended, or why it waits and since when; "" without its number."""
     if not job.get("job"):
         return ""
     if job.get("nodes"):
@@ -145,7 +145,7 @@ def stop_words(spec: StepSpec) -> str | None:
 
 
 def was_out_of_time(spec: StepSpec) -> bool:
-    """Return whether an attempt that left a result had come to its job's time limit, or to the signal before it."""
+    """Return whether an attempt that left a result came to its job's time limit, if any, or the signal before it."""
     folder = Path(spec.root) / spec.folder
     until = durable.read_object(folder / CLAIM_NAME).get("until", 0)
     # Slurm sends the signal up to a minute early.
@@ -153,7 +153,7 @@ def was_out_of_time(spec: StepSpec) -> bool:
 
 
 def load_curve(work_folder: WorkFolder, run_id: int) -> Curve | None:
-    """Return the loss curve of the run's adapter or, before that is published, of its latest training; else `None`."""
+    """Return the loss curve of a run's adapter or, before that, its latest training; `None` if missing or damaged."""
     try:
         adapter = load_adapter(work_folder, run_id)
         if adapter is not None:

@@ -19,7 +19,7 @@ class DropState(StrEnum):
     PROPOSED = "proposed"
     #: It failed validation and was given back with its findings; final.
     REJECTED = "rejected"
-    #: The same content is accepted on the track already (`duplicate_of`); final.
+    #: The same content is accepted, withdrawn or suspended on the track already (`duplicate_of`); final.
     DUPLICATE = "duplicate"
     #: A person took it out of later snapshots; a person restores it.
     WITHDRAWN = "withdrawn"

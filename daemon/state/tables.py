@@ -32,7 +32,7 @@ from daemon.state.states import (
 
 
 class Track(SQLModel, table=True):
-    """One model line; values that a verdict fixed are kept here, whatever the settings say later."""
+    """One track and its champion; values that a verdict fixed stay here, whatever the settings say later."""
 
     __table_args__ = (
         CheckConstraint(
@@ -70,7 +70,7 @@ class Track(SQLModel, table=True):
 
 
 class Drop(SQLModel, table=True):
-    """One dropped file that was taken in, with its state (`DropState`)."""
+    """One file that was taken out of the inbox, also a rejected or duplicate one (`DropState`)."""
 
     __table_args__ = (
         one_of("state", DropState),
@@ -252,7 +252,7 @@ class Promotion(SQLModel, table=True):
     #: The new champion's generation; 0 is the base model.
     generation: int
     model_id: str
-    #: Relative to the state folder, or absolute for a base model.
+    #: Relative to the work folder, or absolute for a base model.
     model_path: str
     previous_model_id: str | None = None
     previous_path: str | None = None

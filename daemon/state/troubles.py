@@ -57,7 +57,7 @@ class Troubles:
         """
         Note what the block raises as the error of `whose`, so that others go on; clear it if nothing is raised.
 
-        An error that `concerns_all` is raised.
+        An error that `concerns_all` is raised and not noted.
         """
         try:
             yield
