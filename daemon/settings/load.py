@@ -17,12 +17,13 @@ from pipeline.search_settings import first_problem
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """
-    Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and the environment.
+    Read the settings file (`path`, else `$DROPFORGE_CONFIG`, else ./dropforge.toml if it is there) and `environment`.
 
-    A variable names a setting with its sections, joined by two underscores: `DROPFORGE_TRAIN__EPOCHS=2`; it overrides
-    the file. Without both the defaults hold. Paths are made absolute, from the settings file's folder. An empty
-    `gate.pinned_by` becomes the file's owner. Raises `SettingsError` for an unknown or wrong setting, naming the field
-    and the file or variable, and for a file that cannot be read.
+    A variable, by default of this process, names a setting with its sections, joined by two underscores, and overrides
+    the file: `DROPFORGE_TRAIN__EPOCHS=2`. Without both the defaults hold. Paths are made absolute, from the settings
+    file's folder. An empty `gate.pinned_by` becomes the file's owner. Raises `SettingsError` for an unknown or wrong
+    setting, naming the field and the file or variable, for a file that cannot be read, and for an inbox that overlaps
+    another folder.
     """
     environment = os.environ if environment is None else environment
     chosen = path or Path(environment.get("DROPFORGE_CONFIG") or FILE_NAME)

@@ -73,7 +73,7 @@ def flat(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tup
 
 def cron_trigger(schedule: str, timezone: str) -> Any:
     """
-    Return the trigger of a five-field cron expression, read in `timezone`.
+    Return APScheduler's `CronTrigger` of a five-field cron expression, read in `timezone`, which must be known.
 
     Raises `ValueError` if it is not a cron expression, or if the weekdays contain a digit: APScheduler would read 0 as
     Monday, which is Sunday in cron.
