@@ -96,11 +96,9 @@ def on_stop(act: Callable[[int], object], *further: signal.Signals) -> None:
     """
     Call `act` in a thread with the number of each SIGTERM, SIGINT and signal in `further` from now on.
 
-    Call this in the main thread.
-
-    The signals then do nothing else: SIGINT raises no `KeyboardInterrupt`. `act` must not raise. A Python signal
-    handler runs in the main thread between two bytecodes: if it logs or sets an event it can wait for a lock that this
-    very thread holds, and it does not run during a long C call; `act` may lock, log and end the process at any time.
+    Call this in the main thread. The signals then do nothing else: SIGINT raises no `KeyboardInterrupt`. `act` must not
+    raise. Unlike a signal handler, which runs between two bytecodes of the main thread and may wait for a lock that
+    this very thread holds, it may lock, log and end the process at any time.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -118,7 +116,7 @@ def on_stop(act: Callable[[int], object], *further: signal.Signals) -> None:
 
 
 def on_end_of_input(act: Callable[[], object]) -> None:
-    """Call `act` in a thread once standard input closes, a pipe from the daemon, which may end in any way."""
+    """Call `act` once, in a thread, when standard input closes: a pipe from the daemon, which may end in any way."""
 
     def listen() -> None:
         while os.read(sys.stdin.fileno(), 1):
@@ -141,7 +139,11 @@ class FileLock:
         self._fd: int | None = None
 
     def acquire(self) -> bool:
-        """Try for 0.2 s to take the lock, and return whether it was taken; then this process's pid is in the file."""
+        """
+        Try for 0.2 s to take the lock, and return whether it was taken; then this process's pid is in the file.
+
+        Creates the file. Raises `OSError` if that fails or it is a link.
+        """
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         for _ in range(_TRIES):  # `lock_holder` may lock it for a moment
             try:
@@ -166,7 +168,7 @@ class FileLock:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Return the pid of the process that locks `path`, 0 if the file has no pid; `None` if unlocked or missing."""
+    """Return the pid that locks `path`, even this one; 0 if it is not in the file, `None` if unlocked or missing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

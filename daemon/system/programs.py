@@ -10,12 +10,12 @@ from pipeline.errors import DropforgeError
 
 
 def user() -> str:
-    """Return the name of this process's effective user."""
+    """Return the name of this process's effective user, as `name_of` does."""
     return name_of(os.geteuid())
 
 
 def who() -> str:
-    """Return the name of the user at the command line, from LOGNAME or USER if set; or "root, by sudo of anna"."""
+    """Return who is at the command line, by LOGNAME or USER if set: "anna", "root, by sudo of anna" or "user 1000"."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):

@@ -15,7 +15,11 @@ class CannotAsk(DropforgeError):
 
 
 def ask(*command: str, stdin: str = "") -> str:
-    """Return the output of a Slurm command, run without SQUEUE_* and the like. Raises `CannotAsk`, also after 30 s."""
+    """
+    Return the standard output of a Slurm command, run without SQUEUE_* and the like.
+
+    Raises `CannotAsk` if it cannot be started, ends with an error or takes longer than 30 s.
+    """
     # A person's own defaults, as SQUEUE_PARTITION, would hide jobs.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
     try:
