@@ -153,7 +153,7 @@ class Watcher:
         return sorted(_shown(file) for file, seen in self._candidates.items() if seen.has_writer)[:_MOST_LEFT]
 
     def left(self) -> list[dict[str, str]]:
-        """Return up to 100 files and folders below the inbox that could not be taken or used, as {"name", "why"}."""
+        """Return up to 100 folders, then files, that could not be used or taken, by name, as {"name", "why"}."""
         files = sorted((_shown(file), seen.why) for file, seen in self._candidates.items() if seen.why)
         folders = sorted(("/".join(place.names) + "/", why) for place, why in self._unusable.items())
         return [{"name": name, "why": why} for name, why in (folders + files)[:_MOST_LEFT]]
@@ -167,7 +167,7 @@ class Watcher:
         return reasons
 
     def unknown_folders(self) -> list[dict[str, str | None]]:
-        """Return up to 100 visible unused folders of the inbox, as {"name", "nearest": a similar track or `None`}."""
+        """Return up to 100 visible folders without a track, sorted, as {"name", "nearest": similar track or `None`}."""
         known = {DONE, REJECTED, *(place.names[0] for place in watched_folders(self._settings) if place.names)}
         with os.scandir(self.inbox.root().fd) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -169,7 +169,6 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 
 def _is_below(name: str) -> bool:
-    """Return whether a path is printable, relative, and has no part that is empty, `.` or `..`."""
     return name.isprintable() and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
@@ -291,6 +290,5 @@ def _first_column(database: Path, query: str) -> list[Any]:
 
 
 def _seen(path: Path) -> tuple[int, str]:
-    """Return size and sha256 of a file."""
     with durable.open_regular(path) as file:
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()

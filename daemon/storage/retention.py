@@ -92,7 +92,7 @@ class Kept:
 
     @contextlib.contextmanager
     def alone(self, run_folder: Path) -> Iterator[None]:
-        """Keep the folder of a run, and add to `damaged`, if the block cannot read it."""
+        """Suppress an `OSError` of the block that reads a run's folder: keep the folder, and note it in `damaged`."""
         try:
             yield
         except OSError as error:
@@ -242,7 +242,6 @@ def tree_bytes(path: Path) -> int:
 
 
 def _places(root: Path, *paths: object) -> set[Path]:
-    """Return `paths`, relative to `root` or absolute, resolved; values that are no path are left out."""
     return {_real(root / path) for path in paths if isinstance(path, str) and path and "\0" not in path}
 
 

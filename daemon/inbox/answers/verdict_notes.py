@@ -197,7 +197,6 @@ def _on_trial(suspect: Suspect) -> Iterator[str]:
 
 
 def _how_it_came(first: Promotion) -> str:
-    """Return which run first brought a drop into a champion, and why its model was promoted."""
     return f"Run {first.run_id} was trained on it, and its model was {sentence(change_clauses(first))}."
 
 

@@ -100,7 +100,7 @@ def _unpacked(path: Path, name: str, target: Path, most: int) -> Path:
 
 
 def _delimited(path: Path, name: str) -> Table:
-    """Open a table of lines, whose first row names its columns."""
+    """Open a table of lines by its likeliest separator; the first row names the columns. Raises `DropforgeError`."""
     rows = partial(_rows, path, name)
     widths = {separator: len(next(rows(separator, csv.QUOTE_NONE), (1, []))[1]) for separator in SEPARATORS}
     # Names of columns have commas, no tabs.
@@ -163,7 +163,7 @@ def _rows(path: Path, name: str, separator: str, quoting: _Quoting) -> Iterator[
 
 
 def _objects(path: Path, name: str) -> Table:
-    """Open JSON Lines or an array, whose columns are the keys of all its rows."""
+    """Open JSON Lines or an array, reading all rows for their keys; numbers become text. Raises `DropforgeError`."""
     columns: dict[str, None] = {}
     for row in read_rows(path):
         if isinstance(row, FileFinding):
@@ -185,7 +185,7 @@ def _objects(path: Path, name: str) -> Table:
 
 
 def _saved_files(folder: Path, name: str) -> list[Path]:
-    """Return the files of a folder that datasets saved, in order. Raises `DropforgeError` if it is none."""
+    """Return the files of one split that datasets saved, in order. Raises `DropforgeError` for any other folder."""
     splits = durable.read_object(folder / "dataset_dict.json").get("splits")
     if isinstance(splits, list) and splits:
         message = f"{name}: it holds the splits {first_of([str(split)[:60] for split in splits])}"
