@@ -172,9 +172,9 @@ class Intake:
 
     def _duplicate(self, source: _Source, path: Path, sha256: str, content: str) -> Outcome | None:
         """
-        Record and move a duplicate of the newest used, withdrawn or suspended drop with the hash `content`, or `None`.
+        Record and move a file with the hash `content` of an accepted, withdrawn or suspended drop; `None` without one.
 
-        Drops of other tracks and roles do not count. The file at `path` replaces the stored one if that is damaged.
+        The drop is the newest of the track and role. The file at `path` replaces its stored file if lost or damaged.
         """
         with transaction(self._engine) as session:
             settled = source.settled

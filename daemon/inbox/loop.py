@@ -31,7 +31,7 @@ class IntakeLoop:
 
     def __init__(self, engine: Engine, settings: Settings, folder: OwnFolder, poke: Callable[[], None]) -> None:
         """
-        Prepare to watch the inbox of `settings`.
+        Make an `Intake`, with its folders, and prepare to watch the inbox of `settings`.
 
         The thread calls `poke` after a scan that took files, if the state folder is gone, and when it ends by an error.
         """

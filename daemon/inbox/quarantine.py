@@ -53,7 +53,7 @@ def validation_options(settings: Settings, track: str, path: str) -> Options:
 
 
 def examine(path: Path, options: Options) -> Validation:
-    """Validate the file at `path`; a name in the options without .json or .jsonl is the only finding then."""
+    """Validate the file at `path`; if `options.path` ends neither in .json nor in .jsonl, that is the only finding."""
     if options.path.lower().endswith((".jsonl", ".json")):
         return validate(path, options)
     with path.open("rb") as file:

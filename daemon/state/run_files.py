@@ -59,7 +59,7 @@ def make_attempt_folder(spec: StepSpec) -> Path:
 
 
 def published(work_folder: WorkFolder, run_id: int) -> dict[str, str]:
-    """Map the steps that a run published, in their order, to the paths of the artifacts, below the work folder."""
+    """Map each step that a run published, in order, to its artifact's path, relative to the work folder; read none."""
     folder = run_folder(work_folder, run_id)
     names = [step.name for step in STEPS if (folder / f"{step.name}.json").exists()]
     return {name: f"runs/{run_id}/{name}.json" for name in names}

@@ -51,7 +51,7 @@ def needed_bytes(config: RunConfig | TrackSettings) -> dict[str, int]:
 
 
 def still_needed(work_folder: WorkFolder, run: Run) -> dict[str, int]:
-    """Return `needed_bytes`, as it raises, of a begun run's unpublished steps, "train" less its checkpoints' bytes."""
+    """Return `needed_bytes` of a begun run's unpublished steps, "train" less its checkpoints. Raises `CannotTell`."""
     run_id = run.id or 0
     needs = needed_bytes(RunConfig.model_validate(run.config))
     checkpoints = tree_bytes(run_folder(work_folder, run_id) / "checkpoints")

@@ -92,7 +92,7 @@ class Kept:
 
     @contextlib.contextmanager
     def alone(self, run_folder: Path) -> Iterator[None]:
-        """Suppress an `OSError` of the block that reads a run's folder: keep the folder, and note it in `damaged`."""
+        """Suppress an `OSError` of the block that reads a run's folder: keep that folder, and add to `damaged`."""
         try:
             yield
         except OSError as error:

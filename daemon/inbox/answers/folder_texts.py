@@ -29,7 +29,7 @@ def write_readmes(settings: Settings, inbox: InboxFolders) -> None:
 
 def keep_notes(inbox: InboxFolders, folders: tuple[str, ...], left: Mapping[str, str]) -> None:
     """
-    Write NAME.waits.txt next to each file in `left` (name: reason), and delete the other notes there.
+    Write NAME.waits.txt next to each file in `left` (name: reason), and delete the daemon's other notes there.
 
     `folders` is the folder as names below the inbox. Raises `OSError` if the disk is full; other errors are logged.
     """

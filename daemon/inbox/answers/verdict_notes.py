@@ -1,8 +1,8 @@
 """
 Keep the outcome of each drop in `NAME.verdict.txt` next to its receipt, rewritten whenever it changes.
 
-A text is derived from the database alone and written if it differs from the file, so a crash loses nothing: the daemon
-checks all drops once at its start, and afterwards the drops that a new event may concern.
+A text is derived from the database, the settings and what runs published, and written if it differs from the file, so
+a crash loses nothing: the daemon checks all drops once at its start, and afterwards those that a new event may concern.
 """
 
 import itertools
@@ -215,7 +215,7 @@ def _not_serving(session: Session, settings: Settings, drop: Drop, past: TrackPa
 
 
 def _left_out(session: Session, settings: Settings, run: Run | None) -> Iterator[str]:
-    """Yield what a run left out of its data, and the warnings about it; nothing before that is prepared."""
+    """Yield what a run left out of its data, and the warnings about it; nothing without prepared data, or a run."""
     data = readable_dataset(settings.work_folder, run.id or 0) if run else None
     if run and data is not None:
         left = left_out_words(data)
