@@ -75,11 +75,11 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
 
     A win is promoted, or gets the outcome `awaiting_approval` if approval is manual or its model was rolled back from.
     Drops may be put on trial, cleared or suspended; of a control, its trial may be promoted. The run's checkpoints are
-    deleted. If the champion still serves, a return to a former one may follow (`_go_back`).
+    deleted in any case. If the compared champion still serves, a return to a former one may follow (`_go_back`).
 
-    The run goes on, with nothing applied, if a person cancelled it or withdrew one of its drops, or if the candidate,
+    The run goes on, with no row changed, if a person cancelled it or withdrew one of its drops, or if the candidate,
     winner or loser, was compared with a champion that no longer serves: then its evaluation is unpublished. Raises
-    `LostClaim` if the claim is not valid any more, `DropforgeError` if the model of a win is missing or damaged.
+    `LostClaim` if the claim is not valid any more, `DropforgeError` if verdict or winner's model is missing or damaged.
     """
     try:
         outcome, words, stays = _apply(engine, settings, claim, run, now)
@@ -139,9 +139,9 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
 
 def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None:
     """
-    Return the verdict of the trial of `control`, changed to "promoted", if `verdict`, of the control, lets it win.
+    Return the trial's verdict as "promoted" and settled by `control`, if `verdict`, of the control, lets the trial win.
 
-    `None` also if the run is no control, or if the trial's model is missing or damaged, which is logged.
+    `None` also if the run is no control or wins itself, or if the trial's model is missing or damaged, which is logged.
     """
     settlement = verdict.settlement
     if control.control_of is None or settlement is None or not settlement.passed or verdict.outcome == "promoted":
@@ -158,7 +158,7 @@ def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None
 
 
 def _promote(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> bool:
-    """Make the model of a run that has won the champion; return `False` if that needs approval or it is blocked."""
+    """Promote a winner's model by `add_promotion`; return `False` if that needs approval or the model is blocked."""
     if _is_manual(settings, run):
         return False
     try:
@@ -176,7 +176,7 @@ def _is_manual(settings: Settings, run: Run) -> bool:
 
 
 def _go_back(engine: Engine, settings: Settings, track: str, now: int) -> None:
-    """Roll back to a former champion if the watch proposes that and `gate.return` is "auto"; an error is logged."""
+    """Roll back to a former champion if the watch proposes that and `gate.return` is "auto"; log a `DropforgeError`."""
     if track not in settings.track_names or settings.track(track).gate.going_back != "auto":
         return
     with transaction(engine) as session:

@@ -9,7 +9,7 @@ Daemon, worker and jobs of a cluster agree by the files in the attempt's folder:
     result.json    how it ended; the first one stays
 
 The folder is listed before a file in it is opened: an NFS client caches for up to a minute that a file does not exist,
-but not what a folder lists.
+but not what a folder lists. Functions that use these files raise `OSError` if they cannot.
 """
 
 import contextlib
@@ -175,17 +175,17 @@ def _begin(
 
 
 def _revocation(folder: Path, stop: threading.Event) -> Callable[[], bool]:
-    """Return a function that tells whether to stop: at `stop`, or if revoked or without spec, looked up each second."""
-    looked = -_LOOK_SECONDS
+    """Return a function that is true once `stop` is set or `folder`, listed each second, is revoked or has no spec."""
+    looked, is_revoked = -_LOOK_SECONDS, False
 
     def is_to_stop() -> bool:
-        nonlocal looked
+        nonlocal looked, is_revoked
         if not stop.is_set() and time.monotonic() - looked >= _LOOK_SECONDS:
             looked = time.monotonic()
             with contextlib.suppress(OSError):  # the file system's server may be away for a while
                 names = listed(folder)
-                return REVOKED_NAME in names or SPEC_NAME not in names
-        return stop.is_set()
+                is_revoked = REVOKED_NAME in names or SPEC_NAME not in names
+        return is_revoked or stop.is_set()
 
     return is_to_stop
 

@@ -47,10 +47,10 @@ class Claimer:
 
     def claim_due(self, now: int, claims: dict[int, states.Claim], *, low: bool) -> None:
         """
-        Queue due trials and, unless the disk is `low`, claim due runs into `claims`, up to `executor.parallel`.
+        Queue due trials and leave-one-out runs; unless the disk is `low`, claim due runs into `claims`, to the limit.
 
         Does nothing if the database has not changed since the last call and no run came due. While a run is claimed and
-        a server waits for the GPU, no further run is claimed.
+        a server waits for the GPU, no further run is claimed. Raises as `_claim_next`.
         """
         # Called twice a second: query the database only if the answer can differ from the last one.
         later = now >= self._asked_at and (self._due is None or now < self._due)
@@ -79,8 +79,8 @@ class Claimer:
         Claim the first due run that can begin or continue and return its claim; `None` if there is none.
 
         The due runs before it are postponed, each with its error, or cancelled if they have no training drop. `needs`
-        are the bytes that claimed runs still need, by "run NUMBER"; missing ones are added. Raises `ShareGone`, and
-        errors that concern all runs.
+        are the bytes that the runs in `claims` still need, by "run NUMBER"; missing ones are added. Raises `ShareGone`,
+        and errors that concern all runs.
         """
         root = self._settings.work_folder
         with transaction(self._engine) as session:

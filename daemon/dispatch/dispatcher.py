@@ -86,7 +86,7 @@ class Dispatcher:
         """
         Remove the temporary files of a daemon that died and claim its running runs; repair the champions' links.
 
-        The caller holds the state folder's lock. A run whose files cannot be used is set to waiting instead.
+        The caller holds the state folder's lock. A run whose files cannot be used is postponed (`_postpone`).
         """
         durable.remove_leftovers(self._spool.queue)
         self._previews.recover(self._spool.queue)
@@ -143,7 +143,7 @@ class Dispatcher:
         return False
 
     def _go_on(self, claim: states.Claim, now: int) -> None:
-        """Advance a claimed run as far as is possible without waiting; an error in it ends or postpones it."""
+        """Advance a claimed run until it waits; an error ends or postpones it, and is raised if it concerns all."""
         self._at_work.pop(claim.run_id, None)
         waits = False
         try:
@@ -217,7 +217,7 @@ class Dispatcher:
                 self._leave(claim, Leave(then, action.error), now)
 
     def _submit(self, claim: states.Claim, facts: Facts, step: Step, now: int) -> None:
-        """Submit the open attempt, or begin one at `step` once the GPU is free; an error in that postpones the run."""
+        """Submit the open attempt, or begin one at `step` if the GPU is free; postpone the run if freeing it failed."""
         attempt = facts.attempt
         if attempt is None:
             try:
@@ -236,8 +236,9 @@ class Dispatcher:
         """
         End the open attempt as `end` says, and release the run unless it goes on; do nothing without an open attempt.
 
-        A lost attempt is revoked. A published verdict fixes the track's measures (`fix_measures`), published data the
-        number of new answers in its drops. The files of an attempt that was not published are cleared.
+        A lost attempt is revoked. A published verdict other than "insufficient_evidence" fixes the track's measures
+        (`fix_measures`); published data, unless the run is about one drop, the number of new answers in its drops. The
+        files of an attempt that was not published are cleared.
         """
         attempt, made = facts.attempt, facts.published
         if attempt is None:
@@ -279,8 +280,8 @@ class Dispatcher:
         """
         Stop the step of a run whose files cause `error`, and postpone the run.
 
-        Raises `error` if it concerns every run: database or full disk. A run with a job on a cluster stays claimed, and
-        a trouble is noted, unless it is to be cancelled.
+        Raises `error` if it concerns every run, database or full disk, and `ShareGone` if the shared folder is away. A
+        run with a job on a cluster stays claimed, and a trouble is noted, unless it is to be cancelled.
         """
         if isinstance(error, DBAPIError):
             raise error

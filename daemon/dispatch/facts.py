@@ -28,7 +28,7 @@ from pipeline.steps import STEPS, next_step
 
 
 class FactReader:
-    """Reads the facts of claimed runs, and changes nothing."""
+    """Reads the facts of claimed runs; changes no row and no file, but takes the outcome of an ended publication."""
 
     def __init__(
         self, engine: Engine, settings: Settings, executors: Mapping[str, Executor], publisher: Publisher, disk: Disk
@@ -39,7 +39,7 @@ class FactReader:
 
     def facts(self, claim: states.Claim, *, draining: bool) -> Facts:
         """
-        Return the facts of a claimed run.
+        Return the facts of a claimed run; the outcome of a publication is in those of one call only.
 
         Raises `LostClaim` if the claim is not valid any more; `OSError`, `DropforgeError` or, for a malformed
         spec.json, `ValueError` if its files cannot be used.
@@ -57,19 +57,23 @@ class FactReader:
         return self._between_steps(run, attempt)
 
     def needs_gpu(self, runs: Iterable[int], spool: Spool) -> bool:
-        """Return whether one of `runs` has a GPU step that is not published, or any step's process lives here."""
+        """Return whether a GPU step of one of `runs` is not published, or the process of a step in `spool` is alive."""
         steps = {step.name for step in STEPS if step.needs_gpu}
         is_before = any(not steps <= set(run_files.published(self._root, run)) for run in runs)
         return is_before or spool.has_living()
 
     def share_gone(self, run: Run) -> bool:
-        """Return whether the shared folder was gone since the last attempt at the run's step began, if any did."""
+        """Return whether the shared folder was away after the last attempt at `run.step` began; `False` without one."""
         last = states.last_attempts(self._engine, run.id or 0, run.step or "", 1)
         _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
         return bool(last) and gone // 1_000_000 >= last[0].started_at
 
     def _between_steps(self, run: Run, attempt: Attempt | None = None, *, draining: bool = False) -> Facts:
-        """Return the facts of a run without a running step: the first stale step, else the next, and a lack of disk."""
+        """
+        Return the facts of a run without a running step: the first stale step, else the next.
+
+        A lack of disk space is looked for only without `attempt`, and not while `draining`.
+        """
         if stale := first_stale(self._engine, self._root, run):
             return Facts(run, attempt=attempt, stale=stale)
         run_id = run.id or 0
@@ -107,7 +111,7 @@ class FactReader:
         )
 
     def _how_stopped(self, run: Run, attempt: Attempt, spec: StepSpec) -> DropforgeError | None:
-        """Return how Slurm ended the attempt's job; `None` if it did not, or the step was useless."""
+        """Return how Slurm ended the job, with the hint of `_why_not_again`; `None` if it did not, or was useless."""
         words = None if is_useless(self._engine, run, spec) else run_files.stop_words(spec)
         return None if words is None else DropforgeError(words, self._why_not_again(attempt, spec))
 

@@ -109,7 +109,11 @@ class _Preload:
 
 
 class Fork:
-    """A forked step, with the part of `subprocess.Popen` that is used of a step's process."""
+    """
+    A forked step, with the part of `subprocess.Popen` that is used of a step's process.
+
+    If the process that forked it was killed, the step's process group is killed, too, and its exit code is -SIGKILL.
+    """
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         """Take the exit code of the process `pid` from the `connection`."""

@@ -62,7 +62,7 @@ class Previews:
             shutil.rmtree(folder, ignore_errors=True)  # a process that is at work there sees that and stops
 
     def tick(self, now: int, *, may_run: bool) -> None:
-        """Submit a preview if none runs and it `may_run`; cancel a running one if not; store an ended one's result."""
+        """Begin a preview if it `may_run` and the database has changed, cancel one that may not, store an ended one."""
         spec = self._spec
         if spec is None:
             if may_run and (self._changes.changed() or self._again):
@@ -76,7 +76,7 @@ class Previews:
             self._executor.cancel(spec.key)
 
     def _begin(self, now: int) -> None:
-        """Submit a preview of the oldest drop that has none, by today's settings; do nothing without such a drop."""
+        """Submit a preview of the first drop of `_UNTRIED` in a track of today's settings; do nothing without one."""
         with transaction(self._engine) as session:
             rows = session.connection().execute(text(_UNTRIED)).all()
             row = next((row for row in rows if row.track in self._settings.track_names), None)
@@ -95,7 +95,7 @@ class Previews:
         log.info("preview_submitted", drop=spec.attempt)
 
     def _end(self, spec: StepSpec, now: int) -> None:
-        """Store an ended preview, an empty one if it failed, and remove its folder; an interrupted one begins again."""
+        """Store a preview in its drop, an empty one if it failed; repeat an interrupted one; remove its folder."""
         made, why = None, "its result cannot be read"
         with suppress(ValueError):
             result = run_files.read_result(spec)

@@ -15,7 +15,7 @@ _AT_ONCE_SECONDS = 1.0
 
 
 class Publisher:
-    """Publishes one result of each run at a time."""
+    """Publishes one result of each run at a time; `take` raises `KeyError` for a run that is not in it."""
 
     def __init__(self, state_folder: StateFolder) -> None:
         """Hold the collection's lock of `state_folder` while files are moved."""

@@ -79,7 +79,7 @@ class SlurmExecutor:
         program: Sequence[str] = WORKER,
     ) -> None:
         """
-        Use the runs in `work_folder`, which the nodes see under the same path; problems go to `troubles`.
+        Start the thread; the nodes see `work_folder` under the same path; problems go to `troubles`.
 
         `instance` and `program` are those of `SlurmJobs`.
         """
@@ -105,9 +105,9 @@ class SlurmExecutor:
 
     def poll(self, spec: StepSpec) -> JobState:
         """
-        Return an attempt's state: `ENDED` once its result can be opened, else whether it was claimed.
+        Return an attempt's state: `ENDED` once its result can be opened, else `RUNNING` if it is claimed, or `QUEUED`.
 
-        Raises `OSError` while the shared file system does not answer.
+        The thread then advances its job until it ends. Raises `OSError` while the shared file system does not answer.
         """
         names = listed(Path(spec.root) / spec.folder)
         # A shared file system may list a name before it can be opened.
@@ -141,7 +141,7 @@ class SlurmExecutor:
             raise
 
     def stop(self) -> None:
-        """End the thread; the jobs go on, and the next process finds them."""
+        """End the thread, once its command has ended; the jobs go on, and the next process finds them."""
         self._over.set()
         self._wake.set()
         self._thread.join()
@@ -204,7 +204,7 @@ class SlurmExecutor:
         return DropforgeError(f"{in_words(problem)}; {hint}") if problem is not None and hint else problem
 
     def _sweep(self, jobs: Sequence[Job], watched: Collection[str]) -> None:
-        """Cancel the jobs of cancelled attempts, and the waiting ones of others that have ended: nobody polls them."""
+        """Of jobs not `watched`, cancel those of cancelled attempts and waiting ones of ended ones; ignore errors."""
         for job in jobs:
             is_given_up = job.key in self._given_up
             if job.key not in watched and (is_given_up or job.state in WAITING):
@@ -213,7 +213,7 @@ class SlurmExecutor:
                         self._jobs.cancel(job)
 
     def _advance(self, known: _Known, jobs: Mapping[int, Job]) -> DropforgeError | None:
-        """Submit, release, cancel or give up an attempt's job as is due; return why it does not begin, if so."""
+        """Submit, release, cancel or give up an attempt's job as is due; return or raise why it waits, else `None`."""
         spec = known.spec
         folder = Path(spec.root) / spec.folder
         names = listed(folder)
@@ -247,7 +247,11 @@ class SlurmExecutor:
             raise
 
     def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
-        """Note a job's state, release it, or revoke it `GIVE_UP_SECONDS` after it went; return why it never begins."""
+        """
+        Note a job's state, and release it if it is held; return why it never begins, or `None`.
+
+        `GIVE_UP_SECONDS` after it ended or went, and after the last progress, its attempt is revoked.
+        """
         spec, state = known.spec, job.state
         note_state(spec, job)
         if state in WAITING and CLAIM_NAME in names:
@@ -282,7 +286,7 @@ class SlurmExecutor:
 
     def _end_revoked(self, known: _Known, names: set[str], jobs: Mapping[int, Job]) -> bool:
         """
-        Cancel a revoked attempt's jobs and write its result: at once if it is not claimed, else after its grace time.
+        Cancel a revoked attempt's jobs and write its result: at once if unclaimed, else 30 s after its grace time.
 
         Return `True`, perhaps before that time, if it is revoked and had no result; else `False`, with nothing done.
         """

@@ -50,7 +50,7 @@ class SlurmJobs:
         self._name, self._settings, self._program = f"dropforge-{instance}.", settings, program
 
     def listed(self) -> list[Job]:
-        """Return this installation's jobs, with those that Slurm still lists as ended. Raises `CannotAsk`."""
+        """Return this installation's jobs in squeue's order, also ended ones that it lists. Raises `CannotAsk`."""
         # Text, not JSON: its form has been the same for ten years, and it is a hundredth of the size.
         lines = ask("squeue", "--me", "--states=all", "--noheader", f"--format={_FORMAT}").splitlines()
         parts = [line.split("|") for line in lines]
@@ -88,7 +88,7 @@ def release(number: int) -> None:
 
 
 def note_state(spec: StepSpec, job: Job) -> None:
-    """Write a job's state, since when, reason and nodes to a hint file in the attempt's folder, if they changed."""
+    """Write a job's state, since when (Unix ms), reason and nodes to its attempt's job-state.json, if they changed."""
     path = Path(spec.root) / spec.folder / JOB_STATE_NAME
     fields = {"job": job.number, "state": job.state, "reason": job.reason, "nodes": job.nodes}
     known = durable.read_object(path)

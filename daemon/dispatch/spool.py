@@ -94,9 +94,9 @@ class Spool:
 
     def end_dead(self, spec: StepSpec, *, stopped: bool = False) -> None:
         """
-        Write the result of a claimed attempt whose process is dead, unless it has one, and delete its entry.
+        Write the result of a claimed attempt, whose process the caller knows to be dead, and delete its entry.
 
-        If it was `stopped` or is revoked, the result is that of `end_revoked`, else "failed".
+        If it was `stopped` or is revoked, the result is that of `end_revoked`, else "failed"; an existing one stays.
         """
         folder = self.root / spec.folder
         if stopped or REVOKED_NAME in listed(folder):

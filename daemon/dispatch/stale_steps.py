@@ -90,7 +90,7 @@ def redo(engine: Engine, work_folder: WorkFolder, run: Run, stale: tuple[str, st
 
 
 def invalidate(work_folder: WorkFolder, run_id: int, step: str) -> None:
-    """Rename the artifacts of `step` and all later steps, so that they are done again; no step may be running."""
+    """Unpublish `step` and all later steps that are published (`run_files.unpublish`); no step may be running."""
     names = [step.name for step in STEPS]
     later = names[names.index(step) :]
     # The last one first, so that after a crash the first of them is still found to be stale.
@@ -123,7 +123,7 @@ class _Past:
         Return whether a published step's inputs have changed; `valid` are the published steps not known to be stale.
 
         Another champion makes an evaluation stale unless "decide" is valid, data if it `_leaves_out` what a champion
-        was trained on, and every step if the training starts from the former one.
+        was trained on, and every step if the training starts from the former one. With a damaged spec.json it is stale.
         """
         against = self._report if name == "evaluate" and "decide" not in valid else None
         if self.left or (against is not None and not against.is_against(self._serving)):

@@ -166,8 +166,8 @@ def result_of_dead(spec: StepSpec, returncode: int | None, *, stopped: bool = Fa
     """
     Return the result of a step that ended without writing one, with message and hint for its `returncode`.
 
-    It is "interrupted" if the step was `stopped`, or its code says so (SIGTERM included), else "failed". The code of a
-    signal is negative, as in `subprocess`; `None` if the end was not seen, as the worker was killed: exit code 137.
+    It is "interrupted" if the step was `stopped`, or its code says so (SIGTERM included), else "failed". For a signal,
+    `returncode` is minus its number, the result's code 128 plus it; `None`, if the worker was killed, means SIGKILL.
     """
     # A cluster signals the whole job to stop, the step before it listens, too.
     if stopped or returncode in {EXIT_INTERRUPTED, -signal.SIGTERM}:

@@ -41,8 +41,8 @@ def compose(settings: Settings, track: Track) -> RunConfig:
     """
     Return the configuration of a run of `track` that begins now: the settings and what the track has fixed.
 
-    The track's split shares replace the settings'; its metric, answer length and batch size apply where none is set.
-    Raises `SettingsError` if the track is not in the settings.
+    The track's split shares replace the settings'; its metric, answer length and batch size apply where none is set;
+    its salt and unit always. Raises `SettingsError` if the track is not in the settings.
     """
     wanted = settings.track(track.name)
     fixed = {
@@ -75,10 +75,9 @@ def warn_of_fixed(settings: Settings, track: Track) -> None:
 
 def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inputs: dict[str, str]) -> StepSpec:
     """
-    Return the spec of an attempt; `inputs` are the artifact paths of the run's published steps, by step name.
+    Return the spec of an attempt, with those of `inputs`, artifact paths by step name, that are of earlier steps.
 
-    Of a preview, the attempt's number is the drop's id.
-
+    "prepare" and "decide" get the run's drops; a preview, whose attempt's number is a drop's id, those up to this drop.
     Raises `DropforgeError` if the step needs a drop that the database lacks.
     """
     earlier = list(takewhile(attempt.step.__ne__, BY_NAME))

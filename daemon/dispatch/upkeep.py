@@ -64,7 +64,7 @@ class Upkeep:
             self._troubles.note(f"base model of track {name}", self.bases.problem(name))
 
     def collect_garbage(self, now: int) -> None:
-        """Begin a collection in a thread if `may_collect` and `gc.automatic` are set and none is going on."""
+        """Clear `may_collect` and begin a collection in a thread, if it and `gc.automatic` are set and none goes on."""
         if self.may_collect and self._settings.gc.automatic and self._collection.done():
             self.may_collect = False
             self._collection = self._collector.submit(self._collect, now)
@@ -74,7 +74,7 @@ class Upkeep:
         wait([self._collection])
 
     def _collect(self, now: int) -> None:
-        """Remove models, run files and rejected files that nothing needs; an error becomes a trouble."""
+        """Remove models, run files and rejected files that nothing needs; the first error becomes a trouble."""
         error: Exception | None = None
         for collect in (partial(gc.collect, cleared=self._cleared), rejected.collect):
             try:

@@ -86,7 +86,7 @@ class Worker:
             self._lock.release()
 
     def interrupt(self, number: int) -> None:
-        """Set `stop` for the signal `number`; called again, kill the running steps and end the process."""
+        """Set `stop`; called again, kill the running steps and end the process with the exit code 128 + `number`."""
         if self._is_interrupted:
             # The main thread may come to its end before this one does.
             self.exit_code = 128 + number
@@ -99,7 +99,7 @@ class Worker:
         self.stop.set()
 
     def _work_off(self, steps: Executor) -> None:
-        """Run the queue's steps until `stop` is set."""
+        """Run the queue's steps until `stop` is set, then wait for the running ones; raise what `_run` raises."""
         #: The run of each running step.
         running: dict[Future[None], int] = {}
         while not self.stop.is_set():
@@ -118,7 +118,7 @@ class Worker:
 
     def _run(self, spec: StepSpec) -> None:
         """
-        Work on an attempt, and delete its entry once it has a result.
+        Work on an attempt, or end it if it is claimed already, and delete its entry once it has a result.
 
         An attempt whose files are missing, closed or of another kind gets the result "failed". Raises other `OSError`.
         """
@@ -169,10 +169,10 @@ def serve(
     command: StepCommand = step_command,
 ) -> int:
     """
-    Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return the exit code.
+    Run a worker until SIGTERM, SIGINT or, `with_lifeline`, until standard input closes; return 0.
 
     Standard input is then a pipe from the daemon: it closes when the daemon ends in any way. A second signal kills the
-    step and ends the process at once, with 128 plus the signal's number.
+    steps and ends the process at once (`Worker.interrupt`).
 
     Raises `DropforgeError` if the state folder is not this user's own. If it is taken away, returns 1 `with_lifeline`,
     else raises `StateFolderGone`.
