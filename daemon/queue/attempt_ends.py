@@ -75,11 +75,12 @@ class Leave(NamedTuple):
 
     def move(self, run: Run, now: int, retry: RetrySettings) -> Move:
         """
-        Return the change of a claimed run: its new state, error and counters, and until when it waits.
+        Return the change of a claimed run: its new state, its counters, until when it waits, and the error if any.
 
         `RETRY` waits for `retry.backoff_seconds`, doubled per failure up to an hour, or fails at `retry.limit`; `FAIL`
-        fails at once. `DIE` crashes at `retry.limit` deaths in a row; with progress the count restarts at 1: three
-        reboots in a week must not end a training that takes longer than a week. `POSTPONE` waits 30 s to 10 min.
+        fails at once. `DIE` crashes at `retry.limit` deaths in a row, else is due at once; with progress the count
+        restarts at 1: three reboots in a week must not end a training that takes longer than a week. `INTERRUPT` is due
+        at once. `POSTPONE` waits as long as since the first claim, 30 s to 10 min.
         """
         to, error = RunState.WAITING, self.error
         values: dict[str, Any] = {} if error is None else {"error": error.message, "hint": error.hint or None}

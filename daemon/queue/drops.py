@@ -84,7 +84,7 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
 
     If a run has begun with it, it counts as new and starts a run; trials of later drops are repeated. An event records
     the decision `word`. A second call changes nothing. Raises `DropforgeError` if the drop is unknown, not accepted or
-    on trial, or if its data is prepared and has no new answer.
+    on trial, or if its first run has ended and found no new answer in it.
     """
     with transaction(engine) as session:
         drop = _known(session, drop_id)
@@ -157,7 +157,7 @@ def restore(engine: Engine, drop_id: int, word: Word, settings: Settings) -> Dro
 
 def _cancel_made_from(session: Session, drop: Drop, now: int) -> list[int]:
     """
-    Cancel the track's open runs and pending wins whose snapshot contains the drop; return their ids.
+    Cancel the track's open runs and pending wins whose snapshot contains the drop; return their ids, ascending.
 
     A pending win loses its verdict. The drops that were new in a cancelled run wait for a run again, and so does the
     drop that a cancelled trial tested: if its win was pending, the search for the drop was over, and no other run has

@@ -46,7 +46,7 @@ def follow_verdict(session: Session, run: Run, verdict: Verdict, now: int) -> No
 
 
 def tracks_of(settings: Settings) -> tuple[str, ...]:
-    """Return the declared tracks in which drops are left out."""
+    """Return the names of the tracks in which drops are left out, in the order of the settings."""
     return tuple(name for name in settings.track_names if settings.track(name).suspects.leave_one_out)
 
 
@@ -149,7 +149,7 @@ def snapshot_of(session: Session, run: Run, tested: Iterable[int]) -> list[int]:
 
 
 def champion_drops(session: Session, track: str) -> set[int]:
-    """Return the ids of the training drops behind the champion; empty if it is a base model."""
+    """Return the ids of the training drops that the champion was made of; empty if it is a base model."""
     serving = col(Track.champion_generation) == Promotion.generation
     made = select(Promotion.drops).join(Track, (col(Track.name) == Promotion.track) & serving)
     return of_training(session, session.exec(made.where(Track.name == track)).first() or ())

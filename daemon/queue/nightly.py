@@ -70,7 +70,8 @@ def take_due_slots(engine: Engine, settings: Settings, now: int) -> list[Slot]:
 
     If training drops wait for a run, or pinned records that the last run lacked, the track's run is queued, due at once
     unless it was queued before; otherwise the slot's outcome is `no_new_data`. The slot also covers earlier slots that
-    were missed, but none before the first call with this schedule. `now` is in milliseconds since the epoch.
+    were missed, but none before the first call with this schedule. Each declared track gets its row, with the time
+    `now`, in ms since the epoch, as its last check if it is nightly.
     """
     taken = []
     with transaction(engine) as session:

@@ -67,7 +67,7 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
 
 def pause(engine: Engine, track: str, word: Word) -> None:
     """
-    Pause a track: until `resume` no run of it begins or resumes; a running run goes on.
+    Pause a track, added if unknown: until `resume` no run of it begins or resumes; a running run goes on.
 
     Raises `DropforgeError` if the track is paused already.
     """

@@ -47,7 +47,7 @@ def enqueue(session: Session, track: str, trigger: str, now: int, not_before: in
     """
     Return the track's queued run, inserted if there is none; `not_before` may make it due later, never earlier.
 
-    A run that is queued already keeps its trigger. Works in the caller's transaction.
+    A run that is queued already keeps its trigger. A missing track is added. Works in the caller's transaction.
     """
     ensure_track(session, track, now)
     run = _opened(session, track)
@@ -94,7 +94,7 @@ def enqueue_when_quiet(session: Session, settings: Settings, name: str, now: int
 
 def enqueue_by_hand(engine: Engine, track: str, now: int, *, search: bool = False) -> tuple[int, Sequence[Drop]]:
     """
-    Queue a run of the track to begin at once; return its id and the drops that it would use now.
+    Queue a run of the track to begin at once; return its id and the drops that it would use now, oldest first.
 
     A run of the track that is queued already is made due instead; it becomes a search with `search`. Raises
     `DropforgeError` if the track has no accepted training drop, or all of them are on trial.
@@ -159,8 +159,8 @@ def finish(session: Session, claim: Claim, outcome: str, verdict: Verdict, now: 
     """
     Set the claimed run to succeeded with its verdict and return it, in the transaction that applies the verdict.
 
-    `outcome` is the verdict's, or another one for a win that waits for approval.
-    Raises `LostClaim` if the claim is not valid any more, `Cancelled` if the run is to be cancelled.
+    `outcome` is the verdict's, or another one for a win that waits for approval. Raises `LostClaim` if the claim is not
+    valid any more, `Cancelled` if the run is to be cancelled.
     """
     values = {
         "outcome": outcome,
@@ -186,9 +186,9 @@ def settle(session: Session, trial: Run, outcome: str, verdict: Verdict, now: in
 
 def leave(engine: Engine, claim: Claim, leave: Leave, now: int, retry: RetrySettings) -> Move:
     """
-    Release the claimed run as `leave` says, and return the change (`Leave.move`).
+    Release the claimed run by `Leave.move`, or cancel it if that was requested; return the change that was made.
 
-    The run is cancelled instead if that was requested. Raises `LostClaim` if the claim is not valid any more.
+    Raises `LostClaim` if the claim is not valid any more.
     """
     with transaction(engine) as session:
         run = held_run(session, claim)

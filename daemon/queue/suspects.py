@@ -156,7 +156,7 @@ def _go_on(session: Session, settings: Settings, track: str, now: int) -> None:
 
 
 def _is_tried(session: Session, settings: Settings, suspect: Suspect, now: int) -> bool:
-    """Return whether a suspect's trial or control is open or new; else end the suspicion or repeat the trial."""
+    """Queue a due control, and return whether trial or control is open; else end the suspicion or repeat the trial."""
     trial = run = session.get_one(Run, suspect.trial_run)
     if trial.state == RunState.SUCCEEDED:
         # It blames its drop: else that would have been cleared with its verdict.
@@ -253,7 +253,6 @@ def _end(session: Session, settings: Settings, suspect: Suspect, now: int) -> No
 
 
 def _open() -> SelectOfScalar[Suspect]:
-    """Return the query for the suspects whose suspicion has not ended."""
     return select(Suspect).where(col(Suspect.ended).is_(None))
 
 
@@ -274,7 +273,7 @@ def _blames(session: Session, settings: Settings, run: Run, verdict: Verdict) ->
 
 
 def _tested(session: Session, suspect: Suspect) -> set[int]:
-    """Return the drops that a trial adds to the champion's: the suspect, and those that its search has cleared."""
+    """Return the ids of the drops that a trial adds to the champion's: the suspect, and those its search cleared."""
     cleared = select(Suspect.drop_id).join(Run, col(Run.id) == Suspect.trial_run).where(Run.state == RunState.SUCCEEDED)
     cleared = cleared.where(Suspect.blamed_run == suspect.blamed_run, Suspect.ended == SuspectEnd.CLEARED)
     return {suspect.drop_id} | accepted(session, session.exec(cleared).all()) - champion_drops(session, suspect.track)
@@ -293,5 +292,4 @@ def _training(run: Run) -> dict[str, Any]:
 
 
 def _used(session: Session, run_id: int | None) -> set[int]:
-    """Return the ids of the drops in the snapshot of a run."""
     return {*(session.get_one(Run, run_id).snapshot or ())}
