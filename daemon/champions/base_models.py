@@ -46,7 +46,7 @@ class Bases:
         """
         Check every track's base model and apply `ensure_base`; keep the error of an unusable model for `problem`.
 
-        A model is hashed again only if its files have changed. Only a full disk and database errors are raised.
+        A model is hashed again only if its files have changed. Only errors that concern all tracks are raised.
         """
         for name in self._settings.track_names:
             looked_at = None
@@ -100,7 +100,7 @@ def _unreadable(track: str, error: Exception) -> DropforgeError:
 
 
 def _entries(folder: Path) -> list[tuple[Path, int]]:
-    """Return values that change with the folder's files or their permissions; at most 10,000 files are looked at."""
+    """Return paths and ctimes (ns), which permissions change, too, of the folder and at most 10,000 files, sorted."""
     folders = [path for path in (folder, folder / "additional_chat_templates") if path.is_dir()]
     paths = sorted(islice((path for each in folders for path in chain((each,), each.iterdir())), _MOST_ENTRIES))
     return [(path, path.stat().st_ctime_ns if path.exists() else 0) for path in paths]

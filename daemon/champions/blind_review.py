@@ -114,9 +114,9 @@ def choose(engine: "Engine", work_folder: WorkFolder, run_id: int, choice: Choic
     """
     Record a choice and return the updated review; after the last choice add the result to the run's report.
 
-    A second choice on the same pair is ignored until the first one is undone. Raises `DropforgeError` for an unknown
-    run, pair or key, for a run that has not ended or has no scored records, for an `UNDO` after the last choice, and,
-    with the choice recorded, if the report is damaged.
+    A second choice on the same pair is ignored until the first one is undone, an `UNDO` without a choice as well.
+    Raises `DropforgeError` for an unknown run, pair or key, for a run that has not ended or has no scored records, for
+    an `UNDO` after the last choice, and, with the choice recorded, if the report is damaged.
     """
     from daemon.queue.states import known_run  # noqa: PLC0415 - the views, which only read, load no SQLAlchemy
     from daemon.state.database import transaction  # noqa: PLC0415

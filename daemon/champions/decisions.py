@@ -31,8 +31,8 @@ def approve(engine: Engine, work_folder: WorkFolder, run_id: int, word: Word) ->
 
     Before the change all files of the model are compared with their hashes. It ends the track's other pending approvals
     and marks its hooks as pending. Raises `DropforgeError` if no win of the run waits for approval (any more), its
-    blind review is not complete or the model's files have changed; `Blocked` if the model was rolled back from;
-    `ChampionMoved` or `Cancelled` if the champion changed or the run was cancelled during the checks.
+    verdict is damaged, its blind review is not complete or the model's files have changed; `Blocked` if the model was
+    rolled back from; `ChampionMoved` or `Cancelled` if the champion changed or the run was cancelled meanwhile.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -59,8 +59,8 @@ def force(
 
     Before the change the model's files are compared with their hashes, and `try_out` is called with its folder. The
     model is no longer blocked; suspended drops stay suspended. The track's pending approvals end. Raises
-    `DropforgeError` if the run has not ended, has no model (any more), its model serves already or its files have
-    changed; what `try_out` raises; `ChampionMoved` if another change came first.
+    `DropforgeError` if the run is unknown, has not ended or has no model (any more), its model serves already or its
+    files have changed; what `try_out` raises; `ChampionMoved` if another change came first.
     """
     with transaction(engine) as session:
         run = known_run(session, run_id)
@@ -110,7 +110,7 @@ def rollback(  # noqa: PLR0913 - the last three go by name
 
 
 def _model_of(work_folder: WorkFolder, run: Run) -> str:
-    """Return the id of the model that an ended run published. Raises `DropforgeError` if there is none."""
+    """Return the id of the model that a run published. Raises `DropforgeError` if it has none or has not ended."""
     if run.ended_at is None:
         message = f"run {run.id} {state_words(run.state)} and may still change its model"
         raise DropforgeError(message, f"wait for it, or end it: dropforge cancel {run.id}")
@@ -127,7 +127,7 @@ def _target(past: Sequence[Promotion], serving: ModelRef, to: int | None, work_f
     """
     Return the former champion of generation `to`; without `to`, the latest one that is not today's model.
 
-    Raises `DropforgeError` if there is none, or without `to` if something speaks against that champion (`_against`).
+    Raises `DropforgeError` if there is none, if it serves already, or without `to` if it is refused (`_against`).
     """
     track = past[0].track
     hint = f"see the generations: dropforge history --track {track}"

@@ -215,7 +215,7 @@ def end_waiting(session: Session, track: str, promoted: int | None, now: int) ->
 
 
 def tracks_with_champion(engine: Engine) -> Sequence[str]:
-    """Return the names of all tracks that have a champion."""
+    """Return the names of all tracks that have a champion, in no particular order."""
     with transaction(open_reader(engine.get_execution_options()["path"])) as session:
         return session.exec(select(Track.name).where(col(Track.champion_generation).is_not(None))).all()
 

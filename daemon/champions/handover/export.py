@@ -37,7 +37,7 @@ def export(champion: Path, identity: str, target: Path, gguf: Sequence[str] = ()
     If `gguf` is given, `target` gets a GGUF file alone, made by this command, which is called with FOLDER --outfile
     FILE; its logits are compared with the champion's if torch is installed. Missing parent folders are created. Raises
     `DropforgeError` if `target` exists, and, leaving no `target`, if the copied files do not match `identity` (not
-    checked with `gguf`), or the GGUF file cannot be made or differs too much.
+    checked with `gguf`), or the GGUF file cannot be made or differs too much; `OSError` if copying fails.
     """
     if os.path.lexists(target):
         raise DropforgeError(f"{target} is there already", "name a folder that is not there yet")
@@ -66,7 +66,7 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
 
 
 def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
-    """Make the GGUF `file` by `command` and compare it with the champion; describe both. Raises `DropforgeError`."""
+    """Make the GGUF `file` by `command`, compare it, describe both. Raises `DropforgeError` if either fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_ITS_OWN)}
     try:
         done = _run([*command, str(champion), "--outfile", str(file)], {**environment, "HF_HUB_OFFLINE": "1"})
@@ -85,7 +85,7 @@ def _make_gguf(champion: Path, file: Path, command: Sequence[str]) -> str:
 
 
 def _compared(champion: Path, file: Path) -> str:
-    """Describe how close the GGUF file's logits are to the champion's. Raises `DropforgeError` if too far apart."""
+    """Describe how close the file's logits are to the champion's, if known. Raises `DropforgeError` if too far."""
     if not can_try():
         return "not compared with the champion, since the training stack is not installed here"
     argv = [sys.executable, "-P", "-m", "pipeline.models.gguf", str(file), "--check", str(champion.absolute())]
@@ -102,7 +102,7 @@ def _compared(champion: Path, file: Path) -> str:
 
 
 def _run(argv: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever its exit code, and return it with its captured output."""
+    """Run a command, and return its exit code and captured output. Raises `OSError` if it cannot be started."""
     return subprocess.run(  # noqa: S603 - the user's own argument list, or our own module
         argv, env=environment, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
     )

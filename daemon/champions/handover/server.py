@@ -114,7 +114,7 @@ class Server:
         return models
 
     def answer(self, model: str, turns: Sequence[Turn], asked: SmokePrompts) -> str:
-        """Return the greedy answer of `model` to `turns`, limited by `asked`. Raises `DropforgeError` if none."""
+        """Return the greedy answer of `model`, perhaps "", limited by `asked`. Raises `DropforgeError` if it fails."""
         body: dict[str, Any] = {"model": model, "messages": turns, "temperature": 0, "max_tokens": asked.max_tokens}
         if asked.repetition_penalty != 1:
             body["repetition_penalty"] = asked.repetition_penalty
@@ -173,7 +173,7 @@ def restart(server: Server, change: Change, command: Sequence[str], seconds: flo
 
 def check(server: Server, change: Change, seconds: float) -> str:
     """
-    Wait until the server is up, send it the smoke prompts and compare its answers; return a description of the result.
+    Wait until the server is up, send the smoke prompts to the first model that it lists; describe the result.
 
     If `change` has no prompts, none are sent. Raises `DropforgeError` if the server is not up within `seconds` or does
     not answer, or unless more than half of its answers are the champion's.

@@ -48,7 +48,7 @@ class Hooks:
         try_out: Callable[..., Any] = require_answer,
         troubles: Troubles | None = None,
     ) -> None:
-        """Run the commands in `settings` for the changes in the database of `engine`, from the first `tick` on."""
+        """Run the commands of `settings` by `begin`, at each `tick`; `try_out` loads the model to roll back to."""
         self._engine = engine
         self._settings = settings
         self._root, self._state = settings.work_folder, settings.state_folder

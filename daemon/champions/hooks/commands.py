@@ -52,7 +52,11 @@ class Command:
     """
 
     def __init__(self, argv: tuple[str, ...], environment: dict[str, str], seconds: float) -> None:
-        """Start `argv` with `environment` in the folder where the daemon was started; `seconds` is the time limit."""
+        """
+        Start `argv` in a thread, in the folder where the daemon was started; `seconds` is the time limit.
+
+        A command that cannot be started raises nothing: `ended` has the error.
+        """
         self._argv = argv
         self._environment = environment
         self._seconds = seconds

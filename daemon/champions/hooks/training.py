@@ -90,7 +90,8 @@ class TrainingHooks:
         """
         Start `hooks.after_training` if the GPU was taken, by this or an earlier process, and `is_wanted()` is false.
 
-        A failure is noted in `troubles`, not raised, and the command is started again after a pause.
+        Once it has succeeded, or if there is no such command, the GPU counts as given back. A failure is noted in
+        `troubles`, not raised, and the command is started again after a pause.
         """
         if self._running is not None:
             which, running = self._running
