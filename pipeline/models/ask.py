@@ -43,8 +43,8 @@ def answer(request: Ask) -> None:
     """
     Load the model and print its answer as lines of JSON, each part as it is generated.
 
-    A line is {"text": PART}; the last is {"tokens": N, "ended": whether the model ended the answer}; loops are cut.
-    Raises `CannotTrain` if the model cannot be loaded or prompted, `StepFailed` if memory does not suffice.
+    An answer that loops is cut, with `ended` false. Raises `CannotTrain` if the model cannot be loaded or prompted,
+    `StepFailed` if memory does not suffice or torch cannot use the GPU.
     """
     folder = Path(request.folder)
     template = load_template(folder, request.format)
@@ -70,8 +70,8 @@ def check(folder: Path) -> None:
     """
     Check, by one forward pass on a short text, that the model in `folder` loads and gives finite logits.
 
-    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice to load it or logits are not
-    finite.
+    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice to load it, torch cannot use
+    the GPU, or logits are not finite.
     """
     import torch
 
@@ -86,7 +86,7 @@ def check(folder: Path) -> None:
 
 
 def run(work: Callable[[], None], hint: str) -> int:
-    """Call `work`, print an error as a line of JSON with `hint` unless it has its own; return the exit code."""
+    """Call `work` and return 0; print any exception as JSON, with `hint` if it has none, and return its exit code."""
     try:
         work()
     except DropforgeError as error:
@@ -99,7 +99,7 @@ def run(work: Callable[[], None], hint: str) -> int:
 
 
 def say(**fields: Any) -> None:
-    """Print a line of JSON."""
+    """Print `fields` as a line of JSON, and flush it."""
     print(json.dumps(fields), flush=True)
 
 

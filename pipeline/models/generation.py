@@ -37,7 +37,7 @@ class Decoding:
     """Most tokens of a prompt with its answer."""
 
     def room(self, prompt: Tokens) -> int:
-        """Return the most tokens of an answer to `prompt`: `max_new_tokens`, or fewer if the window leaves fewer."""
+        """Return the most tokens of an answer: `max_new_tokens`, or what `prompt` leaves of the window, even if < 0."""
         return min(self.max_new_tokens, self.window - len(prompt))
 
 
@@ -68,7 +68,11 @@ class AskedModel:
 
 
 def named_ends(folder: Path) -> list[int]:
-    """Return the ids of a model's end tokens by its generation config, or config.json without one; empty if unset."""
+    """
+    Return the ids of a model's end tokens in its generation config, in config.json without one; empty if unset there.
+
+    Raises `OSError` or `ValueError` if it has neither.
+    """
     from transformers import GenerationConfig
 
     try:
@@ -82,7 +86,7 @@ def load_template(folder: Path, fmt: Literal["auto", "chat", "alpaca"]) -> Templ
     """
     Return the template of the model in `folder` for `train.format`; `auto` is `chat` if there is a chat template.
 
-    Raises `CannotTrain` for `chat` without a chat template, and as `Template` does.
+    Raises `CannotTrain` for `chat` without a chat template, and as `load_tokenizer`, `named_ends` and `Template` do.
     """
     tokenizer: Any = load_tokenizer(folder)
     if fmt == "chat" and not tokenizer.chat_template:
@@ -98,7 +102,8 @@ def open_model(folder: Path, template: Template, device: Device, quantization: Q
     Return the model in `folder` on `device`, ready for greedy decoding, in its saved dtype or `arithmetic_dtype`.
 
     See `inference_quantization` for `quantization`. A model that does not fit on one GPU is placed on all. Raises
-    `CannotTrain` if the folder has no model that can be loaded, `StepFailed` if memory does not suffice.
+    `CannotTrain` if the folder has no model that can be loaded, `StepFailed` if memory does not suffice, `RuntimeError`
+    for other problems of the device.
     """
     from transformers import GenerationConfig
 
@@ -127,7 +132,7 @@ def arithmetic(folder: Path, device: Device, quantization: Quantization = "none"
 
     The keys are `dtype` (the saved one, and whether weights are in NF4), `device` (with its name; on a CPU also the
     number of threads), `attention` (its implementation) and `versions` (by library). The model is created on the meta
-    device, without loading weights.
+    device, without loading weights. Raises as `load_config` does.
     """
     import tokenizers  # noqa: PLC0415
     import torch
@@ -157,7 +162,7 @@ def arithmetic(folder: Path, device: Device, quantization: Quantization = "none"
 
 
 def vocabulary(folder: Path) -> int:
-    """Return the vocabulary size in the config.json of the model in `folder`."""
+    """Return the vocabulary size of the model in `folder`. Raises `OSError` or `ValueError` without config.json."""
     return int(load_config(folder).get_text_config().vocab_size)
 
 

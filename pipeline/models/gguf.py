@@ -96,7 +96,8 @@ def check(source: Path, model: Path) -> dict[str, float]:
     `top1` the share of the positions at the prompts' ends with the same likeliest next token.
     There are four short prompts. The file is read by transformers, and both models run on the CPU in float32. A copy in
     bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read, its
-    tokenizer or chat template produces other tokens for a prompt, or logits are not finite or `model`'s all zero.
+    tokenizer or chat template produces other tokens for a prompt, or logits are not finite or `model`'s all zero,
+    `StepFailed` if memory does not suffice.
     """
     prompts = _tokenised(load_tokenizer(model))
     if _tokenised(_read(source, "tokenizer")) != prompts:
@@ -114,7 +115,7 @@ def check(source: Path, model: Path) -> dict[str, float]:
 
 
 def _logits(folder: Path, prompts: Sequence[Sequence[int]]) -> "list[torch.Tensor]":
-    """Return the logits at the last tokens of each prompt, (tokens, vocabulary), computed in float32."""
+    """Return the logits at each prompt's last 32 tokens or fewer, (tokens, vocabulary), computed in float32."""
     import torch
 
     model: Any = load_model(folder, "cpu").float()
@@ -133,7 +134,7 @@ def _tokenised(tokenizer: Any) -> list[list[int]]:
 
 
 def main(argv: list[str]) -> int:
-    """Convert a GGUF file or, with --check in `argv`, print its differences from its model; return the exit code."""
+    """Convert a GGUF file, or print what `check` returns (--check in `argv`), or an error; return the exit code."""
     source, folder = Path(argv[0]), Path(argv[-1])
     try:
         if "--check" in argv:

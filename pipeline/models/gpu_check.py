@@ -17,11 +17,11 @@ from pipeline.models.loading import Device, check_gpu, chosen_device
 
 def check(device: Device) -> dict[str, Any]:
     """
-    Return the driver, the versions of torch and CUDA, the GPUs, and the errors of a training's operations on `device`.
+    Return the versions `driver`, `torch` and `cuda`, the GPUs, and errors of a training's operations on `device`.
 
-    `gpus` has a dict per GPU: name, compute capability, free and total bytes. `bitsandbytes` is whether its library is
-    built for CUDA. `nf4` and `packed_attention` are errors of a forward and a backward pass, "" without any. Raises
-    `CannotTrain` if `device` cannot compute in bf16.
+    `gpus` has a dict per GPU: `name`, compute `capability`, `free` and `total` bytes. `bitsandbytes` is whether its
+    library is built for CUDA. `nf4` and `packed_attention` are errors of a forward and a backward pass, "" without any.
+    Raises `CannotTrain` if `device` cannot compute in bf16.
     """
     import bitsandbytes
     import torch

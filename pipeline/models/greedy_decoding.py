@@ -42,9 +42,10 @@ def answers(
     """
     Return the answers to tokenised prompts, in their order; `decoding.batch_size` of them are generated at once.
 
-    Answers that end in a loop of one phrase are cut, except those to the prompts with indices in `may_loop`. `watch` is
-    called after every token; it may raise to stop. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the
-    model has no key-value cache.
+    An answer ends after an end token, after `decoding.room` tokens but at least one, or in a loop of one phrase, unless
+    its prompt's index is in `may_loop`. After each token of the batch `watch` gets the number of complete answers and
+    the tokens of all; it may raise to stop. Raises `StepFailed` if memory does not suffice, `CannotTrain` if the model
+    has no key-value cache.
     """
     import torch
 
@@ -108,7 +109,7 @@ class _Rows:
         self._logits: Any = None
 
     def can_join(self) -> bool:
-        """Return whether rows can be added to the cache; impossible if a layer has a recurrent state."""
+        """Return whether rows can be added: there are none yet, or no layer of the cache has a recurrent state."""
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
         known = {DynamicLayer, DynamicSlidingWindowLayer}
@@ -143,7 +144,7 @@ class _Rows:
         return [int(token) for token in chosen[:, 0].tolist()]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but `rows`, and padding that is no longer needed."""
+        """Drop all rows but those at the positions `rows`, and padding that is no longer needed."""
         import torch
 
         if len(rows) == len(self.indices):
@@ -169,7 +170,7 @@ class _Rows:
 
 
 def _pad_cache(layer: Any, width: int) -> None:
-    """Pad or trim a layer of the cache at the left to `width` tokens."""
+    """Pad or trim a layer of the cache, in place and at the left, to `width` tokens, at most to its sliding window."""
     from torch.nn.functional import pad
 
     columns = width

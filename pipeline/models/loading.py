@@ -153,7 +153,8 @@ def free_memory(device: Device, processes: int = 1, gpu: int = 0) -> int:
     """
     Return the bytes that each of `processes` processes can allocate: an equal share on a CPU.
 
-    On GPUs, one per process from number `gpu` on, it is the free memory of the GPU that has least.
+    On GPUs, one per process from number `gpu` on, it is the free memory of the GPU that has least. Raises `StepFailed`
+    if that cannot be read.
     """
     return min(free_on_gpus()[gpu : gpu + processes]) if device == "cuda" else available_memory() // processes
 

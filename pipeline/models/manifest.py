@@ -47,7 +47,7 @@ class Lineage(NamedTuple):
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return the files that the model id covers: weights, configs, tokenizer, templates; sorted by name in `folder`."""
+    """Return the files of the model id: weights, configs, tokenizer, templates; by name, none in a missing folder."""
     # Only the patterns' folders: other files, however deep, are not visited.
     files = {path for pattern in _IDENTITY for path in folder.glob(pattern) if path.is_file()}
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
@@ -230,7 +230,7 @@ def _identity(hashes: Mapping[str, str]) -> str:
 
 
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and sha256 of each file below `folder`, by its path there. Raises `OSError` if one is unreadable."""
+    """Return `size` and `sha256` of each file below `folder`, by path there. Raises `OSError` if one is unreadable."""
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": durable.sha256_file(path)}
         for path in sorted(folder.rglob("*"))
@@ -239,7 +239,7 @@ def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def difference(path: Path, entry: Mapping[str, Any]) -> str:
-    """Return how a file differs from its entry in `file_entries`; empty if it does not."""
+    """Return how a file differs from its entry in `file_entries`, as "is missing"; empty if it does not."""
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != entry.get("size"):
@@ -255,7 +255,7 @@ def require_start(attempt: Attempt, start: ModelRef | None) -> Path:
     Return the folder of the model that a training starts from: the champion `start`, or the base if that is `None`.
 
     Raises `CannotTrain` unless the base is the one that the run began with, and the champion's files match its manifest
-    and model id.
+    and model id; `DropforgeError` if the base cannot be read.
     """
     base = Path(attempt.config.base_model)
     if model_id(base) != attempt.config.base_model_id:

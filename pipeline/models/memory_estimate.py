@@ -212,7 +212,7 @@ def peak_resident() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes that this process can still allocate, by the machine's free memory and its control groups."""
+    """Return the bytes that this process can still allocate, by the machine's free memory and its cgroups (v2)."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
     groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -243,7 +243,7 @@ def free_on_gpus() -> list[int]:
 
 
 def _left_in_group(folder: Path, unlimited: int) -> int:
-    """Return the bytes that a control group still allows, page cache counted as free; `unlimited` without a limit."""
+    """Return the bytes that a cgroup still allows, page cache counted as free; `unlimited` without a readable limit."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":
@@ -256,5 +256,4 @@ def _left_in_group(folder: Path, unlimited: int) -> int:
 
 
 def _size(config: Mapping[str, Any], *names: str) -> int:
-    """Return the first of the named sizes that is an integer; 0 if none is."""
     return next((value for value in (config.get(name) for name in names) if isinstance(value, int)), 0)

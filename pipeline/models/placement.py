@@ -19,7 +19,11 @@ _MOST_PROMPTS = {"cpu": 32, "cuda": 128}
 
 
 def weight_bytes(folder: Path, quantization: Quantization) -> int:
-    """Return the bytes of the weights of the model in `folder`, as saved or with its linear layers in NF4."""
+    """
+    Return the bytes of the weights of the model in `folder`, as saved or with its linear layers in NF4.
+
+    Raises `OSError` or `ValueError` if files are missing or damaged.
+    """
     if quantization == "nf4":
         return nf4_bytes(base_sizes(folder))
     return sum(path.stat().st_size for path in weight_files(folder))
@@ -30,7 +34,7 @@ def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Qu
     Return how the weights of the models in `folders`, loaded one at a time, are held for inference: `none` is as saved.
 
     On a CPU it is `none`. On GPUs it is `nf4` for all of them if one does not fit as saved. Raises `StepFailed` if one
-    does not fit even in NF4.
+    does not fit even in NF4 or free memory cannot be read, and as `weight_bytes` does.
     """
     if device == "cpu":
         return "none"
@@ -64,8 +68,8 @@ def prompts_at_once(
     """
     Return how many prompts, with their answers of up to `tokens` tokens each, are generated together.
 
-    That is 32 on a CPU, and on GPUs the largest power of two, up to 128, whose keys, values and prefill fit with the
-    weights of each model in `folders`. It depends on total, not on free memory: another size would void cached answers.
+    That is 32 on a CPU, and on GPUs the largest power of two, from 1 to 128, whose keys, values and prefill fit with
+    the weights of each model in `folders`. It depends on total, not free memory: a new size would void cached answers.
     """
     import torch
 
@@ -81,7 +85,7 @@ def prompts_at_once(
 
 
 def gpu_map(weights: int) -> dict[str, Any]:
-    """Return transformers' arguments for a model of so many bytes: on the first GPU if it fits there, else on all."""
+    """Return transformers' arguments for a model of so many bytes: on the only or first GPU if it fits, else on all."""
     import torch
 
     if torch.cuda.device_count() == 1 or _hold((free := free_on_gpus())[:1], weights):

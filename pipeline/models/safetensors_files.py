@@ -48,7 +48,7 @@ class NotSafetensorsError(ValueError):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return model.safetensors, else the shards in the index, there or not. Raises `NotSafetensorsError` if neither."""
+    """Return [model.safetensors], else the index's shards, missing or not. Raises `NotSafetensorsError` if neither."""
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     shards = (try_read_object(folder / INDEX) or {}).get("weight_map")

@@ -126,7 +126,7 @@ class Template:
         """
         Return the token ids of `turns`, up to where the assistant's answer begins.
 
-        Raises `CannotTrain` if chat template or tokenizer fails.
+        Raises `CannotTrain` if chat template or tokenizer fails, or no private character is left (`_Veil`).
         """
         veil = _Veil(self._pattern, turns)
         return self._ids(veil, self._render(veil, turns))
@@ -136,7 +136,8 @@ class Template:
         Return the token ids of the last of `turns`, an answer, which follow the prompt of the turns before it.
 
         They include the template's opening and an end token: the template's, or the tokenizer's EOS if it writes none.
-        Text behind the end token is dropped. Raises `CannotTrain` if chat template or tokenizer fails.
+        Text behind the end token is dropped. Raises `CannotTrain` as `prompt` does, or if the template does not write
+        the prompt before the answer.
         """
         veil = _Veil(self._pattern, turns)
         prompt, whole = self._render(veil, turns[:-1]), self._render(veil, turns)
@@ -183,7 +184,7 @@ class Template:
             return ""
 
     def _with_defaults(self, source: str) -> str:
-        """Return the template `source` with thinking off by default and a fixed date; unchanged if it has neither."""
+        """Return the template `source` with thinking off and a fixed date, if it has these; sets `self._text`."""
         self._text, plain = source, _Veil(None, ())
         dated = "strftime_now" in source and _FIXED_DATE not in source
         before = self._render(plain, single_turn(_REQUEST))
@@ -288,6 +289,6 @@ class _Veil:
         return self._pattern.sub(lambda match: self._marks[match[0]], text)
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
-        """Return the parts of a rendered text, and whether each is a replaced token, which is plain text."""
+        """Return the parts of a rendered text, tokens put back, and whether each is such a token, now plain text."""
         parts: list[str] = re.split(f"([{''.join(self._tokens)}])", text) if self._tokens else [text]
         return [(self._tokens.get(part) or part, part in self._tokens) for part in parts if part]

@@ -87,7 +87,7 @@ def _read(files: tuple[tuple[str, int, int, int], ...]) -> tuple[tuple[str, ...]
 
 def _added_tokens(path: Path) -> Any:
     """
-    Return the added tokens in tokenizer.json, `None` without any; the vocabulary after them is not parsed.
+    Return the added tokens in tokenizer.json, `None` if it has none or is unreadable; its vocabulary is not parsed.
 
     Raises `ValueError` or `RecursionError` if they are no JSON, or have more than 4 MB.
     """
@@ -143,7 +143,7 @@ class Window:
         return self._path.is_file()
 
     def is_exceeded(self, *texts: str) -> bool:
-        """Return whether the texts together certainly exceed the window; if false, they may still exceed it."""
+        """Return whether the texts together certainly exceed the window; false is no proof. Raises as `count` does."""
         if sum(map(len, texts)) <= self.tokens or not self.counts:
             return False
         words = [word for text in texts for word in text.split()]
@@ -154,7 +154,7 @@ class Window:
         """
         Return a text's number of tokens, no special ones added; its UTF-8 bytes if there is no tokenizer.json.
 
-        The first call loads the tokenizer, and raises `CannotTrain` if it cannot be read.
+        The first use loads the tokenizer. Raises `CannotTrain` if it cannot be read.
         """
         return len(self._tokenizer.encode(text, add_special_tokens=False)) if self.counts else len(text.encode())
 
