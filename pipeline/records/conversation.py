@@ -71,7 +71,7 @@ class Conversation(NamedTuple):
 
 
 def form_key(row: Mapping[str, Any]) -> str:
-    """Return the key of `FORMS` that tells a row's form: `instruction` if it has none."""
+    """Return the first key of `FORMS` that a row has, which tells its form; `instruction` if it has none."""
     for key in FORMS:
         if key in row:
             return key
@@ -91,7 +91,7 @@ def unsupported_key(name: str, turn: int | None = None) -> Fault:
 
 
 def alpaca_turns(row: Mapping[str, Any]) -> Conversation | None:
-    """Return the turns of an Alpaca row with good texts; `None` if its `system` or `history` breaks the schema."""
+    """Return an Alpaca row's turns, all answers learned, or `None` for a bad `system` or `history`; checks no other."""
     history, turns = row.get("history", []), _system(row)
     if turns is None or not isinstance(history, list) or len(history) * 2 > MOST_TURNS:
         return None

@@ -47,7 +47,7 @@ class PlainRows:
 
 
 def _row(*, escapes: bool) -> bytes:
-    """Return the pattern of a plain row: the known keys in any order, each once, and a group after them."""
+    """Return the pattern of a plain row: the known keys in any order, each at most once, a group only after them."""
     escaped = rb'\\(?:["\\nrt]|' + _ESCAPE + rb")" if escapes else rb'\\["\\nrt]'
     # All but quotes, backslashes and control characters; a positive set is searched twice as fast.
     run = rb"[ !#-\[\]-\xff]*+"

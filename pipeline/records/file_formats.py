@@ -33,7 +33,7 @@ class Foreign(NamedTuple):
 
 
 def name_file(remedy: str, path: str) -> str:
-    """Return a remedy with FILE replaced by `path` and NEW by a .jsonl path in its folder, both quoted for a shell."""
+    """Return a remedy with FILE replaced by `path`, NEW by another .jsonl path next to it, both quoted for a shell."""
     new = str(Path(path).with_suffix(".jsonl"))
     if new == path:
         new = f"{path.removesuffix('.jsonl')}-new.jsonl"

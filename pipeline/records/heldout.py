@@ -81,7 +81,7 @@ def prompt_id(instruction: str, given: str, history: History = ()) -> str:
 
 
 def prompt_parts(history: History, content: str) -> list[str]:
-    """Return the texts that identify a prompt: the user message, then each turn before it, normalised."""
+    """Return what identifies a prompt: the user message, then role and text of each earlier turn, texts normalised."""
     return [normalise(content), *(part for role, text in history for part in (role, normalise(text)))]
 
 

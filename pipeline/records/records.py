@@ -111,8 +111,8 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
     """
     Yield the JSON values of a drop in their order, and a finding for each line that cannot be read.
 
-    Blank lines are skipped; a line of more than `most` bytes is a finding. A file that is something else (gzip, CSV,
-    UTF-16, ...) gives one `FileFinding` that names it. Raises `OSError` only.
+    Blank lines are skipped; a line of more than `most` bytes is a finding. A file of another format (gzip, CSV, UTF-16,
+    ...) gives one `FileFinding`; a broken array ends with one. Raises `OSError` only.
     """
     for row in scan_rows(path, most, None):
         if not isinstance(row, int):
@@ -120,7 +120,7 @@ def read_rows(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Row | Finding
 
 
 def scan_rows(path: Path, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:
-    """Yield as `read_rows` does, but for consecutive lines that `plain` takes only their number."""
+    """Yield as `read_rows` does; of consecutive lines, not elements of an array, that `plain` takes only the number."""
     file: BufferedReader = BufferedReader(path.open("rb", buffering=0), _BLOCK_BYTES)
     with file:
         head = file.read(HEAD_BYTES)
@@ -260,7 +260,7 @@ def _array_rows(file: BufferedReader, most: int) -> Iterator[Row | Finding]:
 
 
 def _skip_blanks(file: BufferedReader, most: int) -> int:
-    """Skip the blank lines at the beginning of the read buffer; return how many."""
+    """Skip the blank lines within the next `most` bytes, as far as they are buffered; return how many."""
     held = file.peek()[:most]
     if held[:1].strip(_BLANKS):
         return 0

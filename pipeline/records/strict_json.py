@@ -144,7 +144,7 @@ class _Scanner:
         self.depth, self.scanned = 1, 0
 
     def ends(self, held: bytes) -> Iterator[re.Match[bytes]]:
-        """Yield the commas between the elements in `held`, of which `scanned` bytes were seen, and the last bracket."""
+        """Yield each comma behind an element in `held[scanned:]`, and the last bracket; update `depth`, `scanned`."""
         for mark in _MARK.finditer(held, self.scanned):
             self.scanned, sign = mark.end(), mark[0]
             if sign.startswith(b'"'):

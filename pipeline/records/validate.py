@@ -182,7 +182,7 @@ class Validation(Frozen):
 
 
 def account_words(rows: int, good_rows: int, answers: int, context: int, duplicates: int) -> str:
-    """Return the account of a file's rows: `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
+    """Return a file's account without zeros: `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
     further = answers - good_rows
     given = [count(rows, "row"), *([count(further, "further answer")] if further else [])]
     used = [
@@ -198,9 +198,9 @@ def validate(path: Path, options: Options) -> Validation:
     """
     Validate the file at `path` and return the result. Raises `OSError` only.
 
-    Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. A file
-    without records has a finding, too, and so has a file with rows of two forms. In a file that may be accepted,
-    repeated prompts are looked for in the first `MOST_COMPARED` records.
+    Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. Findings
+    about the whole file: no rows, rows of two forms, rows that differ mainly by a key that is not read. In a file that
+    may be accepted, repeated prompts are looked for in the first `MOST_COMPARED` records.
     """
     tally = _Tally(options)
     for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
@@ -219,7 +219,7 @@ def validate(path: Path, options: Options) -> Validation:
 
 
 def _repeated(records: Iterable[Record], *, whole: bool) -> Iterator[Notice]:
-    """Yield at most two warnings about rows with the same prompt: the same answer repeated, and different answers."""
+    """Yield a warning for repeated answers to a prompt, one for different ones; `whole`: no record is left out."""
     answers: dict[int, set[int]] = {}
     """Hash of each prompt -> hashes of its answers."""
     equal: list[int] = []
