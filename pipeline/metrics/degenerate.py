@@ -52,11 +52,10 @@ def is_looping(text: str) -> bool:
 
 def _stretch(signs: str, period: int) -> int:
     """
-    Return the length of a stretch that repeats with `period`, at least three times and over half of the text; else 0.
+    Return the length of the first found stretch that repeats with `period` at least three times; 0 if none is found.
 
-    Within such a stretch the characters equal to the character a period before span at least a third of the text, so
-    the stretch has such a character at a third, at two thirds or at the end of the text, and the search starts from
-    these.
+    Of a stretch over half of the text, the characters equal to the character a period before span at least a third of
+    the text, so one of them is at a third, at two thirds or at the end of the text, where the search starts.
     """
     third = len(signs) // _TIMES
     for anchor in (third, 2 * third, 3 * third):

@@ -50,8 +50,8 @@ def rouge(kind: str, predictions: Sequence[str], references: Sequence[Sequence[s
     """
     Return each prediction's ROUGE F-measure (Lin 2004), 0 to 1, the best over the references at the same index.
 
-    `kind` is rouge1, rouge2 or rougeL. It is computed by rouge_score with `tokens`, through `evaluate.Metric`. A
-    reference without any token (a dash, say) is compared by `exact_match`.
+    `kind` is rouge1, rouge2 or rougeL. It is computed by rouge_score with `tokens`, through `evaluate.Metric`. Each
+    prediction needs a reference; one without any token (a dash, say) is compared by `exact_match`.
     """
     if not predictions:
         return []
@@ -137,7 +137,6 @@ def _rouge_class() -> Any:
 
 
 def _each(score: Callable[[str, Sequence[str]], float]) -> Scores:
-    """Return a function that applies `score` to each prediction with its references."""
     return lambda predictions, references: list(map(score, predictions, references))
 
 

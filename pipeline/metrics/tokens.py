@@ -38,7 +38,7 @@ _CLOSING = _QUOTES + ")]}>.,;:!?\u00bb\u060c\u061f\u06d4\u0964\u203a\u3001\u3002
 
 def normalise(text: str) -> str:
     """
-    Normalise `text` for exact match: NFKC, case-folded, single spaces, no punctuation around it.
+    Return `text` normalised for exact match: NFKC, case-folded, single spaces, no punctuation around it.
 
     Quotes, brackets, emphasis and marks that end a sentence are removed; signs of a value (-5, 50%, .5, C#) are kept.
     Text of only punctuation is kept.
@@ -85,12 +85,12 @@ def _words(text: str) -> Sequence[str]:
 
 
 def shingles(words: Sequence[str]) -> set[int]:
-    """Return the hashes of a text's 3-word runs; one or two words are one run, an empty text has none."""
+    """Return this process's hashes of a text's 3-word runs; one or two words are one run, an empty text has none."""
     return set(runs_of_three(words)) or ({hash(tuple(words))} if words else set())
 
 
 def runs_of_three(words: Sequence[str]) -> Iterator[int]:
-    """Yield the hash of each three consecutive words, in their order."""
+    """Yield this process's hash of each three consecutive words, in their order; none of fewer words."""
     return map(hash, zip(words, words[1:], words[2:], strict=False))
 
 
