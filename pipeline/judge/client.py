@@ -107,7 +107,7 @@ class NoAnswerError(Exception):
 
 
 def read_key(name: str) -> str:
-    """Return the key in the variable `name`; "" if `name` is empty. Raises `NoAnswerError` if unset or malformed."""
+    """Return the environment variable `name`; "" if `name` is empty. Raises `NoAnswerError` if unset or malformed."""
     if not name:
         return ""
     key = os.environ.get(name, "").strip()

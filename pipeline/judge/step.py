@@ -101,7 +101,11 @@ class _Session:
         """An example of a reply without a winner."""
 
     async def run(self) -> None:
-        """Judge all records. Raises `Interrupted` if stopped, and `NoAnswerError` if no question gets an answer."""
+        """
+        Judge all records; `judged` then has the choices by record id, `(None, None)` without an answer.
+
+        Raises `Interrupted` if stopped, and `NoAnswerError` once no further question would get an answer.
+        """
         waiting = iter(self._lines)
         config = self._attempt.config.judge
         async with aclosing(Endpoint(config, read_key(config.api_key_env))) as endpoint:
