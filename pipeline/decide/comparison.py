@@ -52,7 +52,7 @@ class Opinion:
 
 
 def count_results(results: Collection[str]) -> dict[str, int]:
-    """Return the counts of a `Judgement` by field name; `results` are as `Opinion.results`, inconsistent is a tie."""
+    """Return the counts of a `Judgement` by field, of results as in `Opinion`; an inconsistent one is a tie, too."""
     counts = Counter(results)
     return {
         "records": len(results),
@@ -174,8 +174,8 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
     """
     Read the comparison from an evaluation's files below `root`, and the judge's results if there is a `judgement`.
 
-    Raises `StepFailed` if the number of records is not that of the report or judgement. A record without a score has
-    NaN.
+    Raises `StepFailed` if the number of records is not that of the report or judgement, others of `DAMAGES` if a file
+    is damaged or missing. A record without a score has NaN.
     """
     folder = root / report.folder
     comparison = compare(report.metric, read_lines(root, report))
@@ -192,7 +192,7 @@ def read_comparison(root: Path, report: Evaluation, judgement: Judgement | None)
 
 
 def read_lines(root: Path, report: Evaluation) -> list[dict[str, Any]]:
-    """Return an evaluation's lines of records.jsonl. Raises `StepFailed` if their number is not the report's."""
+    """Return an evaluation's lines of records.jsonl. Raises `StepFailed` unless their ids are as many as it reports."""
     lines = list(durable.read_jsonl(root / report.folder / RECORDS_NAME))
     if len({line["id"] for line in lines}) != report.records or len(lines) != report.records:
         raise StepFailed(

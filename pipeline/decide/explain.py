@@ -31,7 +31,11 @@ SETTLED = {
 
 
 def brief(verdict: Verdict) -> dict[str, object]:
-    """Return a verdict as JSON for its run's row: without slices and the guards that `clauses` does not name."""
+    """
+    Return a verdict as JSON for its run's row: without defaults, slices and the guards that `clauses` does not name.
+
+    `slices_not_listed` then counts those of `unguarded`, too.
+    """
     named = tuple(guard for guard in verdict.guards if guard.state == "failed" or guard.guard == "collapse")
     few = len(unguarded(verdict)) + verdict.slices_not_listed
     settled = verdict.settlement and verdict.settlement.model_copy(update={"guards": ()})
@@ -40,7 +44,7 @@ def brief(verdict: Verdict) -> dict[str, object]:
 
 
 def sentence(clauses: Sequence[str]) -> str:
-    """Join a verdict's clauses in one line, as `promoted: +11.5 points (+5.9 to +16.9)`; "" for none."""
+    """Join a verdict's clauses in one line, as `promoted: +11.5 points (+5.9 to +16.9); REMARK`; "" for none."""
     return ": ".join(filter(None, (*clauses[:1], "; ".join(clauses[1:]))))
 
 

@@ -55,7 +55,7 @@ def check(
 def check_old_drops(
     comparison: Comparison, slices: Sequence[Slice], known: Known, config: GuardConfig, pooled: Comparison | None = None
 ) -> list[GuardResult]:
-    """Return the results of the guards of old drops, by `pooled` where it has enough records, else by `comparison`."""
+    """Return `check`'s results of `slice` and `anchor`, by `pooled` where it has enough records, else `comparison`."""
     rows, *means = (
         [*_slices(each, slices, known, config.slices), *_anchor(each, known, config.anchor)]
         for each in (comparison, pooled)

@@ -228,7 +228,7 @@ NOTES: Mapping[str | None, str] = {
 
 
 def label(result: GuardResult) -> str:
-    """Return what a guard measured, in words: `token F1`, `drop 3 (answers.jsonl)`."""
+    """Return what a guard measured, in words, as `token F1` or `drop 3 (answers.jsonl)`, and its note, if any."""
     return GUARDS[result.guard].tests.format(*result.about) + NOTES[result.note]
 
 
@@ -243,7 +243,7 @@ def is_beyond(result: GuardResult) -> bool:
 
 
 def is_far_below(preview: Preview) -> bool:
-    """Return whether an agreement is far below the usual score; never on fewer than `LEAST_TESTED` records."""
+    """Return whether an agreement is far below the usual score; false without both or `LEAST_TESTED` records."""
     if preview.points is None or preview.usual is None or preview.records < LEAST_TESTED:
         return False
     return preview.points < FAR_BELOW * preview.usual

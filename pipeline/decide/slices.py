@@ -47,8 +47,8 @@ def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
     """
     Return a mask of the records that the gate judges on by its setting `on`.
 
-    `drops` (the number of its drop) and `pinned` have an entry per record. "seen" includes pinned records; "pinned"
-    without a pinned record selects all records.
+    `drops` (the number of its drop) and `pinned` have an entry per record. "seen" includes pinned records; "all", and
+    "pinned" without a pinned record, select all records.
     """
     if on == "pinned" and pinned.any():
         return pinned

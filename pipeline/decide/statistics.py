@@ -156,7 +156,7 @@ def ratio_change(sums: Floats, weights: Floats) -> tuple[float, float]:
 
 def interval(values: Floats, seed: int) -> tuple[float, float]:
     """
-    Return the two-sided interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
+    Return the two-sided 98 % interval of the mean difference: the BCa bootstrap (Efron 1987), within -1 and 1.
 
     Without values it is (-1, 1); where BCa gives no finite interval it is the percentile bootstrap's. If every value is
     -1, 0 or 1 it is widened to the exact bounds (`upper_bound`) where these are wider: with few discordant records the
