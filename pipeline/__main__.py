@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     Run step `argv[0]` with the spec file `argv[1]`, write result.json to the attempt's folder, return the exit code.
 
     An exception in the step becomes a result with status failed or interrupted. If the disk is too full for the result,
-    nothing is written and `EXIT_DISK_FULL` returned. SIGTERM, SIGINT or the worker's death stops the step.
+    nothing is written and `EXIT_DISK_FULL` returned. SIGTERM, SIGINT or the worker's death stops the step. Raises
+    `OSError` or `ValueError` if the spec cannot be read.
     """
     faulthandler.enable()
     step_name, spec_path = argv
@@ -131,7 +132,7 @@ def _make_room(attempt: Attempt) -> None:
 
 
 def _hash_outputs(folder: Path) -> dict[str, str]:
-    """Return each output file's sha256 by path, without the contract's files and models that have a manifest."""
+    """Return each output's sha256 by path, without temporary files, the contract's, and models with a manifest."""
     models = [path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")]
     # Names that begin with a dot are temporary files.
     names = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name not in STORY_NAMES)

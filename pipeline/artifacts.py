@@ -367,7 +367,7 @@ class Evaluation(Artifact):
 
 
 class Preview(Artifact):
-    """The champion's mean score in points on `records` new records of a drop, before any training; 0 if that failed."""
+    """The champion's mean score in points on `records` new records of a drop; 0, and no points, if that failed."""
 
     step: ClassVar[str] = "preview"
 

@@ -196,7 +196,11 @@ class Attempt:
         return self.spec.config
 
     def load(self, kind: type[A]) -> A:
-        """Return the artifact of class `kind` of an earlier step. Raises `StepFailed` if it was not published."""
+        """
+        Return the artifact of class `kind` of an earlier step.
+
+        Raises `StepFailed` if it was not published, `OSError` or `ValueError` if its file is damaged.
+        """
         relative = self.spec.inputs.get(kind.step)
         value = durable.read_json(self.root / relative) if relative else None
         if value is None:

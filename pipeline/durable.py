@@ -1,4 +1,8 @@
-"""Write files that survive a power cut, and read untrusted files without blocking."""
+"""
+Write files that survive a power cut, and read untrusted files without blocking.
+
+Functions raise `OSError` if a file cannot be read or written, unless they say what they return then.
+"""
 
 import contextlib
 import errno
@@ -86,7 +90,7 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
 
 
 def sha256_json(value: Any) -> str:
-    """Return the hexadecimal sha256 of a JSON value. Raises `ValueError` if it has NaN or infinity."""
+    """Return a JSON value's hexadecimal sha256 for any order of keys. Raises `ValueError` for NaN or infinity."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

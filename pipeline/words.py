@@ -123,7 +123,7 @@ def printable(text: str) -> str:
 
 
 def shell_path(path: str | Path) -> str:
-    """Quote a path for a command in a message: one word to a shell, and no option of the command."""
+    """Quote a path for a command in a message: one word to a shell, `printable`, and no option of the command."""
     text = printable(str(path))
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
