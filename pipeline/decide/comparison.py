@@ -164,7 +164,6 @@ def _mean(scores: Floats, others: Floats, share: float) -> Floats:
 
 
 def _candidate_on(comparison: Comparison, other: Comparison) -> Floats:
-    """Return the primary scores of the candidate of `other` on the records of `comparison`, NaN where it has none."""
     scores = other.scores[other.metric][:, 0]
     known = dict(zip(zip(other.ids, other.drops.tolist(), strict=True), scores, strict=True))
     return np.array([known.get(key, np.nan) for key in zip(comparison.ids, comparison.drops.tolist(), strict=True)])

@@ -255,18 +255,15 @@ def _judge(comparison: Comparison) -> Iterator[GuardResult]:
 
 
 def _tested(row: GuardResult) -> GuardResult:
-    """Return `row`, changed to failed if it shows a loss that is also beyond its margin."""
     return _fail_if(row, is_shown(row) and is_beyond(row))
 
 
 def _adjusted(rows: Sequence[GuardResult]) -> list[GuardResult]:
-    """Return the rows with their p-values adjusted over those that have any (Holm 1979)."""
     adjusted = iter(statistics.holm([row.p_value for row in rows if row.p_value is not None]))
     return [row if row.p_value is None else row.model_copy(update={"p_value": next(adjusted)}) for row in rows]
 
 
 def _fail_if(row: GuardResult, fails: bool) -> GuardResult:  # noqa: FBT001
-    """Return `row`, changed to failed if `fails`; a result that is only displayed stays so."""
     return row.model_copy(update={"state": "failed"}) if fails and row.state == "passed" else row
 
 
@@ -291,6 +288,5 @@ def _row(guard: str, about: tuple[str | int, ...], pair: Floats, margin: float) 
 
 
 def _result(guard: str, about: tuple[str | int | float, ...] = (), *, tested: bool, **facts: Any) -> GuardResult:
-    """Return a guard's result with these `facts`: passed, or shown if it was not `tested`."""
     state = "passed" if tested else "shown"
     return GuardResult(guard=guard, about=about, unit=policy.GUARDS[guard].unit, state=state, **facts)

@@ -82,7 +82,6 @@ def _exchange(pair: Floats, turned: np.ndarray) -> Floats:
 
 
 def _gained(comparison: Comparison, lucky: np.ndarray) -> Comparison:
-    """Return the comparison with the candidate's primary score set to 1 on the `lucky` records."""
     pair = comparison.scores[comparison.metric].copy()
     pair[lucky, 0] = 1.0
     return replace(comparison, scores={**comparison.scores, comparison.metric: pair})

@@ -96,13 +96,11 @@ def count_unlisted(comparison: Comparison) -> int:
 
 
 def _drops(comparison: Comparison) -> dict[int, int]:
-    """Return the number of records per drop, by ascending drop; empty if there is only one drop."""
     drops, counts = np.unique(comparison.drops, return_counts=True)
     return dict(zip(drops.tolist(), counts.tolist(), strict=True)) if drops.size > 1 else {}
 
 
 def _tags(comparison: Comparison) -> dict[str, int]:
-    """Return the number of records per tag, the largest first, without tags of no record or of all records."""
     counts = {tag: int(mask.sum()) for tag, mask in comparison.tags.items()}
     some = [(tag, count) for tag, count in counts.items() if 0 < count < len(comparison.ids)]
     return dict(sorted(some, key=lambda item: (-item[1], item[0])))

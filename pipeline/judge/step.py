@@ -49,8 +49,8 @@ def judge(attempt: Attempt) -> Judgement:
 
     At most `judge.records` are sent to the endpoint; equal answers are a tie without a request. The result of each
     record is written to a file in the attempt's `report/`, and a summary to standard error. Replies to an interrupted
-    attempt are read from its log. Raises `Interrupted` if stopped; never because of the endpoint: records without two
-    readable replies count as failed.
+    attempt are read from its log. Raises `Interrupted` if stopped, `StepFailed` without an evaluation; never because of
+    the endpoint: records without two readable replies count as failed.
     """
     config = attempt.config.judge
     lines = _read_lines(attempt, attempt.load(Evaluation))

@@ -109,7 +109,6 @@ def is_short(text: str, most: int) -> bool:
 
 
 def _count_unspaced(text: str) -> int:
-    """Count the letters of scripts without spaces in the first `_MOST_CHARACTERS` characters of `text`."""
     signs = _UNSPACED_SIGN.findall(unicodedata.normalize("NFKC", text[:_MOST_CHARACTERS]))
     return sum(unicodedata.category(sign)[0] in "LN" for sign in signs)
 

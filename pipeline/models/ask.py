@@ -41,7 +41,7 @@ class Ask(Frozen):
 
 def answer(request: Ask) -> None:
     """
-    Load the model and print its answer as lines of JSON, each part as it is generated.
+    Load the model and print its answer as the module describes, each part as it is generated.
 
     An answer that loops is cut, with `ended` false. Raises `CannotTrain` if the model cannot be loaded or prompted,
     `StepFailed` if memory does not suffice or torch cannot use the GPU.

@@ -20,7 +20,7 @@ def nvidia_driver() -> str:
 
 
 def closed_device() -> tuple[str, str] | None:
-    """Return which device file of the driver is missing or closed to this user, and the remedy; `None` if none is."""
+    """Return a sentence on a device file of the driver, missing or closed to this user, and the remedy, or `None`."""
     # With -u nvidia-modprobe makes the files of nvidia-uvm alone, without it the GPU's and, as number 255, nvidiactl.
     made_by = {"nvidiactl": "nvidia-modprobe -c 0 -c 255", "nvidia-uvm": "nvidia-modprobe -u -c 0"}
     nvidia = [*map(_DEVICES.joinpath, made_by), *sorted(_DEVICES.glob("nvidia[0-9]*"))]

@@ -121,7 +121,7 @@ def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[
     """
     Return the ids in trained-ids.txt, of the records that a model was trained on; only those in `among` if given.
 
-    The result is empty for a folder without the list, such as a base model's.
+    Empty for a folder without the list, such as a base model's. Raises `OSError` or `ValueError` if it is unreadable.
     """
     try:
         with (folder / TRAINED_IDS).open(encoding="utf-8") as file:

@@ -52,7 +52,7 @@ def inference_quantization(device: Literal["cpu", "cuda"], *folders: Path) -> Qu
 
 
 def key_value_bytes(folder: Path, tokens: int) -> int:
-    """Return the bytes of the keys and values of `tokens` tokens in float32, of a model without a sliding window."""
+    """Return the most bytes of the keys and values of `tokens` tokens in float32. Raises as `load_config` does."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
@@ -70,6 +70,7 @@ def prompts_at_once(
 
     That is 32 on a CPU, and on GPUs the largest power of two, from 1 to 128, whose keys, values and prefill fit with
     the weights of each model in `folders`. It depends on total, not free memory: a new size would void cached answers.
+    Raises as `weight_bytes` and `key_value_bytes` do.
     """
     import torch
 
@@ -85,7 +86,11 @@ def prompts_at_once(
 
 
 def gpu_map(weights: int) -> dict[str, Any]:
-    """Return transformers' arguments for a model of so many bytes: on the only or first GPU if it fits, else on all."""
+    """
+    Return transformers' arguments for a model of `weights` bytes: on the only or first GPU if it fits, else on all.
+
+    Raises `StepFailed` if free memory cannot be read.
+    """
     import torch
 
     if torch.cuda.device_count() == 1 or _hold((free := free_on_gpus())[:1], weights):

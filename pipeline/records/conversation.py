@@ -166,7 +166,6 @@ def texts_of(row: Mapping[str, Any]) -> Iterator[tuple[str, int | None, str]]:
 
 
 def _system(row: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """Return the turn of a row's key `system` in a list, empty if that is blank or missing; `None` if it is no text."""
     text = row.get("system", "")
     return None if not isinstance(text, str) else [("system", text)] if text.strip() else []
 

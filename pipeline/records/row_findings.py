@@ -103,7 +103,6 @@ def _is_list_of_rows(value: object) -> bool:
 
 
 def _turn_findings(row: Row, key: str) -> list[Finding]:
-    """Return the findings about messages that are good by the schema."""
     conversation = message_turns(row.value, key)
     faults = () if conversation is None else turn_faults(conversation, row.value[key])
     return [_finding(row, key, *fault).model_copy(update={"turn": turn}) for turn, *fault in faults]
