@@ -142,7 +142,7 @@ def _hash_outputs(folder: Path) -> dict[str, str]:
 
 def _stop_on_signal(attempt: Attempt) -> None:
     """
-    Install handlers: SIGTERM or SIGINT stops the step at its next safe point, a second signal exits at once.
+    Install handlers: SIGTERM or SIGINT stops the step at its next safe point, a second exits (`EXIT_INTERRUPTED`).
 
     A second one within 5 s counts as the first: Slurm signals every process of a job, and the worker signals this one.
     """
@@ -164,10 +164,10 @@ def _stop_without_worker(attempt: Attempt) -> None:
     """
     Wait for the worker's start byte, then stop the step when the worker dies; a thread watches its pipe.
 
-    Without the variable `LIFELINE` nothing is done. The worker writes one byte to the inherited pipe once it has
-    recorded this process, so no process runs unrecorded: without the byte it exits. The other end closes when the
-    worker dies, however that happens. A step that has not ended `grace_seconds` later is killed. A parent-death signal
-    would not do: it is sent when the *thread* that started the process ends.
+    Without the variable `LIFELINE`, which is removed, nothing is done. The worker writes one byte to the inherited pipe
+    once it has recorded this process, so no process runs unrecorded: without the byte it exits (`EXIT_INTERRUPTED`).
+    The other end closes when the worker dies, however that happens. A step that has not ended `grace_seconds` later
+    exits likewise. A parent-death signal would not do: it is sent when the *thread* that started the process ends.
     """
     number = os.environ.pop(LIFELINE, "")
     if not number:

@@ -49,8 +49,8 @@ def check_search(search: SearchConfig, train: Any, fixed: set[str]) -> None:
     Raise `ValueError` unless `search.space` is empty or valid for the training settings `train`.
 
     Each name must be a setting of `train` that is not in `fixed` (settings that all trials share), with values that
-    differ and are valid there. A range needs the method tpe and a numeric setting, a grid may have at most
-    `search.trials` combinations, and only the training methods lora and dora can be searched.
+    differ and are valid there. A range needs the method tpe and a numeric setting, `low` below `high` and, if `log`,
+    above 0; a grid may have at most `search.trials` combinations; only the methods lora and dora can be searched.
     """
     for name, values in search.space.items():
         _check_name(name, type(train).model_fields, fixed)

@@ -25,7 +25,7 @@ class Known:
     """File names of drops, for labels."""
 
     def seen(self, comparison: Comparison) -> Flags:
-        """Return a mask of the records that came with a drop that the champion knows, or are pinned."""
+        """Return the mask of a comparison's records that `among` describes."""
         return self.among(comparison.drops, comparison.pinned)
 
     def among(self, drops: Places, pinned: Flags) -> Flags:

@@ -18,7 +18,8 @@ def decide(attempt: Attempt) -> Verdict:
     Return the verdict on the run's candidate; its evidence card is written by the caller.
 
     With too little data and no evaluation the verdict is `insufficient_evidence`. Raises `StepFailed` if an artifact is
-    missing, if the evaluation is of another held-out set, metric or champion, or if its files are not complete.
+    missing, if the evaluation is of another held-out set, metric or champion, or if its files are not complete; others
+    of `DAMAGES` if they are damaged. Of another run's, damage is only written to standard error.
     """
     dataset, spec, gate = attempt.load(Dataset), attempt.spec, attempt.config.gate
     version, champion = dataset.heldout_version, spec.champion

@@ -89,7 +89,7 @@ class _Session:
     """Judges all records, several at a time, each record's two questions in sequence."""
 
     def __init__(self, attempt: Attempt, lines: Sequence[Line]) -> None:
-        """Read the replies to earlier attempts; `run` judges `lines`, and appends every reply to this attempt's log."""
+        """Read earlier attempts' replies, create the folder of this one's log, to which `run` adds those on `lines`."""
         self._attempt, self._lines = attempt, lines
         self._log = attempt.make_folder("predictions") / REPLIES_NAME
         self._known: dict[str, Choice | None] = read_values(attempt.earlier(f"predictions/{REPLIES_NAME}"))

@@ -95,8 +95,8 @@ def check(source: Path, model: Path) -> dict[str, float]:
     `distance` is the largest relative L2 distance |converted - model| / |model| over the prompts' next-token logits,
     `top1` the share of the positions at the prompts' ends with the same likeliest next token.
     There are four short prompts. The file is read by transformers, and both models run on the CPU in float32. A copy in
-    bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if the file cannot be read, its
-    tokenizer or chat template produces other tokens for a prompt, or logits are not finite or `model`'s all zero,
+    bfloat16 is written next to `source`, and deleted at the end. Raises `CannotTrain` if one cannot be loaded, their
+    tokenizers or chat templates give other tokens for a prompt, or logits are not finite or `model`'s all zero,
     `StepFailed` if memory does not suffice.
     """
     prompts = _tokenised(load_tokenizer(model))

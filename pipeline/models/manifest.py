@@ -135,10 +135,9 @@ def check_base(folder: Path) -> None:
     """
     Check that `folder` holds a trainable base model in transformers' format, without loading weights.
 
-    The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` if there is no
-    folder, no readable config.json, no complete safetensors weights or no tokenizer, or if it holds too many or too
-    large files, pipes, impossible sizes, custom code, quantised weights, an encoder-decoder, unusable special tokens,
-    or an adapter; `OSError` if weights cannot be read.
+    The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` for the first
+    problem: a missing, incomplete, unsafe or too large file, impossible sizes, unusable special tokens, or a model that
+    is not supported (custom code, quantised, an encoder-decoder, an adapter); `OSError` if weights cannot be read.
     """
     if not folder.is_dir():
         raise CannotTrain(

@@ -106,8 +106,8 @@ class Template:
         """
         Use the template for `fmt`; the tokenizer's EOS and `ends` are the tokens that end an answer.
 
-        Raises `CannotTrain` if the template fails, leaves out messages, or ends a prompt with text that it does not
-        write before an answer: the model would not be prompted as it was trained.
+        Raises `CannotTrain` if template or tokenizer fails, or the template leaves out messages or ends a prompt with
+        text that it does not write before an answer: the model would not be prompted as it was trained.
         """
         self.tokenizer, self.format = tokenizer, fmt
         self.ends = tuple(sorted({tokenizer.eos_token_id, *ends}))

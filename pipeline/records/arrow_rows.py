@@ -27,8 +27,8 @@ def write_rows(target: Path, most: int, files: Sequence[str]) -> None:
     """
     Write the rows of `files` to `target`, a JSON object per line, all values as texts as the module describes.
 
-    Raises pyarrow's errors, and `DropforgeError` for more than `most` bytes or two columns of the same name; `target`
-    then has the rows before.
+    Raises pyarrow's errors, and `DropforgeError` for more than `most` bytes or two columns of the same name; an
+    incomplete `target` stays.
     """
     with target.open("w", encoding="utf-8") as file:
         for batch in (batch for path in files for batch in _batches(path)):
