@@ -96,7 +96,7 @@ class Comparison:
         """
         Return the means of `columns`, shape (records, any), per group: (groups, any).
 
-        Records outside `mask` (by default none) or with NaN are left out, and groups without any other record.
+        Only records in `mask` (default: all) without NaN count; groups without such a record are left out.
         """
         kept: Flags = np.asarray(~np.isnan(columns).any(axis=1))
         kept = kept if mask is None else kept & mask

@@ -59,7 +59,7 @@ def judged_on(on: str, known: Known, drops: Places, pinned: Flags) -> Flags:
 
 @dataclass(frozen=True)
 class Slice:
-    """A subset of the records."""
+    """A subset of the records: its kind, label and mask, and for a drop that is seen its number."""
 
     kind: Literal["seen", "unseen", "drop", "tag"]
     label: str

@@ -42,7 +42,7 @@ class Decoding:
 
 
 class Answer(NamedTuple):
-    """The model's answer to one prompt."""
+    """The model's answer to one prompt: its text, the number of generated tokens, and whether the model ended it."""
 
     text: str
     tokens: int
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """The likelihood of one completion under the model."""
+    """The likelihood of one completion under the model, summed over its tokens, and their number."""
 
     nll: float
     """Negative log-likelihood in nats, summed over the completion's tokens; not finite if the model is broken."""

@@ -17,7 +17,7 @@ _FEWEST = 8
 
 
 class Prefilled(NamedTuple):
-    """A batch of prompts after the forward pass, padded at the left as `pad_left` pads."""
+    """The cache, last logits, token ids and mask of a batch of prompts after the forward pass, padded by `pad_left`."""
 
     cache: Any
     """The model's key-value cache."""

@@ -75,12 +75,12 @@ class Finding(Frozen):
 
 
 class FileFinding(Finding):
-    """A finding about the whole file, which is not read: leaving out a row does not help."""
+    """A finding about the whole file: leaving out a row does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON value of a drop, not yet validated."""
+    """One JSON value of a drop, not yet validated, and the line, from 1, where it begins."""
 
     line: int
     value: Any
@@ -159,10 +159,9 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
 
 def records_of(row: Row) -> Sequence[Record]:
     """
-    Return a record for each answer in `row`, learned or not; none if it breaks its schema or has an unsupported key.
+    Return a record for each answer in `row`, learned or not; none if it has findings as of `schema_findings`.
 
-    Also none if its turns are in no order, or the key "input" has another name. Special tokens and control characters
-    in texts are not looked for.
+    Special tokens and control characters in texts are not looked for.
     """
     value = row.value
     if not isinstance(value, dict) or len(value) > MOST_KEYS:
