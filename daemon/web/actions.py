@@ -182,7 +182,7 @@ def accept(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
     return _done(*confirmations.accepted(site.overview, site.settings, row))
 
 
-@router.post("/drops/{drop_id}/answers/accept")
+@router.post("/drops/{drop_id}/accept-answers")
 def accept_answers(site: SiteOf, drop_id: Number, body: PerhapsWhy) -> Done:
     """
     Let a drop's new answers to questions of earlier drops replace the old ones from the next run on.
