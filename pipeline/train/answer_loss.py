@@ -26,7 +26,7 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     Return whether `model`'s logits are its output head applied to the hidden states, unscaled and uncapped.
 
     It is tested on the first few of `tokens`, as each architecture has its own setting for it: with logits so large
-    that a cap shows, and to a hundredth, as kernels may round differently. `False` without a head.
+    that a cap shows, and to a hundredth, as kernels may round differently. `False` without a head or a `base_model`.
     """
     head = model.get_output_embeddings()
     if head is None or model.base_model is model:
@@ -44,9 +44,9 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
 
 def add_answer_loss(model: Any) -> None:
     """
-    Patch `model` so that `model(..., labels, answers, answer_loss=True)` returns the answers' summed loss in nats.
+    Patch `model.forward` so that `model(..., labels=, answers=, answer_loss=True)` returns their `summed_loss`.
 
-    It is computed within the model's own forward method, so that wrappers of it, such as mixed precision, still apply.
+    Other calls are unchanged. It is the forward method, so that its wrappers, such as mixed precision, still apply.
     """
     plain = model.forward
 
@@ -63,10 +63,10 @@ def add_answer_loss(model: Any) -> None:
 
 def summed_loss(head: Any, hidden: Any, labels: Any, answers: Any) -> Any:
     """
-    Return the summed cross-entropy, in nats, of the labels one position after each of `answers`, a scalar.
+    Return the summed cross-entropy, in nats, of the labels one position after each of `answers`: a float32 scalar.
 
-    `hidden` is (rows, tokens, width), `labels` (rows, tokens), `answers` the 1-D positions in the flattened rows, none
-    the last of a row. Without any the result is 0, with a gradient of 0. The head is applied in chunks of at most the
+    `hidden` is (rows, tokens, width), `labels` (rows, tokens); `answers`, 1-D, index the flattened rows, none the last
+    of a row. Without any the result is 0, with a gradient of 0. The head is applied in chunks of at most the
     device's `LOGITS_BYTES` of float32 logits.
     """
     size = max(1, LOGITS_BYTES[hidden.device.type] // (4 * head.out_features))
@@ -82,16 +82,16 @@ def answer_tokens(labels: Any) -> Any:
     return (labels[:, 1:] != NO_LABEL).sum()
 
 
-def mean_loss(model: Any, inputs: dict[str, Any], answers: Any = None) -> Any:
+def mean_loss(model: Any, inputs: dict[str, Any], count: Any = None) -> Any:
     """
-    Return the summed loss of a micro-batch divided by `answers`, the number of answer tokens; in nats per token.
+    Return the summed loss of a micro-batch divided by `count` answer tokens, at least 1: a scalar, in nats per token.
 
-    `model` must be patched by `add_answer_loss`. `answers` defaults to the micro-batch's own number; where an optimizer
-    step has several micro-batches, pass that of the whole step. Gradients must then be summed over processes: if they
-    are averaged, multiply the loss by the number of processes.
+    `model` must be patched by `add_answer_loss`; `inputs` are those of `micro_batches`. `count` defaults to the
+    micro-batch's own number; where an optimizer step has several micro-batches, pass that of the whole step. Gradients
+    must then be summed over processes: if they are averaged, multiply the loss by the number of processes.
     """
     total = model(**inputs, use_cache=False, answer_loss=True)
-    return total / torch.as_tensor(answer_tokens(inputs["labels"]) if answers is None else answers).clamp(min=1)
+    return total / torch.as_tensor(answer_tokens(inputs["labels"]) if count is None else count).clamp(min=1)
 
 
 def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:

@@ -2,8 +2,9 @@
 Write and find checkpoints: written in the scratch folder, hashed, made durable, and renamed last.
 
 A checkpoint is a folder `step-<N>-<attempt>` with the trainer's files and `files.json`: the fingerprint of the training
-that it belongs to, size and sha256 of each file. It is complete if that is there. An attempt resumes from those of all
-attempts, but removes none of a later one: on a cluster a process may go on that was given up.
+that it belongs to, size and sha256 of each file. It is complete if that is there, and newer with a higher step, then
+attempt. An attempt resumes from those of all attempts, but removes none of a later one: on a cluster a process may go
+on that was given up.
 """
 
 import re
@@ -24,9 +25,9 @@ def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> P
     """
     Move the trainer's checkpoint `source` to `folder`/step-`step`-`attempt`, durably; return its new path.
 
-    `source` must be on the same file system; `mark` is the training's fingerprint. An existing target is replaced. Of
-    the checkpoints of this attempt and earlier ones, the newest `KEPT` of this training up to `step` are kept, all
-    others are removed.
+    `source` must be on the same file system, `folder` need not exist; `mark` is the training's fingerprint. An existing
+    target is replaced. Of the checkpoints of this attempt and earlier ones, all but the newest `KEPT` of this training
+    up to `step` are removed; those of later attempts stay.
     """
     target = folder / f"step-{step}-{attempt}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,7 @@ def publish(source: Path, folder: Path, step: int, mark: str, attempt: int) -> P
     _remove(target)
     durable.publish_folder(source, target)
     # A training resumes from its newest valid checkpoint: one of a later step is torn, damaged or another training's.
-    removable = [path for path in _by_step(folder) if _place(path)[1] <= attempt]
+    removable = [path for path in _by_step(folder) if _step_and_attempt(path)[1] <= attempt]
     valid = [path for path in removable if step_of(path) <= step and not _problem(path, mark, by_files=False)]
     for path in removable:
         if path not in valid[:KEPT]:
@@ -46,7 +47,8 @@ def newest_valid(folder: Path, mark: str) -> Path | None:
     """
     Return the newest complete, undamaged checkpoint with the fingerprint `mark`; `None` if there is none.
 
-    Incomplete and damaged checkpoints and those of other trainings are skipped, with the reason on stderr.
+    Incomplete and damaged checkpoints and those of other trainings are skipped. The choice and the reasons are written
+    to stderr.
     """
     checkpoints = _by_step(folder)
     for path in checkpoints:
@@ -62,18 +64,18 @@ def newest_valid(folder: Path, mark: str) -> Path | None:
 
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step at which a checkpoint was taken, by its folder's name (step-20-1: 20)."""
-    return _place(checkpoint)[0]
+    return _step_and_attempt(checkpoint)[0]
 
 
 def _by_step(folder: Path) -> list[Path]:
     """Return the checkpoint folders in `folder`, newest first; none if it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_place, reverse=True)
+    named = (path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    return sorted(named, key=_step_and_attempt, reverse=True)
 
 
-def _place(checkpoint: Path) -> tuple[int, int]:
-    """Return the optimizer step and the attempt in a checkpoint's name, which must be one."""
+def _step_and_attempt(checkpoint: Path) -> tuple[int, int]:
     step, attempt = checkpoint.name.split("-")[1:]
     return int(step), int(attempt)
 
@@ -95,7 +97,7 @@ def _problem(path: Path, mark: str, *, by_files: bool) -> str:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, its listing first: an interrupted removal leaves an incomplete checkpoint."""
+    """Remove a checkpoint, if it exists, its listing first: an interrupted removal leaves an incomplete checkpoint."""
     if path.exists():
         (path / LISTING).unlink(missing_ok=True)
         durable.fsync_folder(path)

@@ -55,10 +55,10 @@ class ProcessRank:
 
 def summed(process: ProcessRank, loss: "torch.Tensor", weights: Iterable["torch.Tensor"] = ()) -> "torch.Tensor":
     """
-    Return `loss`, a scalar, summed over all processes; sum the gradients of `weights` in place.
+    Return `loss`, a scalar, summed over all processes, detached; sum the gradients of `weights` in place.
 
-    Every process waits for the others and gets bitwise the same numbers; a missing gradient counts as 0. With a single
-    process `loss` itself is returned.
+    Every process waits for the others and gets bitwise the same numbers, in float32; a missing gradient counts as 0.
+    With a single process nothing is changed, and `loss` itself is returned.
     """
     if process.count == 1:
         return loss
@@ -84,7 +84,7 @@ def seed_step(process: ProcessRank, seed: int, step: int) -> None:
 
 
 def job_of_several_nodes(most: int) -> tuple[int, str]:
-    """Return the number of the job's nodes, at most `most`, and the URL to meet at; (1, "") if there is one."""
+    """Return the Slurm job's number of nodes, at most `most`, and the URL to meet at; (1, "") for one or no job."""
     nodes = min(int(os.environ.get("SLURM_JOB_NUM_NODES", "1")), most)
     if nodes == 1:
         return 1, ""
@@ -95,9 +95,10 @@ def job_of_several_nodes(most: int) -> tuple[int, str]:
 
 def start_nodes(work: Sequence[Any], count: int, scratch: Path) -> list[subprocess.Popen[bytes]]:
     """
-    Start `work`, a function and its arguments after the process number, on `count` other nodes; return their `srun`.
+    Start the processes of the job's `count` other nodes by one `srun`; return it in a list, [] if `count` is 0.
 
-    `work` is pickled into `scratch`. The list is empty if `count` is 0.
+    `work` is a function and its arguments after the process number on the node, first a `Job`, whose `process.rank` is
+    set for each node. It is pickled into `scratch`.
     """
     if count == 0:
         return []
@@ -111,7 +112,7 @@ def start_nodes(work: Sequence[Any], count: int, scratch: Path) -> list[subproce
 
 
 def end_nodes(others: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Wait up to `seconds` for the other nodes' processes, then have Slurm kill them."""
+    """Wait up to `seconds` for each `srun` of `others`, then end it, so that Slurm kills its processes."""
     for srun in others:
         with suppress(subprocess.TimeoutExpired):
             srun.wait(seconds)

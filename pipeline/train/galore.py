@@ -34,7 +34,7 @@ class GaLore(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override, unused-ignore]
-        """Change each weight by its gradient; `closure` is ignored."""
+        """Change each weight that has a gradient; `closure` is ignored."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

@@ -24,7 +24,7 @@ _MOST_EPOCHS = 4.0
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A tokenised record: prompt and answer, and a mask of the answer's tokens."""
+    """A tokenised record: its prompt and answer, and a mask that is 1 at the answer's tokens."""
 
     input_ids: list[int]
     completion_mask: list[int]
@@ -34,14 +34,15 @@ class TokenRow:
 
 class LengthGroups:
     """
-    A sampler of batches of similar length in random order, the longest row first so that OOM shows early.
+    A sampler of rows, in random order of batches of similar length; an incomplete batch comes last.
 
-    The order is a function of seed and epoch alone. Transformers' own sampler draws from the global generator, so a
-    training resumed in its second epoch would read its rows in another order.
+    The batch with the longest row comes first, so that running out of memory shows early. The order is a function of
+    seed and epoch alone: Transformers' own sampler draws from the global generator, so a training resumed in its second
+    epoch would read its rows in another order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Take the rows' `lengths` in tokens; each `batch_size` consecutive rows are one batch."""
+        """Take the rows' `lengths` in tokens; the order's rows are read `batch_size` at a time."""
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -56,7 +57,7 @@ class LengthGroups:
         self.epoch = epoch
 
     def of_step(self, step: int) -> list[int]:
-        """Return the indices of the rows that optimizer step `step`, from 1, reads; sets the epoch."""
+        """Return the indices of the rows that optimizer step `step`, from 1 over all epochs, reads; set its epoch."""
         epoch, index = divmod(step - 1, math.ceil(len(self) / self.batch_size))
         self.set_epoch(epoch)
         return list(self)[index * self.batch_size : (index + 1) * self.batch_size]
@@ -102,13 +103,13 @@ class Job:
 
     @property
     def order(self) -> LengthGroups:
-        """The order of the rows."""
+        """A new sampler of `rows`, at epoch 0."""
         return LengthGroups([len(row.input_ids) for row in self.rows], self.config.batch_size, self.config.seed)
 
 
 def with_numbers(config: TrainConfig, rows: int, weights: int) -> TrainConfig:
     """
-    Return `config` with its automatic learning rate and epochs chosen for a base of `weights` weights and `rows` rows.
+    Return `config` with numbers for an "auto" learning rate and "auto" epochs, by the counts of `rows` and `weights`.
 
     The values of a small base are measured by bench/defaults.py, those of others are from papers: see README.md. With
     rsLoRA the rate is a quarter. The epochs give the optimizer steps of `config.preset`, but they are at least one and

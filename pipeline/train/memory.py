@@ -55,7 +55,7 @@ class Sizes:
         return max(self.longest, min(plan.batch_tokens, self.most))
 
     def estimate(self, plan: MemoryPlan) -> dict[str, int]:
-        """Return the estimated memory of a training under `plan`, in bytes by purpose."""
+        """Return a process's estimated memory under `plan`, in bytes by purpose (see `memory_estimate.estimate`)."""
         plan = plan.model_copy(update={"batch_tokens": self.tokens(plan)})
         narrow = arithmetic_dtype(self.device) is None
         needs = estimate(self.base, plan, self.train, self.device, arithmetic_in_16_bits=narrow)
@@ -71,8 +71,9 @@ class Sizes:
         Return the next smaller plan, or `None` if there is none.
 
         On a GPU activations are recomputed, of every second layer, then of all, before the tokens per micro-batch are
-        halved, down to a single record; on a CPU, where a small micro-batch costs less, after that. Last of all, where
-        `train.quantization` is "auto", comes an NF4 base, with which the training begins again.
+        halved, down to the longest record; on a CPU, where a small micro-batch costs less, after that. Last of all,
+        where `train.quantization` is "auto", comes an NF4 base with the settings' tokens per micro-batch; the training
+        then begins again.
         """
         tokens = self.tokens(plan)
         changes: list[dict[str, Any]] = []
@@ -99,8 +100,8 @@ def plan_memory(
     """
     Return the memory plan for training on records of `lengths` tokens in `process.count` processes, and the sizes.
 
-    If this run has used a plan with the same settings on this device, that plan is returned. Otherwise it is the first
-    plan that is estimated to fit, or else the smallest: first over the base as saved and over an NF4 base, as
+    If this run has saved a plan for the same settings and device, that plan is returned, fit or not. Otherwise it is
+    the first that is estimated to fit, or else the smallest: first over the base as saved and over an NF4 base, as
     `train.quantization` allows, on a GPU each with activations kept, half and all recomputed; then as
     `Sizes.smaller` says. The plan is saved in the run's checkpoint folder for later attempts, and written to stderr.
     """

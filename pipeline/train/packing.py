@@ -40,8 +40,9 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     Return records concatenated: `input_ids` and `labels`, (1, tokens), and the lists `lengths` and `answers`.
 
-    They have an entry per record: its number of tokens, and the positions in it before its labels, 1-D; a search for
-    labels on a GPU would wait for it. A record's first token has no label: the token before it is another record's.
+    They have an entry per record: its number of tokens, and a 1-D tensor of the positions in it whose next token has a
+    label, as a search for them on a GPU would wait for the GPU. A record's first label becomes -100: the token before
+    it is another record's. Each of `rows` has `input_ids` and as many `labels`.
     """
     ids = [token for row in rows for token in row["input_ids"]]
     labels = [label for row in rows for label in (NO_LABEL, *row["labels"][1:])]
@@ -57,11 +58,10 @@ def micro_batches(
     step: Mapping[str, Any], batch_tokens: int, *, packed: bool, share: slice = slice(None)
 ) -> list[dict[str, Any]]:
     """
-    Divide the output of `collate` into the inputs of micro-batches, each packed into one row or padded.
+    Divide the output of `collate` into the inputs of micro-batches, each packed into one row (see `pack`) or padded.
 
     Only the records of `share` are used; the list is empty without any. A micro-batch has at most `batch_tokens`
-    tokens, padding included, or is a single longer record. In its `answers`, 1-D, the positions of the records are
-    those in the flattened rows.
+    tokens, padding included, or is a single longer record. Its `answers`, 1-D, are indices into its flattened rows.
     """
     lengths = step["lengths"][share]
     ids, labels = (step[name][0].split(step["lengths"])[share] for name in ("input_ids", "labels"))
@@ -78,7 +78,7 @@ def micro_batches(
 
 def divide(lengths: Sequence[int], batch_tokens: int, *, packed: bool) -> Iterator[tuple[int, int]]:
     """
-    Yield the range (first, end) of each micro-batch's records: as many as `batch_tokens` allows, at least one.
+    Yield each micro-batch's records as (first, end), `end` excluded: as many as `batch_tokens` allows, at least one.
 
     If not `packed`, records count with the length of the micro-batch's longest, to which they are padded.
     """
@@ -94,7 +94,9 @@ def pack(ids: Sequence[Any], labels: Sequence[Any] | None = None) -> dict[str, A
     """
     Return a model's inputs for records concatenated to one row, (1, tokens); positions restart at each record.
 
-    `ids` and `labels` hold a 1-D tensor per record; without `labels` the inputs have none.
+    `ids` and `labels` hold a 1-D tensor per record, at least one; without `labels` the inputs have none. The others are
+    `input_ids`, `position_ids`, and for `packed_attention` the offsets `cu_seq_lens_q` and the length `max_length_q` of
+    the longest record, with the same for `k`.
     """
     lengths = [len(row) for row in ids]
     device = ids[0].device
@@ -145,7 +147,7 @@ def _narrow(model: Any, longest: int) -> str:
 
 
 def _differs(model: Any, tokens: Sequence[int]) -> str:
-    """Set packed attention; return why the model cannot use it, or "" if a record's hidden states stay the same."""
+    """Set packed attention, and leave it set; return why `model` cannot use it, "" if hidden states stay the same."""
     AttentionInterface.register(_NAME, _probed_attention)
     ids = torch.tensor((list(tokens) * sum(_PROBE))[: sum(_PROBE)], device=model.device)
     first, record = ids[: _PROBE[0]], ids[_PROBE[0] :]
@@ -194,8 +196,8 @@ def packed_attention(module: Any, query: Any, key: Any, value: Any, *_mask: Any,
     """
     Compute attention within records: queries, keys, values (1, heads, tokens, width) -> (1, tokens, heads, width).
 
-    Returns it with `None` for the attention weights. Masks are ignored: attention is causal. The option `cu_seq_lens_q`
-    holds the offsets at which records begin, and the end. Raises `ValueError` without it.
+    Returns it, in the dtype of `value`, with `None` for the attention weights. Masks are ignored: attention is causal.
+    The option `cu_seq_lens_q` holds the offsets at which records begin, and the end. Raises `ValueError` without it.
     """
     ends = options.pop("cu_seq_lens_q", None)
     if ends is None:
@@ -234,7 +236,7 @@ def _names_shared_heads() -> bool:
 
 
 def _has_kernel(query: Any, key: Any, value: Any) -> bool:
-    """Return whether torch has a kernel for these tensors: CUDA, 16 bits, and heads of 8 to 256 numbers."""
+    """Return whether torch has a kernel for these: CUDA, one 16-bit dtype, one head width, a multiple of 8 to 256."""
     same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
     return bool(
         query.is_cuda

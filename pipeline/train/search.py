@@ -69,7 +69,7 @@ class TrialFiles:
         return self.folder / f"trial-{number}"
 
     def load(self) -> list[TrialState]:
-        """Return the saved states up to the first unreadable file; a trial that has not ended is running."""
+        """Return the saved states by number up to the first unreadable file; a trial that has not ended is running."""
         trials: list[TrialState] = []
         while True:
             folder = self.trial(len(trials) + 1)
@@ -79,7 +79,7 @@ class TrialFiles:
             trials.append(TrialState.model_validate(value))
 
     def save(self, trial: TrialState) -> None:
-        """Write a trial's state durably, to ended.json if it has ended, else to trial.json."""
+        """Write a trial's state durably, to ended.json if it has ended, else to trial.json; create its folder."""
         folder = self.trial(trial.number)
         folder.mkdir(exist_ok=True)
         durable.write_json(folder / (_TRIAL if trial.outcome == "running" else _ENDED), trial.model_dump(mode="json"))
@@ -90,7 +90,7 @@ def search(
     attempt: Attempt, config: TrainConfig, mark: str, train: Train, gpus: Sequence[int]
 ) -> tuple[Trained, Path, tuple[Trial, ...]]:
     """
-    Run the trials of `config.search` within its budget; return the one with the lowest last dev loss.
+    Run the trials of `config.search` within its budget; return the first one with the lowest last dev loss.
 
     It is returned as the training, the folder of its adapter below the checkpoints, and the outcomes of all trials.
     Their other settings are those of `config`, the precision that of trials that have finished. As many trials run at a
@@ -163,7 +163,7 @@ class _TrialAttempt(Attempt):
 
 def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[int]) -> TrialState | None:
     """
-    Return an interrupted trial not in `begun`, else a new one; `None` if the space or the budget is exhausted.
+    Return an interrupted trial not in `begun`, else a new one, not saved; `None` if space or budget is exhausted.
 
     Standard error says so if it is `train.search.hours`.
     """
@@ -183,10 +183,10 @@ def _next(train: TrainConfig, trials: Sequence[TrialState], begun: Collection[in
 
 def _run(whole: Attempt, config: TrainConfig, files: TrialFiles, trial: TrialState, train: Train) -> None:
     """
-    Train a trial and save its outcome: failed if it raises a `DropforgeError` other than `Interrupted`.
+    Train a trial, save its outcome and delete its checkpoints; a `DropforgeError` but `Interrupted` is a failure.
 
-    Raises `Interrupted`, after saving the time that it took so far, and other errors: a later attempt continues the
-    trial.
+    Raises `Interrupted`, after saving the time that it took so far, and errors of other classes: a later attempt
+    continues the trial.
     """
     began = time.monotonic()
     note = f"trial {trial.number} of {most_trials(config.search)}: {settings_words(trial.settings)}"
@@ -231,7 +231,7 @@ def suggest(train: TrainConfig, past: Sequence[TrialState]) -> dict[str, Any] | 
 
 
 def _draw(train: TrainConfig, past: Sequence[TrialState], seed: int) -> dict[str, Any]:
-    """Draw settings by Optuna, given the results of `past`; listed values are JSON texts in its study."""
+    """Return settings drawn by Optuna, given the results of `past`; listed values are JSON texts in its study."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -73,7 +73,7 @@ class Prepared:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each training row."""
+        """Number of tokens of each training row, in the order of `rows`."""
         return [len(row.input_ids) for row in self.rows]
 
     def mark(self, train: Mapping[str, object], base_model_id: str) -> str:
@@ -163,9 +163,9 @@ def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
 
 def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 0) -> Trained:
     """
-    Train once with the attempt's settings and save the result in `adapter`; `gpu` is the number of the first GPU.
+    Train once with the attempt's settings; save the result in `adapter`, an empty folder. `gpu` is the first GPU.
 
-    Raises what `train` raises.
+    Raises what `train` raises. If memory ran out, `adapter` is removed.
     """
     config, base, device = attempt.config.train, prepared.base, prepared.device
     # The trials of a search are trained on the first node.
@@ -194,8 +194,8 @@ def _search(attempt: Attempt, prepared: Prepared) -> tuple[Trained, Path, tuple[
     """
     Run the trials of [train.search]; return the training, the adapter's folder and all outcomes as `search` does.
 
-    With `train.processes = "auto"` a trial runs on each visible GPU; otherwise each trial has so many GPUs. Raises
-    `CannotTrain` without `DEV_ROWS` dev records, and what `train` raises.
+    With `train.processes = "auto"` a trial runs on each visible GPU, otherwise each trial on that many GPUs. Raises
+    `CannotTrain` with fewer than `DEV_ROWS` dev records, and what `train` raises.
     """
     config = attempt.config
     if len(prepared.dev) < DEV_ROWS:

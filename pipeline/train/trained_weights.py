@@ -42,7 +42,7 @@ _INSTEAD = 'set train.method = "lora", which trains an adapter on any model'
 
 def add_adapter(model: Any, config: TrainConfig) -> Any:
     """
-    Return `model` with a new adapter, whose random numbers follow from `config.seed`.
+    Add a new adapter to `model` in place; return the PEFT model. Seeds all random generators with `config.seed`.
 
     An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA also trains the
     norm of each output's weights (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
@@ -88,7 +88,7 @@ def optimizer(model: Any, config: TrainConfig) -> "torch.optim.Optimizer | None"
 
 
 def save_trained(model: Any, folder: Path) -> None:
-    """Save `model`'s PEFT adapter in `folder` or, without any, the trainable weights by name as a safetensors file."""
+    """Save `model`'s PEFT adapter in `folder` or, without any, its trainable weights in `TRAINED_FILES["weights"]`."""
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def save_trained(model: Any, folder: Path) -> None:
 
 
 def load_trained(model: Any, folder: Path) -> None:
-    """Load the trainable weights that `save_trained` saved in `folder` into `model`, which has no adapter."""
+    """Copy the weights that `save_trained` saved in `folder` into `model`'s trainable ones; `model` has no adapter."""
     saved = load_file(folder / _FILE)
     for name, weight in _trained(model).items():
         weight.data.copy_(saved[name])

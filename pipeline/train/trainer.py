@@ -41,8 +41,8 @@ def prepare_model(job: Job) -> PreparedModel:
     """
     Load the base, and add a new adapter or unfreeze the weights to train.
 
-    The order matters: a probe of the model must see it as it was loaded. Raises `StepFailed` if the base does not fit
-    into memory, and `CannotTrain` if GPU, tokenizer or settings do not match it.
+    Its probes see the model as loaded. Raises `StepFailed` if the base does not fit into memory, and `CannotTrain` if
+    GPU, tokenizer or settings do not match it.
     """
     check_gpu(job.device)
     config, rows, quantization = job.config, job.rows, job.plan.quantization
@@ -109,7 +109,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         return self.job.order
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Take the gradients of an optimizer step; return its loss, summed over all processes."""
+        """Compute an optimizer step's gradients; return its loss, of all processes, in nats per answer token."""
         process, answers = self.job.process, answer_tokens(inputs["labels"])
         parts = self._micro_batches(inputs)
         self.state.num_input_tokens_seen += sum(inputs["lengths"])
@@ -118,7 +118,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         return summed(process, self._sum(losses), (weight for weight in model.parameters() if weight.requires_grad))
 
     def dev_loss(self) -> float:
-        """Return the dev rows' negative log-likelihood in nats per answer token; leave the model in evaluation mode."""
+        """Return the dev rows' loss in nats per answer token; all processes call it. Leaves the model in eval mode."""
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self.model.eval()

@@ -109,7 +109,7 @@ def _norms(model: Any) -> list[float]:
 
 def process_count(config: TrainConfig, device: Device, nodes: int = 1) -> int:
     """
-    Return the number of processes of a training: `train.processes` per node, at most the records per optimizer step.
+    Return the number of processes on all `nodes`: `train.processes` per node, at most the records of an optimizer step.
 
     "auto" is one per visible GPU, and one on a CPU. Raises `CannotTrain` if `device` is "cuda" and `train.processes`
     larger than the number of visible CUDA devices.
@@ -208,9 +208,10 @@ class _ProcessAttempt(Attempt):
 
 def run_process(number: int, job: Job, spec: StepSpec) -> None:
     """
-    Run a node's process `number`, from 0, of a training; write the result, or the first error of all, to a file.
+    Run a node's process `number`, from 0, of a training; `job.process` is the node's first.
 
-    `job.process` is the node's first. Never returns: it ends the process.
+    The result of rank 0, or the first error of all, is written to a file in `job.scratch`. Never returns: the process
+    exits, with `EXIT_FAILED` after an error other than `Interrupted`.
     """
     # Torch has the kernel send SIGINT when the step's process has died.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -49,7 +49,7 @@ class Watcher(TrainerCallback):
         self.attempt.progress(state.global_step, state.max_steps, phase="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide whether to save and whether to end; after the last step measure its dev loss, unless that is off."""
+        """Set in `control` whether to save and to end; after the last step, whether to measure the dev loss."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = args.eval_strategy != "no"
             return
