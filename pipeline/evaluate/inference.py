@@ -48,7 +48,8 @@ def cache_bytes(folder: Path, longest: int, sequences: int) -> int:
     """
     Return the bytes of the keys and values of `sequences` sequences of `longest` tokens, for vLLM to reserve.
 
-    At least one sequence's, and otherwise at most what the model's weights leave of 90 % of the free memory.
+    `longest` is rounded up to blocks of 128 tokens. At least one sequence's, and otherwise at most what the model's
+    weights leave of 90 % of the free memory.
     """
     each = key_value_bytes(folder, -(-longest // _BLOCK_TOKENS) * _BLOCK_TOKENS)
     left = int(MARGIN * free_memory(chosen_device())) - weight_bytes(folder, "none")
@@ -57,7 +58,11 @@ def cache_bytes(folder: Path, longest: int, sequences: int) -> int:
 
 @dataclass(frozen=True)
 class Vllm:
-    """The engine of a model that vLLM has loaded; looping answers are not cut, as they cost vLLM little."""
+    """
+    The engine of a model that vLLM has loaded; looping answers are not cut, as they cost vLLM little.
+
+    Its methods raise `StepFailed` if vLLM exits or takes too long, and `Interrupted` if the attempt is stopped.
+    """
 
     process: Process
     template: Template
@@ -66,10 +71,9 @@ class Vllm:
         self, prompts: Sequence[Tokens], decoding: Decoding, watch: Watch, may_loop: Collection[int]
     ) -> list[Answer]:
         """
-        Return greedy answers in order; `watch` is not called, and loops are not cut, whatever `may_loop` holds.
+        Return greedy answers in the order of `prompts`; `watch` and `may_loop` are ignored.
 
-        Raises `StepFailed` if vLLM exits or takes too long, or if an answer has neither an end token nor its full
-        length.
+        Also raises `StepFailed` if an answer has neither an end token nor its full length.
         """
         del watch, may_loop
         sampling = {"repetition_penalty": decoding.repetition_penalty, "stop_token_ids": self.template.ends}
@@ -80,7 +84,7 @@ class Vllm:
         return [self._answer(tokens, room) for (tokens, _), room in zip(replies, rooms, strict=True)]
 
     def likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Likelihood]:
-        """Return each completion's likelihood after its prompt. Raises `StepFailed` if vLLM exits or takes too long."""
+        """Return the likelihood of each completion after its prompt; the NLL is infinite at a probability of 0."""
         replies = self.process.ask(
             [([*prompt, *completion], {"max_tokens": 1, "prompt_logprobs": 0}) for prompt, completion in pairs]
         )
@@ -91,7 +95,7 @@ class Vllm:
         return likelihoods
 
     def choices(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Return each choice's mean NLL in nats per token, by question. Raises `StepFailed` as `likelihoods` does."""
+        """Return each choice's mean NLL in nats per token, by question."""
         flat = iter(self.likelihoods([(prompt, choice) for prompt, choices in questions for choice in choices]))
         return [[(likelihood := next(flat)).nll / likelihood.tokens for _ in choices] for _, choices in questions]
 
@@ -111,8 +115,8 @@ def open_engine(attempt: Attempt, requests: ModelRequests) -> InStep | Vllm:
     """
     Load the model of `requests` and return its engine, which the caller closes.
 
-    Raises `CannotTrain` if it cannot be loaded, `StepFailed` if memory does not suffice or vLLM fails, `Interrupted` if
-    stopped.
+    The output of vLLM is logged in the attempt's folder. Raises `CannotTrain` if the model cannot be loaded,
+    `StepFailed` if memory does not suffice or vLLM fails, `Interrupted` if stopped.
     """
     if requests.key.engine == PLAIN:
         model = generation.open_model(

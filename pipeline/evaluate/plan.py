@@ -70,7 +70,7 @@ class ModelRequests:
         return [*zip(*self.records, strict=True), *self.suites]
 
     def longest(self) -> int:
-        """Return an upper bound of any prompt's tokens with its answer, at most `window`, and one more."""
+        """Return 1 + an upper bound, at most `window`, of the tokens of any prompt and its answer together."""
         requests = [*chain(*self.parts())]
         together = max(len(request.tokens) for request in requests) + max(request.longest for request in requests)
         return min(together, self.window) + 1
@@ -131,7 +131,7 @@ def make_plan(
 
 
 def engine_of(program: str) -> str:
-    """Return the name and version of the engine that answers, of vLLM if its `program` is set."""
+    """Return `PLAIN`, or vLLM's name and version if its `program` is set. Raises `CannotTrain` as `read_version`."""
     return f"vllm {read_version(program)}" if program else PLAIN
 
 
@@ -201,7 +201,11 @@ def _unseen(records: list[HeldoutRecord], trained: frozenset[str]) -> list[Heldo
 def requests_to(
     model: EvaluatedModel, records: Sequence[HeldoutRecord], suites: Sequence[Suite], decoding: Decoding, engine: str
 ) -> ModelRequests:
-    """Return the requests to a model; raises `CannotTrain` for an item too long, or a tokenizer that cannot be used."""
+    """
+    Return the requests to a model, also for records that exceed its window.
+
+    Raises `CannotTrain` if a suite's item exceeds it, or the tokenizer cannot be used.
+    """
     template = generation.load_template(model.folder, model.format)
     key = PredictionKey(
         model_id=model.model_id,

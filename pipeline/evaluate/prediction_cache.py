@@ -65,7 +65,7 @@ class Request(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The key of its value."""
+        """The `request_hash` of kind, tokens and target, under which its value is cached."""
         return request_hash(self.kind, [self.tokens, self.target])
 
     @property

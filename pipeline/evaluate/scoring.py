@@ -34,8 +34,8 @@ def score_answers(records: Sequence[HeldoutRecord], result: Result, primary: str
     """
     Return one model's part of each line of records.jsonl, in the order of the records.
 
-    The keys are text, tokens, scores, nll_sum, nll_tokens, degenerate. Scores are 0 to 1, by the primary metric and
-    every other one that applies to the record's references.
+    The keys are text, tokens, scores, nll_sum (in nats), nll_tokens and degenerate (kinds, or none). Scores are 0 to 1,
+    by the primary metric and every other one that applies to the record's references.
     """
     references = [record.references for record in records]
     texts = [answer.text for answer in result.answers]
@@ -60,7 +60,7 @@ def score_answers(records: Sequence[HeldoutRecord], result: Result, primary: str
 def write_records(
     path: Path, records: Sequence[HeldoutRecord], candidate: Sequence[Line], champion: Sequence[Line]
 ) -> None:
-    """Write `path`, records.jsonl: a line per record, with both models' lines from `score_answers`."""
+    """Write `path`, records.jsonl: per record its fields, and under each role that model's `score_answers` line."""
     durable.write_jsonl(
         path,
         (
@@ -149,9 +149,10 @@ def score_former(
     attempt: Attempt, folder: Path, records: Sequence[HeldoutRecord], requests: ModelRequests, primary: str
 ) -> tuple[FormerScores, ...]:
     """
-    Return former champions' primary metric on the records that they answered under the setup of `requests`.
+    Return each former champion's mean score on the records that it answered under the setup of `requests`.
 
-    Only cached answers count: nothing is generated. Records that the former champion was trained on, or on
+    The scores are by the primary metric, in points, `None` without a record. Only cached answers count: nothing is
+    generated. Records that the former champion was trained on, or on
     near-duplicates, do not count. Each record's score is written to former-GENERATION.jsonl in `folder`.
     """
     keys = [answer.key for _, answer in requests.records]

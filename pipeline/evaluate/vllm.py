@@ -30,7 +30,7 @@ _REMEDY = 'see evaluate.vllm, or set evaluate.vllm = "" to let transformers answ
 
 
 def read_version(program: str) -> str:
-    """Return vLLM's version, by running the Python in the folder of `program`. Raises `CannotTrain` without vLLM."""
+    """Return vLLM's version by the Python next to `program`. Raises `CannotTrain` if that fails or has no vLLM."""
     code = "from importlib.metadata import version; print(version('vllm'))"
     try:
         done = subprocess.run(  # noqa: S603 - the Python beside the program that the settings name
@@ -56,7 +56,8 @@ class Process:
         """
         Start the environment of `program` with `arguments` for vLLM's class `LLM`; wait until the model is loaded.
 
-        `check_stop` is called while waiting, and may raise. Raises `StepFailed` as `ask` does.
+        Its output goes to `log`. `check_stop` is called while waiting, and may raise. Raises `StepFailed` as `ask`
+        does. After any error the process is killed.
         """
         self._log, self._check_stop = log, check_stop
         self._socket, its_end = socket.socketpair()
@@ -118,7 +119,7 @@ class Process:
 
 
 def _python(program: str) -> str:
-    """Return the path of python3 in the folder of `program`, after following links."""
+    """Return the path of python3 next to `program`, or next to the file that `program` links to."""
     return str(Path(program).resolve().with_name("python3"))
 
 

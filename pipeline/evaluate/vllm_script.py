@@ -18,7 +18,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the model in standard input's first line and answer every other line; the end of input kills the process."""
+    """Load the model in standard input's first line and answer every other line; the end of input kills the group."""
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     with os.fdopen(os.dup(1), "w") as replies:
