@@ -82,7 +82,7 @@ class Common:
         return Text(words, every, every if self.runs.isdisjoint(every) else every - self.runs)
 
     def long_answers(self, prompt: Prompt) -> set[int]:
-        """Return the hashes of a prompt's answers that `_long_answer` does not leave out, common ones included."""
+        """Return the hashes of a prompt's answers that are long enough to compare, common ones included."""
         return {_long_answer(row, self.pairs) for row in prompt.rows} - {0}
 
     def group_text(self, prompt: Prompt) -> Text:
@@ -108,7 +108,7 @@ def find_common(prompts: Sequence[Prompt]) -> Common:
     Return what more than 1 %, and more than three, of `prompts` have in common: instructions, answers, runs, words.
 
     Of answers, those of at least eight words count (`_long_answer`); those of more than ten prompts, too, are `labels`.
-    All `prompts` must have rows.
+    First exchanges with more than three ways to go on are `greetings`. All `prompts` must have rows.
     """
     most = max(int(COMMON_SHARE * len(prompts)), COMMON_ROWS)
     instructions = array("q", (hash(tuple(tokens(prompt.rows[0].instruction))) for prompt in prompts))
@@ -190,12 +190,12 @@ class HeldOut:
 
     def compare(self, prompt: Prompt) -> list[LeftOut]:
         """
-        Return which rows of a prompt are near-duplicates of held-out prompts; add the prompt's id to `near` if any are.
+        Return the rows of a prompt that are near-duplicates of held-out prompts; add its id to `near` of selected ones.
 
-        All rows, as one item, if the prompt is of the unit of a held-out one (or its conversation was when it had one
-        exchange that is no greeting), or shares a 13-word run with a selected prompt, or is similar to one. Else an
-        item for each row whose answer a selected prompt has (`long_answers`, without common ones). Empty if there are
-        none.
+        All rows, as one item, if the prompt is of the unit of a held-out one (or was, when its conversation had one
+        exchange that is no greeting), else if it shares a 13-word run with a selected prompt, else if it is similar to
+        one. Else an item for each row whose answer a selected prompt has (`long_answers`, without common ones). Empty
+        if there are none. `prompt` must have rows.
         """
         by_run, similar = self._near(self.common.text(prompt))
         by_answer = [self._answers.get(_long_answer(row, self.common.pairs)) for row in prompt.rows]

@@ -56,8 +56,7 @@ class RunIndex:
         """
         Add a text, which `find` returns as `number`; common runs are ignored.
 
-        It must not share a 13-word run that is not common with a text added before: its number would replace the
-        former.
+        A run that a text added before has, too, is from now on found as `number` alone.
         """
         self._numbers.update(dict.fromkeys(long_runs(text.words) - self._common, number))
         # Of the eleven shingles of any of its runs, one is among these.

@@ -76,7 +76,7 @@ def select(attempt: Attempt, splits: Splits, window: Window) -> Selection:
 
 
 def _answer_tokens(prompt: Prompt, window: Window) -> int:
-    """Return the tokens of a prompt's longest answer, with its end token; 0 if both exceed the window together."""
+    """Return the tokens of a prompt's longest answer, with its end token; 0 if prompt and answer exceed the window."""
     first = prompt.rows[0]
     answer = max(window.count(row.output) for row in prompt.rows) + 1
     asked = "\n".join((*(text for _, text in first.turns), fold(first.instruction, first.input)))
@@ -127,7 +127,7 @@ def _core(heldout: HeldOut, most: int) -> set[int]:
 
 
 def heldout_line(scored: Scored, group: str) -> dict[str, Any]:
-    """Return a scored prompt's line of heldout.jsonl, with its references and the name of its group."""
+    """Return a scored prompt's line of heldout.jsonl, whose fields are those that `prepare` lists."""
     first, rows = scored.prompt.rows[0], scored.prompt.rows
     tags = sorted({tag for row in rows for tag in row.tags})
     more = {"pinned": first.pinned, "tags": tags, "near": scored.near, "group": group}

@@ -85,10 +85,10 @@ def _new_rows(attempt: Attempt, rows: list[DropRow]) -> Start | None:
     """
     Return the start from a champion: the rows that are new to it and a sample of its old rows; `None` if none is new.
 
-    A row is new if the champion was not trained on its prompt, or if its answers came with a drop that the champion was
-    not made from, or that was renewed. The sample has `train.replay` times as many rows as are new, at most all old
-    ones: those with the lowest sha256 of model and prompt, so that it is the same whenever the run prepares again, and
-    another one for the next champion.
+    They are in the order of `rows`. A row is new if the champion was not trained on its prompt, or if its answers came
+    with a drop that the champion was not made from, or that was renewed. The sample has `train.replay` times as many
+    rows as are new, at most all old ones: those with the lowest sha256 of model and prompt, so that it is the same
+    whenever the run prepares again, and another one for the next champion.
     """
     champion = attempt.spec.champion
     known, drops = trained_ids(attempt.path(champion.path)), {*(champion.drops or ())}.difference(attempt.spec.renewed)
@@ -107,7 +107,7 @@ def general_rows(share: float, rows: Sequence[DropRow], splits: Splits) -> list[
     Return as many built-in general rows as make up `share` of the training rows; `rows` are the others.
 
     If that takes more general rows than there are, they repeat. Prompts of `rows` and of dev rows are left out, and
-    near-duplicates of held-out records. Empty if none is left.
+    near-duplicates of held-out records, which are noted in `HeldOut.near`. Empty if none is left or `share` is 0.
     """
     if not share:
         return []

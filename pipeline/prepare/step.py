@@ -50,7 +50,8 @@ def prepare(attempt: Attempt) -> Dataset:
     "pinned", "tags", "near" (the ids of near-duplicates in any split) and "group" (the lowest id in its group), too.
     If the training starts from the champion, `train.jsonl` has the rows that are new to it and a sample of the others.
     Warnings about the data go to standard error, too. Raises `CannotTrain` if a drop is damaged, no training rows are
-    left, the settings never allow a verdict, or a suite in the settings cannot be read; `Interrupted` if stopped.
+    left, the settings never allow a verdict, or their suites or the base model's template cannot be used; `Interrupted`
+    if stopped.
     """
     # The evaluation reads them hours later: an error in one is reported before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
@@ -155,8 +156,8 @@ def _max_new_tokens(longest: int, window: Window) -> int:
     """
     Return the limit of generated tokens per answer: twice `longest`, the tokens of the longest reference.
 
-    It is at most the larger of 1,024 and `longest`, and a multiple of 16. Without a tokenizer.json `longest` is in
-    bytes: then it is at most `longest` and 1,024.
+    It is at most the larger of 1,024 and `longest`; without a tokenizer.json, when `longest` is in bytes, at most the
+    smaller. Then it is rounded up to a multiple of 16, at least 16.
     """
     most = min(2 * longest, max(longest, _MOST_TOKENS)) if window.counts else min(longest, _MOST_TOKENS)
     return max(1, math.ceil(most / _TOKENS_STEP)) * _TOKENS_STEP

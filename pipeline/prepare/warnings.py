@@ -113,7 +113,7 @@ def _references(selection: Selection) -> list[Remark]:
 
 
 def counts_by_drops(prompts: Iterable[Prompt]) -> tuple[tuple[Replacement, ...], tuple[Replacement, ...]]:
-    """Return the numbers of replaced rows and of rows with proposed answers, each by the older and the newer drop."""
+    """Return the numbers of replaced rows and of rows with proposed answers, each sorted by older and newer drop."""
     replaced, proposed = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for prompt in prompts:
         if prompt.counts is not None:
@@ -127,7 +127,7 @@ def _listed(pairs: Counter[tuple[int, int]]) -> tuple[Replacement, ...]:
 
 
 def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
-    """Return up to 20 proposed answers, each with the one that counts, of each of the 10 latest drops with some."""
+    """Return proposed answers with those that count, the latest drop first: up to 20 per drop, of up to 10 drops."""
     pairs: dict[int, list[AnswerPair]] = {}
     for old, row in ((prompt.counts, row) for prompt in prompts for row in prompt.proposed):
         of_drop = pairs.setdefault(row.drop, [])
@@ -143,10 +143,10 @@ def proposed_answers(prompts: Iterable[Prompt]) -> tuple[AnswerPair, ...]:
 
 def fit_template(read: DropRows, config: RunConfig, window: Window) -> DropRows:
     """
-    Return the rows without those that the base model's template refuses, and remarks on turns that it changes.
+    Return `read` without the rows that the base model's template refuses, with their number and remarks on turns.
 
-    All rows are returned without a tokenizer.json or the training stack. Raises `CannotTrain` if the template cannot be
-    used at all.
+    `read` itself is returned without turns, a tokenizer.json or the training stack. Raises `CannotTrain` if the
+    template cannot be used at all.
     """
     rows = [row for row in read.rows if row.turns]
     if not rows or not window.counts:
