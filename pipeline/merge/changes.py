@@ -32,11 +32,12 @@ class NeedsWholeModel(Exception):
 
 def changes(base: Path, trained: Path, tensors: Header) -> dict[str, Change]:
     """
-    Return the change of each trained weight, and of those tied to it, by name; `tensors` are the base's.
+    Return the change of each trained weight, and of those tied to it, by name: a function that merges some of its rows.
 
-    `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names. If
-    the whole model is needed, the reason is written to stderr, and all weights are changes. Raises `CannotTrain` if a
-    weight has no place in the base's files, and `StepFailed` if the adapter's file and config differ.
+    `trained` is a PEFT adapter folder, or a safetensors file of weights that replace the base's of the same names;
+    `tensors` has the base's. If the whole model must be loaded, the reason is written to stderr, and every weight has a
+    change. Raises `CannotTrain` if a weight is not in the base's files, `StepFailed` if the adapter's file and config
+    differ, and what `load_model` raises.
     """
     try:
         return _changes_by_name(base, trained, tensors)
@@ -89,7 +90,7 @@ def _replacements(weights: Path) -> dict[str, Change]:
 
 def _updates(model: Any, adapter: Path) -> dict[str, Change]:
     """
-    Return the adapter's change of each base weight, by the weight's name.
+    Return the adapter's change of each base weight, by the weight's name; add the adapter to `model`.
 
     Raises what `check_pairs` raises, and `NeedsWholeModel` for an adapter on other than linear layers.
     """
@@ -160,7 +161,7 @@ def _changes_of_whole(base: Path, trained: Path, tensors: Header) -> dict[str, C
     """
     Merge with the whole model in memory, an adapter by PEFT; return all weights as changes, by their names in files.
 
-    Raises `CannotTrain` if a weight has no place in the base's files, and what `check_pairs` raises.
+    Raises as `changes` does.
     """
     import torch
     from peft import PeftModel

@@ -51,7 +51,7 @@ def merge(attempt: Attempt) -> Model:
     The merged model is written to `model/` in the attempt's folder, with a manifest and a list of the records that it
     was trained on, by this run and by those of the champion it started from. Raises `StepFailed` if the adapter's file
     is missing, incomplete or has changed, `CannotTrain` if a merged weight is not finite or cannot be stored in the
-    base's files, the base was replaced, or the champion's folder has changed, and `Interrupted` if stopped.
+    base's files, or the base or the champion's folder has changed, and `Interrupted` if stopped.
     """
     started = time.monotonic()
     adapter, dataset = attempt.load(Adapter), attempt.load(Dataset)
@@ -95,12 +95,10 @@ def _trained_file(attempt: Attempt, adapter: Adapter) -> Path:
 
 def merge_into(base: Path, trained: Path, target: Path) -> str:
     """
-    Write the merged weights to files in the new folder `target`, named as the base's; return their dtypes, sorted.
+    Write the merged weights to files named as the base's; return their dtypes, sorted, as in `bfloat16, float32`.
 
-    They are joined as in `bfloat16, float32`. `trained` is a PEFT adapter folder, or a safetensors file of weights that
-    replace the base's of the same names. The whole model is loaded into memory if the changed weights are not in the
-    base's files under their names. Raises `CannotTrain` if a merged weight is not finite or not in the base's files,
-    and `StepFailed` if the adapter's file and config differ.
+    `trained` is as in `changes`; `target` is created. Raises `FileExistsError` if it exists, `CannotTrain` if a merged
+    weight is not finite or not stored as float32, float16 or bfloat16, and what `changes` raises.
     """
     headers = {path: read_header(path)[0] for path in weight_files(base)}
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
