@@ -29,13 +29,14 @@ _MOST_RECORDS = 100
 
 def preview(attempt: Attempt) -> Preview:
     """
-    Let the champion answer records of the last of the attempt's drops, and return its mean score on them.
+    Let the champion answer up to 100 records of the attempt's last drop, and return its mean score on them, in points.
 
-    The settings must name metric and answer length. Raises `Interrupted` if stopped, `DropforgeError` if there is no
-    new record, a drop or the champion is damaged, or memory does not suffice.
+    The settings must name metric and answer length. Predictions are written to the new folder `predictions`. Raises
+    `Interrupted` if stopped, `DropforgeError` if there is no new record, a drop or the champion is damaged, or memory
+    does not suffice.
     """
     metric = attempt.config.evaluate.metric
-    records, requests = _ask_champion(attempt, list(islice(_new_records(attempt), _MOST_RECORDS)))
+    records, requests = _champion_requests(attempt, list(islice(_new_records(attempt), _MOST_RECORDS)))
     inference = Inference(attempt, requests)
     (answers,) = inference.run(attempt.make_folder("predictions"), [inference]).suites
     scores = METRICS[metric].scores([text for text, *_ in answers], [record.references for record in records])
@@ -44,10 +45,10 @@ def preview(attempt: Attempt) -> Preview:
 
 def _new_records(attempt: Attempt) -> Iterator[HeldoutRecord]:
     """
-    Yield the last drop's records that a run would use, by `prepare`'s rules, each with its answers.
+    Yield the last drop's records whose answers count by `prepare`'s rules, near-duplicates, too; one per prompt.
 
     They come in the order of their salted hashes: a random draw, which is the same each time. Rows with the tag
-    `selected` are left out: they were chosen by a model's mistakes.
+    `selected` are left out: they were chosen by a model's mistakes. Raises as `read_drops` and `fit_template` do.
     """
     config, drop = attempt.config, attempt.spec.drops[-1].id
     window = Window(Path(config.base_model), config.train.max_length)
@@ -59,7 +60,7 @@ def _new_records(attempt: Attempt) -> Iterator[HeldoutRecord]:
             yield HeldoutRecord.model_validate(line)
 
 
-def _ask_champion(attempt: Attempt, records: Sequence[HeldoutRecord]) -> tuple[list[HeldoutRecord], ModelRequests]:
+def _champion_requests(attempt: Attempt, records: Sequence[HeldoutRecord]) -> tuple[list[HeldoutRecord], ModelRequests]:
     """
     Return the records that fit into the champion's window, and the requests for its answers to them, as a suite's.
 
