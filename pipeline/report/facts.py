@@ -18,7 +18,7 @@ class NextStep(Frozen):
 
     @property
     def line(self) -> str:
-        """The words, and the command after a colon."""
+        """The words, then a colon and the command if there is one."""
         return f"{self.words.rstrip('.')}: {self.command}" if self.command else self.words
 
 

@@ -52,7 +52,7 @@ class Table:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Row]) -> Table:
-    """Return a table without the columns that are empty in every row."""
+    """Return a table without the columns that are empty in every row; without rows it has no columns."""
     cells = [[cell if isinstance(cell, Cell) else Cell(cell or "") for cell in row] for row in rows]
     kept = [index for index in range(len(heads)) if any(row[index] != Cell() for row in cells)]
     rows_kept = tuple(tuple(row[index] for index in kept) for row in cells)
@@ -268,7 +268,7 @@ def loss_caption(adapter: Adapter) -> str:
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis that covers the values with a margin."""
+    """Return the low and high end of an axis that covers `values`, which must not be empty, with a margin."""
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room

@@ -214,7 +214,7 @@ def _other_settings(config: RunConfig, adapter: Adapter | None) -> list[NextStep
 
 
 def _records_for(verdict: Verdict) -> int:
-    """Return how many records contain the needed groups, at today's ratio of records to groups."""
+    """Return how many records contain the `records_needed` groups, at today's ratio; 0 if these are unknown."""
     return math.ceil((verdict.records_needed or 0) * max(1, verdict.records) / max(1, verdict.groups))
 
 

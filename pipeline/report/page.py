@@ -19,7 +19,7 @@ MOST_CHARACTERS = 3000
 
 
 def write_files(folder: Path, report: Report) -> None:
-    """Write report.json and report.html into `folder`, replacing existing ones."""
+    """Write report.json and report.html into the existing `folder`, replacing older ones."""
     durable.write_json(folder / JSON_NAME, report.model_dump(mode="json"))
     durable.write_bytes(folder / PAGE_NAME, render_page(report).encode())
 
@@ -67,7 +67,8 @@ def make_environment(*folders: Path) -> "Environment":
     """
     Return a new Jinja environment for card and web page: text is escaped, unknown names raise errors.
 
-    Templates are looked for in `folders`, then in this package's; filters format numbers as `pipeline.words` does.
+    Templates are looked for in `folders`, then in this package's `templates`; filters format numbers as
+    `pipeline.words` does.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - a quick start
 

@@ -99,7 +99,7 @@ def _because(verdict: Verdict, evaluation: Evaluation | None, spec: StepSpec) ->
 
 
 def _collapsed(verdict: Verdict, spec: StepSpec) -> list[str]:
-    """Return a sentence per suite of general questions without real answers, with the setting that helps."""
+    """Return a sentence per general suite on which the answers collapsed, with the setting that helps."""
     share = spec.config.train.general_rows
     helps = f"raise train.general_rows (it was {share:g})" if share else f"set train.general_rows = {GENERAL_SHARE:g}"
     return [

@@ -42,7 +42,7 @@ def write_report(attempt: Attempt, verdict: Verdict) -> str:
     Write report.json and report.html into the attempt's new folder `report`; return it, relative to the work folder.
 
     The card contains the artifacts that the run's earlier steps published. Raises `FileExistsError` if the folder
-    exists.
+    exists, `StepFailed` if `prepare` has published none.
     """
     folder = attempt.make_folder(_FOLDER_NAME)
     path = attempt.relative(folder)
