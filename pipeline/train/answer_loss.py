@@ -86,9 +86,10 @@ def mean_loss(model: Any, inputs: dict[str, Any], count: Any = None) -> Any:
     """
     Return the summed loss of a micro-batch divided by `count` answer tokens, at least 1: a scalar, in nats per token.
 
-    `model` must be patched by `add_answer_loss`; `inputs` are those of `micro_batches`. `count` defaults to the
-    micro-batch's own number; where an optimizer step has several micro-batches, pass that of the whole step. Gradients
-    must then be summed over processes: if they are averaged, multiply the loss by the number of processes.
+    `model` must have a plain head and be patched by `add_answer_loss`; `inputs` are those of `micro_batches`. `count`
+    defaults to the micro-batch's own number; where an optimizer step has several micro-batches, pass that of the whole
+    step. Gradients must then be summed over processes: if they are averaged, multiply the loss by the number of
+    processes.
     """
     total = model(**inputs, use_cache=False, answer_loss=True)
     return total / torch.as_tensor(answer_tokens(inputs["labels"]) if count is None else count).clamp(min=1)
@@ -109,7 +110,7 @@ def _loss_by_a_trained_head(hidden: Any, targets: Any, head: Any) -> Any:
 
 class _ChunkLoss(torch.autograd.Function):
     """
-    The summed cross-entropy of one chunk by an output head, with the gradient computed in the forward pass.
+    The summed cross-entropy of one chunk by a frozen output head, with the gradient computed in the forward pass.
 
     Neither logits nor probabilities are kept for the backward pass, or recomputed in it: the gradient at the logits is
     the probabilities minus the targets.

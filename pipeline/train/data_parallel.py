@@ -84,7 +84,7 @@ def seed_step(process: ProcessRank, seed: int, step: int) -> None:
 
 
 def job_of_several_nodes(most: int) -> tuple[int, str]:
-    """Return the Slurm job's number of nodes, at most `most`, and the URL to meet at; (1, "") for one or no job."""
+    """Return the Slurm job's number of nodes, at most `most`, and the URL to meet at; without several, (1, "")."""
     nodes = min(int(os.environ.get("SLURM_JOB_NUM_NODES", "1")), most)
     if nodes == 1:
         return 1, ""

@@ -57,7 +57,7 @@ class LengthGroups:
         self.epoch = epoch
 
     def of_step(self, step: int) -> list[int]:
-        """Return the indices of the rows that optimizer step `step`, from 1 over all epochs, reads; set its epoch."""
+        """Return the indices of the rows that optimizer step `step`, from 1 over all epochs, reads; set that epoch."""
         epoch, index = divmod(step - 1, math.ceil(len(self) / self.batch_size))
         self.set_epoch(epoch)
         return list(self)[index * self.batch_size : (index + 1) * self.batch_size]

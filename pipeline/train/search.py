@@ -50,7 +50,7 @@ class TrialFiles:
     """Reads and writes the files of a search; trials are numbered from 1 without gaps."""
 
     def __init__(self, folder: Path, mark: str) -> None:
-        """Use the run's checkpoint folder; delete its trials if they have another fingerprint than `mark`."""
+        """Create `folder` if it is missing; unless it has the fingerprint `mark`, delete its trials and save `mark`."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         if durable.read_object(folder / _SEARCH).get("mark") != mark:
@@ -147,7 +147,7 @@ class _TrialAttempt(Attempt):
     """One trial within the step's attempt, with its own settings, folder and checkpoints."""
 
     def __init__(self, whole: Attempt, number: int, note: str, train: TrainConfig) -> None:
-        """Make the attempt of trial `number` with the settings `train`; `note` is shown in its progress."""
+        """Make the attempt of trial `number` with the settings `train`, and its folder; its progress has the `note`."""
         folders = {name: f"{getattr(whole.spec, name)}/trial-{number}" for name in ("checkpoints", "folder")}
         config = whole.config.model_copy(update={"train": train})
         super().__init__(whole.spec.model_copy(update={**folders, "config": config}))
@@ -157,7 +157,7 @@ class _TrialAttempt(Attempt):
         self.folder.mkdir(exist_ok=True)
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
-        """Report the trial's progress as the step's."""
+        """Report the trial's progress as the step's, with the trial's note."""
         self._whole.progress(done, total, note=self._note, **fields)
 
 

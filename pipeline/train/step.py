@@ -163,7 +163,7 @@ def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
 
 def _train_once(prepared: Prepared, attempt: Attempt, adapter: Path, gpu: int = 0) -> Trained:
     """
-    Train once with the attempt's settings; save the result in `adapter`, an empty folder. `gpu` is the first GPU.
+    Train once with the attempt's settings; save the result in `adapter`, an empty folder. `gpu` is its first GPU.
 
     Raises what `train` raises. If memory ran out, `adapter` is removed.
     """

@@ -129,7 +129,7 @@ def train_in_processes(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
     Run `train_model` in `job.process.count` processes; return its result.
 
     A single process is the calling one, except on a machine with several GPUs. Raises what `train_model` raises, and
-    `StepFailed` if a process died. No process is left running.
+    `StepFailed` if a process died or failed otherwise. No process is left running.
     """
     if job.process.count == 1 and visible_gpus(job.device) < 2:  # noqa: PLR2004 - several
         return train_model(job, tokenizer, attempt)
