@@ -84,6 +84,5 @@ def _setup(key: PredictionKey, dataset: Dataset, settings: EvaluateConfig) -> st
 
 
 def _versions(key: PredictionKey) -> dict[str, str]:
-    """Return the versions of the libraries, and of vLLM if it answered, with the device, dtype and attention."""
     engine = {} if key.engine == PLAIN else {"engine": key.engine}
     return {**key.versions, **engine, "device": key.device, "dtype": key.dtype, "attention": key.attention}

@@ -212,7 +212,6 @@ class HeldOut:
         return [LeftOut("answer", [row], self.prompts[other].rows[0]) for row, other in rows if other is not None]
 
     def _near(self, text: Text) -> tuple[set[int], set[int]]:
-        """Return the indices of the selected prompts that share a 13-word run with `text`, and of similar ones."""
         return self._runs.find(text), self._similar.find(text)
 
 
@@ -305,6 +304,5 @@ def _long_answer(row: DropRow, pairs: bool) -> int:  # noqa: FBT001 - `Common.pa
 
 
 def _frequent(hashes: "array[int]", most: int) -> frozenset[int]:
-    """Return the hashes that occur more than `most` times."""
     values, counts = np.unique(np.array(hashes), return_counts=True)
     return frozenset(values[counts > most].tolist())

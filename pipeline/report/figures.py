@@ -268,7 +268,6 @@ def loss_caption(adapter: Adapter) -> str:
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """Return the low and high end of an axis that covers `values`, which must not be empty, with a margin."""
     low, high = min(values), max(values)
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room

@@ -175,13 +175,12 @@ def _differs(model: Any, tokens: Sequence[int]) -> str:
 
 
 def _distance(states: Any, expected: Any) -> float:
-    """Return the largest L2 distance of a token's hidden states from `expected`, relative to the norm of these."""
     apart = (states.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1)
     return float(apart.max())
 
 
 def _probed_attention(module: Any, *states: Any, **options: Any) -> tuple[Any, None]:
-    """Compute `packed_attention` and its gradient. Raises `ValueError` for an option that packed attention ignores."""
+    """Return `packed_attention`, having tried its gradient. Raises `ValueError` for an option that it would ignore."""
     ignored = sorted(name for name, value in options.items() if value is not None and name not in _OPTIONS)
     if ignored:
         raise ValueError(f"packed attention would ignore {', '.join(ignored)}")
