@@ -23,8 +23,8 @@ def evaluate(attempt: Attempt) -> Evaluation:
     to `predictions/<key>.jsonl`. A base model that is no longer the champion answers the general suites, once, and the
     former champion on watch the records of fresh drops. Raises `Interrupted` if stopped, `StartAgain` if memory ran out
     and the next attempt uses smaller batches, `StepFailed` if memory does not suffice for one prompt or vLLM fails,
-    `CannotTrain` if a likelihood is not finite, the models' setups differ, no record is left, a suite is invalid, or
-    the base model was replaced.
+    `CannotTrain` if a likelihood is not finite, the models' setups differ, no record is left, a suite is invalid, a
+    model or vLLM cannot be loaded, or the base model was replaced.
     """
     dataset, watched = attempt.load(Dataset), attempt.spec.watched
     suites = read_suites(attempt.config.evaluate.general, attempt.spec.run)
