@@ -1,8 +1,8 @@
 """
 Compute one model's predictions: cached ones are reused, missing ones computed in batches, the model loaded once.
 
-A resumed evaluation gives the same predictions as an uninterrupted one: its batches are the same. An
-engine computes answers and likelihoods: transformers in the step's process, or vLLM in a separate one.
+A resumed evaluation gives the same predictions as an uninterrupted one: its batches are the same. An engine computes
+answers and likelihoods: transformers in the step's process, or vLLM in a separate one.
 """
 
 import math
@@ -208,7 +208,7 @@ class Inference:
         )
 
     def _compute_missing(self, earlier: Mapping[str, Any], store: Path) -> None:
-        """Add the missing values: a batch that `earlier` has all values of, else computed and appended to `store`."""
+        """Add the values of each missing batch: from `earlier` if complete there, else computed and put in `store`."""
         with ExitStack() as opened:
             engine: InStep | Vllm | None = None
             for keys in self._batches():
@@ -222,7 +222,7 @@ class Inference:
                 self._report()
 
     def _batches(self) -> Iterator[list[str]]:
-        """Yield the keys of the missing requests, batch by batch: each has one kind, and answers of one limit."""
+        """Yield the keys of the missing requests in batches, each of one part and kind, and of answers of one limit."""
         size = self._requests.key.batch_size
         for (_, kind, _), keys in self._alike.items():
             pairs = [(self._missing[key].tokens, self._missing[key].target) for key in keys]
@@ -235,7 +235,7 @@ class Inference:
                 yield [keys[index] for index in batch]
 
     def _compute(self, engine: InStep | Vllm, batch: Sequence[Request]) -> Sequence[Any]:
-        """Return the values of a batch of one kind. Raises `CannotTrain` if a likelihood is not finite."""
+        """Return the values of a batch of one kind, in order. Raises `CannotTrain` if a likelihood is not finite."""
         started, kind = time.monotonic(), batch[0].kind
         if kind == "answer":
             key = self._requests.key
@@ -256,7 +256,7 @@ class Inference:
         return values
 
     def _report(self, answers: int = 0, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Report progress, with `answers` and `tokens` of the current batch after `seconds`. Raises `Interrupted`."""
+        """Report progress, with the current batch's `answers` and `tokens` so far. Raises `Interrupted` if stopped."""
         self._attempt.check_stop()
         left = sum(model.left for model in self._models) - answers
         self._attempt.progress(

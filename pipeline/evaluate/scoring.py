@@ -77,9 +77,10 @@ def write_records(
 
 def summarise(requests: ModelRequests, result: Result, lines: Sequence[Line]) -> Scores:
     """
-    Return one model's mean scores in points, with statistics of its answers; `lines` are from `score_answers`.
+    Return one model's mean scores in points, NLL in nats per token, and rates of degenerate answers in per cent.
 
-    The mean of a metric is over the records that have its score; a metric without any is left out.
+    `lines` are from `score_answers`. The mean of a metric is over the records that have its score; a metric without any
+    is left out.
     """
     scored = [line["scores"] for line in lines]
     return Scores(
@@ -102,7 +103,7 @@ def score_suites(
     folder: Path, suites: Sequence[Suite], results: Sequence[Result], train: Path
 ) -> tuple[SuiteScores, ...]:
     """
-    Return the models' points on each suite; write each item's scores to suite-N.jsonl in `folder`.
+    Return the models' points on each suite; write each item's scores to suite-N.jsonl in `folder`, N from 0.
 
     `results` are those of candidate, champion and, if that is another model, base. If all items of a suite are free
     questions, the file also has each answer's text and its kind of collapse, or "", by `collapsed` with the outputs in
@@ -151,9 +152,9 @@ def score_former(
     """
     Return each former champion's mean score on the records that it answered under the setup of `requests`.
 
-    The scores are by the primary metric, in points, `None` without a record. Only cached answers count: nothing is
-    generated. Records that the former champion was trained on, or on
-    near-duplicates, do not count. Each record's score is written to former-GENERATION.jsonl in `folder`.
+    It is by the primary metric, in points, `None` without a record. Only cached answers count: nothing is generated.
+    Records that the former champion was trained on, or on near-duplicates, do not count. Each record's score is written
+    to former-GENERATION.jsonl in `folder`.
     """
     keys = [answer.key for _, answer in requests.records]
     scored = []
@@ -190,7 +191,7 @@ def score_watch(plan: EvalPlan, former: Result, champion: Sequence[Line], metric
     """
     Return the champion's mean score minus the former champion's, in points, by fresh drop; empty without any.
 
-    `champion` has the champion's lines from `score_answers` for all records.
+    `former` has the former champion's answers to `plan.fresh`, `champion` the lines of `score_answers` for all records.
     """
     if not plan.fresh:
         return {}
