@@ -77,7 +77,7 @@ def _of_drop(drop: Drop, rows: int) -> dict[str, int | float | str]:
 
 def long_rows(lengths: Sequence[int], total: int, window: Window) -> tuple[int, list[Remark]]:
     """
-    Return how many of `total` rows exceed `window`, by the `lengths` of some in tokens, and one warning or none.
+    Return about how many of `total` rows exceed `window`, by the `lengths` of some in tokens, and one warning or none.
 
     The warning is given from a tenth of the rows on: with a window that fits 98 % of them, or with the base's window if
     that is smaller. What a chat template adds to a row is not counted.
