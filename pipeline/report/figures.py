@@ -155,7 +155,7 @@ def trials_table(adapter: Adapter) -> Table:
 
 
 def scores_table(evaluation: Evaluation) -> Table:
-    """Return the table of all measures of both models with their changes, the primary metric first."""
+    """Return the table of all measures that either model has, with their changes, the primary metric first."""
     rows: list[Row] = []
     for name, old, new, places in _measured(evaluation):
         change = None if old is None or new is None else signed(new - old, places)

@@ -73,7 +73,7 @@ def _after_a_win(verdict: Verdict, spec: StepSpec) -> list[NextStep]:
 
 
 def _after_guards(verdict: Verdict, dataset: Dataset, spec: StepSpec, adapter: Adapter | None) -> list[NextStep]:
-    """Return the remedies of the guards that failed, and how to find a bad drop if one of them blames drops."""
+    """Return the remedies of the guards that failed, then how to find a bad drop, or that all drops are used again."""
     failed = [guard for guard in verdict.guards if guard.state == "failed"]
     forgot = any(GUARDS[guard.guard].forgets for guard in failed)
     steps = _after_forgetting(dataset, spec.config.train, adapter) if forgot else []

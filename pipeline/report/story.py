@@ -115,7 +115,7 @@ def _unguarded(verdict: Verdict) -> str:
 
 
 def _by_drops(verdict: Verdict) -> list[str]:
-    """Return the gain on records of new drops, and on those of drops that the champion knows, in words, if any."""
+    """Return the gain in words on records of new drops, then on those of drops that the champion knows, if any."""
     slices = {part.kind: f"{signed(part.gain)} on {count(part.records, 'record')}" for part in verdict.slices}
     names = (("unseen", "new"), ("seen", "older"))
     return [f"{slices[kind]} of {name} drops" for kind, name in names if kind in slices]
