@@ -36,9 +36,9 @@ class LengthGroups:
     """
     A sampler of rows, in random order of batches of similar length; an incomplete batch comes last.
 
-    The batch with the longest row comes first, so that running out of memory shows early. The order is a function of
-    seed and epoch alone: Transformers' own sampler draws from the global generator, so a training resumed in its second
-    epoch would read its rows in another order.
+    Of the others, that with the longest row comes first, so that running out of memory shows early. The order is a
+    function of seed and epoch alone: Transformers' own sampler draws from the global generator, so a training resumed
+    in its second epoch would read its rows in another order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
