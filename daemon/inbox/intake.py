@@ -181,16 +181,17 @@ class Intake:
             same = select(Drop).where(Drop.track == settled.track, Drop.role == settled.role, Drop.sha256 == content)
             known = same.where(col(Drop.state).in_(_KNOWN)).order_by(col(Drop.id).desc())
             original = session.exec(known).first()
-            if original is None:
-                return None
-            drop = _drop(source, DropState.DUPLICATE, sha256)
-            drop.duplicate_of, drop.rows, drop.records = original.id, original.rows, original.records
-            drop.warnings = original.warnings
-            _record(session, drop, source)
+        if original is None:
+            return None
         stored = self._drops / f"{content}.jsonl"
-        if not stored.is_file() or durable.sha256_file(stored) != content:  # replace a lost or damaged file
+        if not stored.is_file() or durable.sha256_file(stored) != content:
             path.rename(stored)
             durable.fsync_folder(self._drops)
+        drop = _drop(source, DropState.DUPLICATE, sha256)
+        drop.duplicate_of, drop.rows, drop.records = original.id, original.rows, original.records
+        drop.warnings = original.warnings
+        with transaction(self._engine) as session:
+            _record(session, drop, source)
         return self._answer(source, drop, receipts.receipt(drop, None, original, {"warnings": []}, sha256))
 
     def _accept(self, source: _Source, validation: Validation, content: str, sha256: str) -> Outcome:

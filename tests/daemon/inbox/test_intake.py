@@ -340,6 +340,20 @@ def test_a_file_that_is_dropped_again_mends_its_damaged_copy_in_the_store(
     assert box.no_litter()
 
 
+def test_a_damaged_copy_that_cannot_be_replaced_keeps_the_file_in_the_inbox(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.drop("first.jsonl", GOOD)
+    stored = box.settings.state_folder / "drops" / box.store()[0]
+    stored.unlink()
+    stored.mkdir()
+    with pytest.raises(IsADirectoryError):
+        box.drop("second.jsonl", GOOD)
+    assert len(box.rows(Drop)) == 1
+    stored.rmdir()
+    assert box.drop("second.jsonl", GOOD).kind == "duplicate"
+    assert stored.read_bytes() == jsonl(GOOD)
+
+
 def test_the_same_content_may_go_to_another_track_or_role(tmp_path: Path) -> None:
     box = Box(tmp_path, gate={"on": "pinned"})
     kinds = [box.drop("a.jsonl", GOOD, folder).kind for folder in ("", "support", "heldout", "support/heldout")]
