@@ -85,7 +85,7 @@ class DiskSettings(Frozen):
     """How much of the disk stays free."""
 
     low_water_bytes: int = Field(default=1_000_000_000, ge=0, le=_MOST_BYTES)
-    """Free bytes on the state folder's disk under which no run begins and files stay in the inbox."""
+    """Free bytes, on the disks of state folder and `executor.shared`, under which no run begins and files wait."""
 
 
 class GcSettings(Frozen):
