@@ -183,6 +183,8 @@ class Watcher:
             try:
                 folder = self.inbox.shared(*place.names)
                 if old is None or not os.path.samestat(os.fstat(folder.fd), os.fstat(old.fd)):
+                    if old is not None:
+                        log.warning("inbox_folder_replaced", folder=str(place.path))
                     self._forget(place)
                     self._open[place] = folder, self._watch(folder)
             except (InboxUnusable, OSError) as error:
@@ -198,11 +200,9 @@ class Watcher:
 
     def _forget(self, place: WatchedFolder) -> None:
         """Stop watching a folder that was replaced or cannot be used."""
-        if place in self._open:
-            log.warning("inbox_folder_replaced", folder=str(place.path))
-            _, watch = self._open.pop(place)
-            if watch is not None and self._observer is not None:
-                self._observer.unschedule(watch)
+        _, watch = self._open.pop(place, (None, None))
+        if watch is not None and self._observer is not None:
+            self._observer.unschedule(watch)
 
     def _give_up(self, place: WatchedFolder, error: InboxUnusable | OSError) -> None:
         """Record why a folder cannot be used. Raises `InboxUnusable` if it is the inbox itself."""

@@ -1,6 +1,7 @@
 """A file is taken when it has stopped changing, found with and without events, and never twice or in part."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.inbox.folders import InboxUnusable
 from daemon.inbox.watcher import Settled, Watcher, make_inbox
@@ -154,6 +156,22 @@ def test_a_file_in_the_place_of_a_folder_is_a_clear_error(tmp_path: Path) -> Non
     (tmp_path / "inbox" / "done").write_text("x")
     with pytest.raises(InboxUnusable, match="a file is in the way"):
         watch.scan(0.0)
+
+
+def test_a_folder_is_logged_as_replaced_only_if_it_was(tmp_path: Path) -> None:
+    watch = watcher(tmp_path)
+    watch.scan(0.0)
+    support = tmp_path / "inbox" / "support"
+    with capture_logs() as logged:
+        support.rename(tmp_path / "moved")
+        watch.scan(0.0)
+        shutil.rmtree(support)
+        support.write_text("x")
+        watch.scan(0.0)
+        support.unlink()
+        watch.scan(0.0)
+    events = [entry["event"] for entry in logged if entry["folder"] == str(support)]
+    assert events == ["inbox_folder_replaced", "inbox_folder_unusable"]
 
 
 @contextmanager
