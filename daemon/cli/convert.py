@@ -2,8 +2,6 @@
 
 import json
 import shlex
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +11,7 @@ import typer
 
 from daemon.cli.inbox import say_copied
 from daemon.cli.output import print_line, print_lines
-from daemon.cli.workspace import OneTrackOption, command, config_path, load_settings
+from daemon.cli.workspace import OneTrackOption, command, config_path, exit_on_sigterm, load_settings
 from daemon.inbox.quarantine import validation_options
 from daemon.inbox.submit import copy_in
 from daemon.inbox.tables import conversion
@@ -53,7 +51,7 @@ def convert(  # noqa: PLR0913 - its options
     given = {key: column for key, _, column in (text.partition("=") for text in maps or ())}
     settings = load_settings(context, as_owner=False) if drop else load(config_path(context))
     beside = None if output is None else output.absolute().parent
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the temporary folder goes, too
+    exit_on_sigterm()
     with TemporaryDirectory(prefix=".dropforge-convert-", dir=beside) as name:
         made = Path(name, conversion.new_name(file.absolute().name or "table"))
         choice, result = _converted(file, made, given, settings, track)

@@ -17,6 +17,7 @@ from daemon.cli.workspace import (
     OneTrackOption,
     command,
     config_path,
+    exit_on_sigterm,
     load_settings,
     open_overview,
     open_writer,
@@ -121,6 +122,7 @@ def check(
     shown = _shown(file, settings, track, show) if show else []
     foreseen = []
     if ruling.accepted and validation.good_rows >= _LEAST_ROWS:
+        exit_on_sigterm()
         foreseen = foresee(file, settings, track)
     if ruling.accepted:
         foreseen += _lacking(file, settings, track, validation.good_rows)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,6 +154,11 @@ _REASON = typer.Option("--reason", metavar="TEXT", help="Why; kept in the histor
 ReasonOption = Annotated[str, _REASON]
 AnyReasonOption = Annotated[str | None, _REASON]
 RunArgument = Annotated[int, typer.Argument(metavar="RUN", help="Number of the run.")]
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise `SystemExit` from now on, so that temporary folders are removed."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def newest_only(rows: Sequence[object], *, whole: bool) -> list[str]:

@@ -289,6 +289,19 @@ def test_check_tells_what_a_run_would_leave_out(dropforge: Command, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "dropforge.toml"]
 
 
+def test_check_leaves_nothing_where_it_is_stopped(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {number}", "output": "a"} for number in range(100)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    command = subprocess.Popen([SCRIPT, "check", "a.jsonl"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not list(scratch.glob("dropforge-check-*/prepare/spec.json")):
+        assert command.poll() is None
+    command.terminate()
+    assert (command.wait(), list(scratch.glob("dropforge-check-*"))) == (143, [])
+
+
 def test_check_tells_a_kind_of_fault_once_and_the_rare_ones_first(dropforge: Command, tmp_path: Path) -> None:
     rows = [json.dumps({"instruction": f"What is {place}?", "out": "x"}) for place in range(246)]
     rows[100], rows[200] = '{"instruction": "x", ', "[1]"
