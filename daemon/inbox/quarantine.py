@@ -57,7 +57,7 @@ def examine(path: Path, options: Options) -> Validation:
     if options.path.lower().endswith((".jsonl", ".json")):
         return validate(path, options)
     with path.open("rb") as file:
-        foreign = foreign_format(file.read(HEAD_BYTES))
+        foreign = foreign_format(file.read(HEAD_BYTES), options.path)
     if foreign is not None:
         return one_finding("format", f"the file is {foreign.name}", name_file(foreign.remedy, options.path))
     remedy = "if it holds records, rename it to end in .jsonl; if it is a table, convert it: dropforge convert FILE"

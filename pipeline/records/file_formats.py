@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.words import shell_path
+from pipeline.words import first_of, shell_path
 
 HEAD_BYTES = 1 << 16
 """So many first bytes are enough for `foreign_format`."""
 _CONVERT = "convert it: dropforge convert FILE"
+_MAP = "name those of question and answer: dropforge convert FILE --map instruction=COLUMN --map output=COLUMN"
 _SHEET = "unpack it (unzip FILE), or save the sheet as CSV and convert that: dropforge convert TABLE.csv"
 _ICONV = "save it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"
 _MAGIC = (
@@ -41,8 +42,12 @@ def name_file(remedy: str, path: str) -> str:
     return re.sub(r"\b(FILE|NEW)\b", lambda word: names[word[0]], remedy)
 
 
-def foreign_format(head: bytes) -> Foreign | None:
-    """Return the unsupported format (CSV, ...) of a file that begins with `head`; `None` if none is recognised."""
+def foreign_format(head: bytes, path: str = "") -> Foreign | None:
+    """
+    Return the unsupported format (CSV, ...) of a file that begins with `head`; `None` if none is recognised.
+
+    A table is recognised by known columns, or by any columns if its `path` ends in .csv or .tsv.
+    """
     for magic, name, remedy in _MAGIC:
         if head.startswith(magic):
             return Foreign(name, remedy)
@@ -51,13 +56,14 @@ def foreign_format(head: bytes) -> Foreign | None:
         remedy = "write each record on one line: jq -c . FILE > NEW (jq -c '.data[]' where a key holds them all)"
         return Foreign("JSON spread over several lines", remedy)
     line = body.split(b"\n", 1)[0].decode("utf-8", "replace")
-    return None if line.startswith(("{", "[")) else _table(line)
-
-
-def _table(line: str) -> Foreign | None:
-    """Return the format of a table whose header `line` names known columns; `None` if it is no such table."""
-    for separator, name in SEPARATORS.items():
-        cells = {re.sub(r'^["\']|["\']$', "", cell.strip()).casefold() for cell in line.split(separator)}
-        if len(cells) > 1 and cells & _COLUMNS:
-            return Foreign(name, _CONVERT)
+    if line.startswith(("{", "[")):
+        return None
+    tables = {sep: [re.sub(r'^["\']|["\']$', "", cell.strip()) for cell in line.split(sep)] for sep in SEPARATORS}
+    for separator, columns in tables.items():
+        if len(columns) > 1 and not _COLUMNS.isdisjoint(map(str.casefold, columns)):
+            return Foreign(SEPARATORS[separator], _CONVERT)
+    separator = "\t" if "\t" in line else max(SEPARATORS, key=line.count)
+    if path.lower().endswith((".csv", ".tsv")) and separator in line:
+        columns = [column[:60] for column in tables[separator]]
+        return Foreign(f"{SEPARATORS[separator]} and its columns are {first_of(columns)}", _MAP)
     return None

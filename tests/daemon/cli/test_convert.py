@@ -381,7 +381,7 @@ def test_a_table_of_two_forms_is_read_as_the_one_that_is_named(
     assert dropforge("check", "b.jsonl").code == 0
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "unknown.tsv"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "unknown.txt"])
 def test_check_and_submit_name_this_one_command(dropforge: Command, tmp_path: Path, name: str) -> None:
     data = {
         "a.csv": b"question,answer\na,b\n",
@@ -396,3 +396,24 @@ def test_check_and_submit_name_this_one_command(dropforge: Command, tmp_path: Pa
     ended = dropforge("check", name)
     assert (ended.code, f"convert it: dropforge convert {name}\n" in ended.out) == (65, True)
     assert ended.out.endswith(f"{name}: it would be rejected\n"), "no row of it was read"
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "kind", "columns"),
+    [
+        ("a.tsv", b"utterance\tgroup, a,b\n", "TSV", "utterance and group, a,b"),
+        ("A.CSV", b'\xef\xbb\xbf"utterance";intent name\r\n', "CSV with semicolons", "utterance and intent name"),
+        ("a.csv", b"a,b,c,d,e,f," + b"x" * 99 + b"\n", "CSV", "a, b, c, d, e and 2 more"),
+    ],
+)
+def test_columns_of_no_known_form_are_named_with_the_command_that_maps_them(
+    dropforge: Command, tmp_path: Path, name: str, head: bytes, kind: str, columns: str
+) -> None:
+    (tmp_path / name).write_bytes(head + head)
+    dropforge("init")
+    told = f"the file is {kind} and its columns are {columns}"
+    helps = f"dropforge convert {name} --map instruction=COLUMN --map output=COLUMN\n"
+    refused = dropforge("submit", name)
+    assert (refused.code, told in refused.err, helps in refused.err) == (65, True, True), refused.err
+    checked = dropforge("check", name)
+    assert (checked.code, told in checked.out, helps in checked.out) == (65, True, True), checked.out
