@@ -1,6 +1,7 @@
 """`init`, `check` and `submit`: create a workspace, validate a file, copy a file into the inbox."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -217,14 +218,17 @@ def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
     """
     Wait until the daemon has taken the file from the inbox, accept its drop's new answers, and print what follows.
 
-    For a duplicate the original drop's are accepted. Raises `DropforgeError` if no daemon runs while the file waits,
-    and as `accept_answers`, for a rejected drop too.
+    For a duplicate the original drop's are accepted. Raises `DropforgeError` if no daemon runs while the file waits, at
+    first or for 60 s, and as `accept_answers`, for a rejected drop too.
     """
-    from daemon.queue.drops import accept_answers  # noqa: PLC0415 - a quick start
+    from daemon.cli.wait import GONE_SECONDS  # noqa: PLC0415 - a quick start
+    from daemon.queue.drops import accept_answers  # noqa: PLC0415
 
-    overview, settings = open_overview(context), load_settings(context)
+    overview, settings, alive_at = open_overview(context), load_settings(context), -math.inf
     while file.exists():
-        if not overview.daemon().alive:
+        if overview.daemon().alive:
+            alive_at = time.monotonic()
+        elif time.monotonic() - alive_at > GONE_SECONDS:
             hint = "start it: dropforge run; once it has taken the file: dropforge drops accept DROP --answers"
             message = f"its new answers are not accepted yet: no daemon runs that takes {file}"
             raise DropforgeError(message, hint, EXIT_UNAVAILABLE)

@@ -48,7 +48,7 @@ _LOOK_SECONDS = 1.0
 #: A step's progress is printed this many times.
 _PARTS = 20
 #: A daemon that is gone for longer is not being restarted.
-_GONE_SECONDS = 60.0
+GONE_SECONDS = 60.0
 
 
 class Settled(Frozen):
@@ -120,7 +120,7 @@ def _until_settled(overview: Overview, ask: Ask, timeout: float | None) -> Settl
     while isinstance(seen := ask(), Pending):
         if overview.daemon().alive:
             alive_at = time.monotonic()
-        elif time.monotonic() - alive_at > _GONE_SECONDS:
+        elif time.monotonic() - alive_at > GONE_SECONDS:
             words = f"{seen.words}; the daemon is not running, so no verdict will come"
             raise DropforgeError(words, "start it: dropforge run", EXIT_UNAVAILABLE)
         if seen.state != shown:

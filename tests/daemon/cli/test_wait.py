@@ -115,7 +115,7 @@ def test_it_ends_when_the_daemon_has_died_and_does_not_come_back(
         return describe_run(run)
 
     monkeypatch.setattr("daemon.cli.wait.describe_run", dies)
-    monkeypatch.setattr(wait, "_GONE_SECONDS", 0.05)
+    monkeypatch.setattr(wait, "GONE_SECONDS", 0.05)
     ended = dropforge("wait", "3")
     assert (ended.code, "the daemon is not running, so no verdict will come" in ended.err) == (69, True)
 

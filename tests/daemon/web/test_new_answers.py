@@ -15,6 +15,7 @@ from daemon.messages.texts import text_of
 from daemon.queue import drops
 from daemon.state.database import transaction
 from daemon.state.tables import Drop, Event, Run, Suspect
+from daemon.system.processes import FileLock
 from daemon.views.overview import DaemonView, Overview
 from pipeline import durable
 from pipeline.artifacts import AnswerPair, Replacement
@@ -169,6 +170,22 @@ def test_a_file_is_submitted_with_its_new_answers(
     monkeypatch.setattr(time, "sleep", take)
     done = dropforge("submit", "new.jsonl", "--new-answers")
     assert "its new answers to old questions count from the next run on" in done.out
+    with transaction(lived_in.engine) as session:
+        assert session.exec(select(Drop.answers_accepted).where(Drop.name == "new.jsonl")).one()
+
+
+def test_they_are_accepted_though_the_daemon_is_restarted_before_it_takes_the_file(
+    lived_in: LivedIn, dropforge: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lived_in.folder / "new.jsonl").write_text(lines("a", "z"))
+    lock = FileLock(lived_in.settings.state_folder / "daemon.lock")
+    assert lock.acquire()
+    intake, file = Intake(lived_in.engine, lived_in.settings), Settled("default", "train", b"new.jsonl")
+    events = iter((lock.release, lock.acquire, lambda: intake.take(file, lived_in.tick())))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: next(events)())
+    done = dropforge("submit", "new.jsonl", "--new-answers")
+    lock.release()
+    assert done.code == 0, done.err
     with transaction(lived_in.engine) as session:
         assert session.exec(select(Drop.answers_accepted).where(Drop.name == "new.jsonl")).one()
 
