@@ -8,6 +8,7 @@ import sqlite3
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,16 @@ from sqlmodel import select
 
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
+from daemon.dispatch.upkeep import Upkeep
+from daemon.messages.texts import text_of
 from daemon.queue import run_queue, states
 from daemon.queue.attempt_ends import Then
+from daemon.settings.load import load
 from daemon.settings.model import DiskSettings, Settings
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.states import RunState
 from daemon.state.tables import Event, Run
+from daemon.state.troubles import Troubles
 from daemon.storage.disk import Disk, is_full
 from daemon.storage.disk_estimate import CHECKPOINTS, needed_bytes
 from pipeline.config import TrainConfig
@@ -259,3 +264,22 @@ def test_status_says_how_much_room_there_is_and_what_stops_for_want_of_it(
     assert "no run begins and files stay in the inbox until there is room" in dropforge("status").out
     assert "1000 MB free" in dropforge("status", "--json").json["disk"]["shortage"]
     assert lived_in.settings.disk.low_water_bytes == GB
+
+
+@pytest.mark.parametrize("full", [".dropforge", "shared"])
+def test_status_and_the_message_of_low_disk_have_the_fuller_of_two_disks(
+    lived_in: Any, dropforge: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    shared = lived_in.folder / "shared"
+    shared.mkdir()
+    with (lived_in.folder / "dropforge.toml").open("a") as file:
+        file.write(f'[executor]\nshared = "{shared}"\n')
+    sizes = {".dropforge": 5 * GB, "shared": 5 * GB, full: GB // 2}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=sizes[path.name], f_frsize=1))
+    assert dropforge("status", "--json").json["disk"]["free_bytes"] == GB // 2
+    settings = load(lived_in.folder / "dropforge.toml", {})
+    assert Upkeep(lived_in.engine, settings, Troubles()).is_disk_low(NOW)
+    with transaction(lived_in.engine) as session:
+        low = text_of(session, session.exec(select(Event).where(Event.kind == "disk_low")).one())
+    assert low is not None
+    assert low.title == "[dropforge] LOW DISK: 500 MB free"
