@@ -76,7 +76,7 @@ class Bases:
         return Path(text)
 
     def _refresh_track(self, name: str, folder: Path, now: int) -> None:
-        check_base(folder)
+        check_base(folder, self._settings.track(name).train.format)
         files = [(path.name, path.stat()) for path in model_files(folder)]
         signature = [str(folder), [[file, info.st_size, info.st_ctime_ns] for file, info in files]]
         note = self._settings.work_folder / "tracks" / name / _NOTE

@@ -56,7 +56,8 @@ def tried(name: str, look: Callable[[], str], make: Callable[[str, str, str], Fi
 def bases(settings: Settings) -> Iterator[Finding]:
     """Yield a finding per track: "ok" if its base model exists, is readable and can be trained, else "bad"."""
     for track in settings.track_names:
-        yield tried(f"base of {track}", partial(try_base, settings.track(track).base_model))
+        chosen = settings.track(track)
+        yield tried(f"base of {track}", partial(try_base, chosen.base_model, chosen.train.format))
 
 
 def needs(settings: Settings) -> Iterator[Finding]:
@@ -84,11 +85,11 @@ def needs(settings: Settings) -> Iterator[Finding]:
             yield tried(f"vLLM of {track}", partial(try_vllm, evaluate.vllm), of_steps)
 
 
-def try_base(folder: str) -> str:
+def try_base(folder: str, fmt: str) -> str:
     """Return `folder`. Raises `DropforgeError` if it is empty or no trainable model, `OSError` if it is unreadable."""
     if not folder:
         raise DropforgeError("no base model is set", "set base_model in dropforge.toml to a model folder")
-    check_base(Path(folder))
+    check_base(Path(folder), fmt)
     for path in model_files(Path(folder)):
         with open_regular(path) as file:
             file.read(1)

@@ -131,19 +131,20 @@ def trained_ids(folder: Path, among: Container[str] | None = None) -> frozenset[
         return frozenset()
 
 
-def check_base(folder: Path) -> None:
+def check_base(folder: Path, fmt: str = "auto") -> None:
     """
-    Check that `folder` holds a trainable base model in transformers' format, without loading weights.
+    Check that `folder` holds a base model in transformers' format, trainable with `train.format`; load no weights.
 
     The folder is untrusted: only regular files are opened, and read up to a limit. Raises `CannotTrain` for the first
-    problem: a missing, incomplete, unsafe or too large file, impossible sizes, unusable special tokens, or a model that
-    is not supported (custom code, quantised, an encoder-decoder, an adapter); `OSError` if weights cannot be read.
+    problem: a missing, incomplete, unsafe or too large file, impossible sizes, unusable special tokens, chat
+    templates without a default, or a model that is not supported (custom code, quantised, an encoder-decoder, an
+    adapter); `OSError` if weights cannot be read.
     """
     if not folder.is_dir():
         raise CannotTrain(
             f"there is no base model folder {folder}", "set base_model to the folder of a model in transformers' format"
         )
-    for problem, hint in _problems(folder):
+    for problem, hint in _problems(folder, fmt):
         raise CannotTrain(f"the base model {folder} {problem}", hint)
 
 
@@ -151,7 +152,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 _ANEW = "download the model again from a trusted source, or use another one"
 
 
-def _problems(folder: Path) -> Iterator[tuple[str, str]]:
+def _problems(folder: Path, fmt: str) -> Iterator[tuple[str, str]]:
     """Yield each reason why a folder is no trainable base model, with its remedy; the caller stops at the first."""
     if problem := unfit_file(folder):
         yield problem, _ANEW
@@ -160,6 +161,8 @@ def _problems(folder: Path) -> Iterator[tuple[str, str]]:
     yield from _config_problems(folder)
     yield from _weights_problems(folder)
     yield from _tokenizer_problems(folder)
+    if fmt != "alpaca":
+        yield from _template_problems(folder)
 
 
 def _config_problems(folder: Path) -> Iterator[tuple[str, str]]:
@@ -221,6 +224,16 @@ def _tokenizer_problems(folder: Path) -> Iterator[tuple[str, str]]:
         )
     if problem := token_problem(folder):
         yield problem, _ANEW
+
+
+def _template_problems(folder: Path) -> Iterator[tuple[str, str]]:
+    further = {path.name for path in folder.glob("additional_chat_templates/*.jinja")}
+    # With these, transformers ignores a template in tokenizer_config.json.
+    if further and "default.jinja" not in further and not (folder / "chat_template.jinja").is_file():
+        yield (
+            "has additional_chat_templates/ and no chat_template.jinja, the default",
+            'write the default template into that file, or set train.format = "alpaca"',
+        )
 
 
 def _identity(hashes: Mapping[str, str]) -> str:

@@ -133,7 +133,7 @@ def _prepare(attempt: Attempt, dataset: Dataset) -> Prepared:
     """
     config = attempt.config
     base = Path(config.base_model)
-    check_base(base)
+    check_base(base, config.train.format)
     start = require_start(attempt, dataset.start)
     device = chosen_device()
     process_count(config.train, device)  # raises if there are not so many GPUs

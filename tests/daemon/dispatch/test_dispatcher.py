@@ -949,9 +949,9 @@ def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
     if spoilt:
         config.write_bytes(b"{")
 
-    def look(folder: Path) -> None:
+    def look(folder: Path, fmt: str) -> None:
         looks.append(folder)
-        check_base(folder)
+        check_base(folder, fmt)
 
     monkeypatch.setattr("daemon.champions.base_models.check_base", look)
     bases = box.new_dispatcher().upkeep.bases
@@ -964,6 +964,18 @@ def test_a_base_model_is_not_looked_at_again_until_a_file_of_it_changes(
     config.chmod(0o640)
     bases.refresh(NOW + 10)
     assert len(looks) == 3, "it may have become readable"
+
+
+@pytest.mark.parametrize(("fmt", "is_usable"), [("auto", False), ("alpaca", True)])
+def test_a_base_model_without_a_default_template_is_used_where_none_is_needed(
+    box: Box, fmt: str, is_usable: bool
+) -> None:
+    further = Path(box.settings.base_model) / "additional_chat_templates"
+    further.mkdir()
+    (further / "tool_use.jinja").touch()
+    train = box.settings.train.model_copy(update={"format": fmt})
+    bases = box.new_dispatcher(box.settings.model_copy(update={"train": train})).upkeep.bases
+    assert (bases.problem("default") is None) == is_usable
 
 
 def test_a_base_model_with_other_weights_of_the_same_size_and_time_is_another(box: Box) -> None:

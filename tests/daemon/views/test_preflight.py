@@ -71,3 +71,17 @@ def test_what_steps_need_may_be_in_the_environment_of_a_worker_of_its_own(
     assert dropforge("config", "check").code == 0
     found = {one["name"]: one["level"] for one in dropforge("doctor", "--json").json["findings"]}
     assert found["training"] == "warn"
+
+
+def test_a_base_without_a_default_template_is_refused_by_init_and_doctor_unless_none_is_used(
+    tmp_path: Path, dropforge: Command
+) -> None:
+    write_model(tmp_path / "base", b"w")
+    (tmp_path / "base/additional_chat_templates").mkdir()
+    (tmp_path / "base/additional_chat_templates/tool_use.jinja").write_text("{{ messages }}")
+    refused = dropforge("init", "box", "--base-model", "base")
+    assert (refused.code, "no chat_template.jinja" in refused.err) == (65, True)
+    for setting, level in (("", "bad"), ('[train]\nformat = "alpaca"\n', "ok")):
+        (tmp_path / "dropforge.toml").write_text(f'base_model = "base"\n{setting}')
+        findings = dropforge("doctor", "--json").json["findings"]
+        assert [one["level"] for one in findings if one["name"] == "base of default"] == [level]

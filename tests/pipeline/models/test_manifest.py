@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.durable import open_regular
 from pipeline.errors import CannotTrain, DropforgeError
+from pipeline.models.generation import load_template
 from pipeline.models.manifest import (
     MANIFEST_NAME,
     check_base,
@@ -213,6 +214,11 @@ UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def further_template(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("{{ messages }}")
+
+
 def test_what_is_swapped_for_a_pipe_is_not_waited_for(folder: Path) -> None:
     pipe("config.json")(folder)
     with pytest.raises(OSError, match="no regular file"):
@@ -229,9 +235,24 @@ def test_a_base_is_refused_with_a_remedy_when(folder: Path, reason: str) -> None
     assert raised.value.hint
 
 
+def test_further_templates_without_a_default_are_refused_as_the_run_refuses_them_unless_none_is_used(
+    folder: Path,
+) -> None:
+    template = folder / "chat_template.jinja"
+    edit(folder / "tokenizer_config.json", lambda value: {**value, "chat_template": template.read_text()})
+    template.unlink()
+    further_template(folder)
+    refusals: tuple[Callable[[Path, Any], object], ...] = (check_base, load_template)
+    for refuse in refusals:
+        with pytest.raises(CannotTrain):
+            refuse(folder, "auto")
+        refuse(folder, "alpaca")
+
+
 FIT: dict[str, Callable[[Path], object]] = {
     "its files are links": links,
     "it has pickled weights, too": lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"),
+    "it has further templates": further_template,
     "each layer has a size": set_in("config.json", intermediate_size=[192, 96]),
     "a size is the default": set_in("config.json", head_dim=None),
 }
