@@ -41,16 +41,17 @@ class FactReader:
         """
         Return the facts of a claimed run; the outcome of a publication is in those of one call only.
 
-        Raises `LostClaim` if the claim is not valid any more; `OSError`, `DropforgeError` or, for a malformed
-        spec.json, `ValueError` if its files cannot be used.
+        Raises `LostClaim` if the claim is not valid any more; `OSError` or `DropforgeError` if files cannot be used.
         """
         run = states.claimed_run(self._engine, claim)
         attempt = states.open_attempt(self._engine, claim.run_id)
         if attempt is None:
             return Facts(run, draining) if run.cancel_requested else self._between_steps(run, draining=draining)
         folder = self._root / folder_of(key_of(attempt))
-        if (folder / SPEC_NAME).exists():
+        spec = None
+        with suppress(FileNotFoundError, ValueError):  # damaged: of no more use than none
             spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
+        if spec is not None:
             return self._of_attempt(run, attempt, spec)
         if run.cancel_requested or any(not name.startswith(".") for name in listed(folder)):
             return Facts(run, attempt=attempt)

@@ -73,10 +73,10 @@ def next_action(facts: Facts) -> Action:
     if facts.attempt is None:
         return _between_steps(facts)
     if facts.spec is None:
-        # The daemon died between the attempt's row and its spec, or the attempt has begun and its spec was lost.
+        # The daemon died between the attempt's row and its spec, or the spec was lost or damaged later.
         if facts.stale or (facts.step and facts.step.name == facts.attempt.step):
             return Action(Do.REDO if facts.stale else Do.SUBMIT)
-        return Action(End.SPEC_LOST, DropforgeError("it has no spec.json"))
+        return Action(End.SPEC_LOST, DropforgeError("its spec.json is missing or damaged"))
     if not facts.ended:
         return Action(Do.CANCEL if facts.run.cancel_requested or facts.useless else Do.WAIT)
     action = _after_result(facts, facts.spec)

@@ -137,6 +137,7 @@ STATES: dict[str, Callable[[House], object]] = {
     "result without spec": _without_spec(RESULT_NAME),
     "claim without spec": _without_spec(CLAIM_NAME),
     "job without spec": _without_spec(JOB_NAME),
+    "spec is damaged": _without_spec(SPEC_NAME),
     "submitted": _submitted,
     "job held by the administrator": _held,
     "Slurm is silent": _silent,
@@ -176,8 +177,8 @@ def test_a_run_in_any_state_ends_by_cancel(house: House, name: str) -> None:
         assert open_jobs(house.root) == [], "else the daemon would refuse other settings of the executor for good"
 
 
-@pytest.mark.parametrize("name", ["result without spec", "claim without spec", "job without spec"])
-def test_an_attempt_whose_spec_is_lost_is_followed_by_another_one(house: House, name: str) -> None:
+@pytest.mark.parametrize("name", ["result without spec", "claim without spec", "job without spec", "spec is damaged"])
+def test_an_attempt_whose_spec_is_lost_or_damaged_is_followed_by_another_one(house: House, name: str) -> None:
     STATES[name](house)
     house.wait_until((house.attempt.with_name("train-2") / SPEC_NAME).exists)
     assert (run_row(house.engine).failures, run_row(house.engine).deaths) == (0, 0)

@@ -1157,18 +1157,14 @@ def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps
     assert alive.exists()
 
 
-def test_an_attempt_whose_result_is_damaged_is_repeated(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = box.executor.poll
-
-    def poll(spec: StepSpec) -> JobState:
-        if (spec.step, spec.attempt) == ("train", 1):
-            (Path(spec.root) / spec.folder / RESULT_NAME).write_text('{"status": ')
-        return real(spec)
-
-    monkeypatch.setattr(box.executor, "poll", poll)
+@pytest.mark.parametrize("name", [SPEC_NAME, RESULT_NAME])
+def test_an_attempt_with_a_damaged_file_is_repeated(box: Box, name: str) -> None:
     box.drop("a")
-    box.ticks()
-    assert (box.run(1).outcome, box.executor.steps.count("train")) == ("promoted", 2)
+    while "train" not in box.executor.steps:
+        box.ticks(1)
+    (box.settings.state_folder / "runs/1/attempts/train-1" / name).write_text('{"status": ')
+    ticks(box.new_dispatcher())
+    assert (box.run().outcome, box.executor.steps.count("train")) == ("promoted", 2)
 
 
 def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

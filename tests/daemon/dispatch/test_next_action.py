@@ -45,6 +45,7 @@ PREPARE, TRAIN = BY_NAME["prepare"], BY_NAME["train"]
 OPEN: dict[str, Any] = {"attempt": ATTEMPT, "spec": SPEC}
 WELL = ended(result=result())
 BROKEN = StepFailed("it did not work")
+NO_SPEC = "its spec.json is missing or damaged"
 PUBLISHING = {**WELL, "publishing": True}
 TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "no step begun": ({"step": TRAIN}, Do.SUBMIT, None),
@@ -58,8 +59,8 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "cancelled": ({"cancelled": True}, Then.CANCEL, None),
     "never submitted": ({"attempt": ATTEMPT, "step": TRAIN}, Do.SUBMIT, None),
     "never submitted, a step is stale": ({"attempt": ATTEMPT, "stale": STALE}, Do.REDO, None),
-    "never submitted, another is next": ({"attempt": ATTEMPT, "step": PREPARE}, End.SPEC_LOST, "it has no spec.json"),
-    "begun without spec, or cancelled": ({"attempt": ATTEMPT}, End.SPEC_LOST, "it has no spec.json"),
+    "never submitted, another is next": ({"attempt": ATTEMPT, "step": PREPARE}, End.SPEC_LOST, NO_SPEC),
+    "begun without spec, or cancelled": ({"attempt": ATTEMPT}, End.SPEC_LOST, NO_SPEC),
     "at work": (OPEN, Do.WAIT, None),
     "at work, daemon stops": ({**OPEN, "draining": True}, Do.WAIT, None),
     "at work, cancelled": ({**OPEN, "cancelled": True}, Do.CANCEL, None),
