@@ -7,6 +7,7 @@ running runs as a JSON list, each a LiveRun.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from daemon.web.pages import MOST_CHAMPIONS, MOST_LISTED, Before, State, Track, 
 from daemon.web.site import After, Number, SiteOf
 from pipeline.artifacts import Frozen
 from pipeline.contract import Curve
+from pipeline.errors import DropforgeError
 
 router = APIRouter(tags=["read"])
 #: Seconds between looks for events; a step writes its progress every two seconds.
@@ -144,7 +146,7 @@ def changes(overview: Overview) -> Iterator[list[ServerSentEvent]]:
 
 @router.get("/live", response_class=EventSourceResponse)
 async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
-    """Stream the events `changed` and `progress`, checked once a second, until shutdown or 50 newer streams."""
+    """Stream the events `changed` and `progress`, once a second, until shutdown, 50 newer streams or a read error."""
     news, own = changes(site.overview), object()
     site.streams.append(own)
     try:
@@ -152,5 +154,7 @@ async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
             for events in await run_in_threadpool(next, news):
                 yield events
             await asyncio.sleep(_SECONDS)
+    except (DropforgeError, OSError, sqlite3.Error):
+        return  # the page says so, and connects again
     finally:
         site.streams.remove(own)

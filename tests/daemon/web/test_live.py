@@ -1,11 +1,16 @@
 """Events for an open page, from a real server: what changes is told, and to a reader who has gone nothing is owed."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
+from daemon.state.layout import DATABASE_NAME
 from daemon.views.overview import Overview
+from daemon.web import api
 from daemon.web.api import changes
 from pipeline import durable
 from pipeline.contract import PROGRESS_NAME, Progress
@@ -39,6 +44,23 @@ def test_who_begins_is_told_all_and_then_only_what_is_new(look: Look, lived_in: 
     with lived_in.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE run SET state = 'failed', token = NULL, ended_at = 1 WHERE id = 3")
     assert told(look)["progress"] == []
+
+
+@pytest.mark.parametrize("good_looks", [0, 1])
+def test_the_stream_ends_if_the_database_cannot_be_read(
+    app: FastAPI, program: TestClient, lived_in: Any, monkeypatch: pytest.MonkeyPatch, good_looks: int
+) -> None:
+    path, looks = lived_in.settings.state_folder / DATABASE_NAME, count()
+
+    def damage_before() -> bool:
+        if next(looks) == good_looks:
+            path.rename(path.with_name("whole"))
+            path.write_bytes(b"no database" * 1000)
+        return False
+
+    monkeypatch.setattr(api, "_SECONDS", 0)
+    app.state.site.is_ending = damage_before
+    assert program.get("/api/v1/live").text.count("event: changed") == good_looks
 
 
 def test_without_a_database_there_is_nothing_to_tell_yet(look: Look, lived_in: Any) -> None:
