@@ -148,6 +148,7 @@ def train_in_processes(job: Job, tokenizer: Any, attempt: Attempt) -> Trained:
                 for process in processes:
                     process.terminate()
             if progress := durable.read_object(job.scratch / _PROGRESS):
+                attempt.show_curve(*progress.pop("curve"))
                 attempt.progress(**progress)
     finally:
         end = time.monotonic() + _GRACE_SECONDS
@@ -192,7 +193,7 @@ def _error(codes: Sequence[int | None], report: Path, attempt: Attempt) -> Excep
 
 
 class _ProcessAttempt(Attempt):
-    """The attempt in a spawned training process; rank 0 writes progress to a file for the step's process."""
+    """The attempt in a spawned training process; rank 0 writes progress and curve to a file for the step's process."""
 
     def __init__(self, spec: StepSpec, process: ProcessRank, scratch: Path) -> None:
         super().__init__(spec)
@@ -200,7 +201,9 @@ class _ProcessAttempt(Attempt):
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
         if self._file is not None:
-            durable.write_hint(self._file, {"done": done, "total": total, **fields})
+            losses, dev = self._losses or ((), ())
+            curve = [(point.step, point.loss) for point in thinned(losses)], dev
+            durable.write_hint(self._file, {"done": done, "total": total, "curve": curve, **fields})
 
     def check_stop(self) -> None:
         """Do nothing: all processes must stop after the same step (see `Watcher`), or the others wait forever."""

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from pipeline import durable
 from pipeline.artifacts import Adapter
 from pipeline.config import TrainConfig
-from pipeline.contract import LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, StepResult
+from pipeline.contract import CURVE_NAME, LOG_NAME, PROGRESS_NAME, RESULT_NAME, SPEC_NAME, Attempt, Curve, StepResult
 from pipeline.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_START_AGAIN, CannotTrain
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.training import _join_group, process_count
@@ -172,6 +172,8 @@ def test_a_stop_reaches_all_processes_and_one_goes_on_from_their_checkpoint(run:
     result, printed = result_of(stopped)
     assert (result.status, "step 4 of 7" in str(result.error)) == ("interrupted", True), printed
     assert durable.read_json(stopped.folder / PROGRESS_NAME)["done"] == 4
+    curve = Curve.model_validate(durable.read_json(stopped.folder / CURVE_NAME))
+    assert [point.step for point in curve.loss] == [1, 2, 3, 4]
     adapter, found = run.finish(processes=1)
     assert adapter.resumed_from_step == 4
     assert distance(found, expected) <= TOLERANCE * change(run, expected)
