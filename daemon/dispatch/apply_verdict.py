@@ -89,6 +89,8 @@ def conclude(engine: Engine, settings: Settings, claim: states.Claim, run: Run, 
         log.info("champion_moved", run=claim.run_id)
         invalidate(settings.work_folder, claim.run_id, "evaluate")
         return False
+    # Not before: a run that goes on, after a crash or `Cancelled`, may train once more.
+    shutil.rmtree(run_files.run_folder(settings.work_folder, claim.run_id) / "checkpoints", ignore_errors=True)
     log.info("run_finished", run=claim.run_id, outcome=outcome, sentence=words)
     if stays:
         _go_back(engine, settings, run.track, now)
@@ -102,7 +104,6 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
     Raises `Cancelled` or `ChampionMoved`, with no row changed, if the run has to go on; else as `conclude`.
     """
     root = settings.work_folder
-    folder = run_files.run_folder(root, claim.run_id)
     verdict = run_files.load_verdict(root, claim.run_id)
     if verdict is None:  # pragma: no cover - `next_step` has just seen it
         raise StepFailed(f"run {claim.run_id} has no verdict")
@@ -112,7 +113,6 @@ def _apply(engine: Engine, settings: Settings, claim: states.Claim, run: Run, no
     # Not compared: a run that ended before the evaluation, for lack of data. `stale_steps` repeats it if its data was
     # prepared for another champion and nothing was trained on it.
     compared = None if verdict.outcome == "contaminated" else run_files.load_evaluation(root, claim.run_id)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     # In one transaction: no champion changes between the look at it, the end of the run and what follows from that.
     with transaction(engine) as session:
 

@@ -1157,6 +1157,19 @@ def test_what_a_dead_daemon_left_half_written_is_cleared_away_and_a_living_steps
     assert alive.exists()
 
 
+def test_checkpoints_stay_until_their_run_has_ended(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.drop("a")
+    checkpoint = box.settings.state_folder / "runs/1/checkpoints/step-2-1"
+    box.meanwhile("train", partial(checkpoint.mkdir, parents=True))
+    with monkeypatch.context() as killed:
+        killed.setattr(run_queue, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            box.ticks()
+    assert checkpoint.exists()
+    ticks(box.new_dispatcher())
+    assert (box.run().outcome, checkpoint.parent.exists()) == ("promoted", False)
+
+
 @pytest.mark.parametrize("name", [SPEC_NAME, RESULT_NAME])
 def test_an_attempt_with_a_damaged_file_is_repeated(box: Box, name: str) -> None:
     box.drop("a")
