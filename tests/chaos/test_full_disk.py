@@ -216,6 +216,7 @@ def test_a_run_ends_well_though_the_disk_was_full_at(
         assert (house.rows(Drop), (house.inbox / "good.jsonl").exists()) == ([], True), (
             "nothing lost, nothing half taken"
         )
+        assert list((house.root / "incoming").iterdir()) == []
     assert house.service._dispatcher.upkeep.disk.shortage(), "status says so"
     verify(house.root / DATABASE_NAME, at_start=True)
     house.disk.free()

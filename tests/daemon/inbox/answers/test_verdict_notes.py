@@ -16,7 +16,7 @@ from daemon.state import database
 from daemon.state.clauses import Suspension, drop_clauses
 from daemon.state.events import Word, record_event
 from daemon.state.layout import DATABASE_NAME
-from daemon.state.states import DropState, PromotionKind
+from daemon.state.states import OVERTAKEN, DropState, PromotionKind
 from daemon.state.tables import Drop, Promotion, Run, Suspect, Track
 from pipeline import durable
 from pipeline.artifacts import GuardResult, Remark, TrialScores
@@ -159,6 +159,13 @@ ENDS: dict[str, tuple[Callable[[House], object], list[str]]] = {
             "Its model serves once a person lets it: dropforge promote 1.",
         ],
     ),
+    "overtaken": (
+        lambda house: house.box.end(OVERTAKEN, gain=4.0, interval=(1, 7)),
+        [
+            "Not in use: run 1 was trained on it and won (+4.0 points (+1.0 to +7.0)), but another model came first.",
+            AGAIN,
+        ],
+    ),
     "running": (lambda house: house.box.begin(), ["In run 1, which has not ended: what comes of it will stand here."]),
     "failed": (
         lambda house: run_owner.leave(house.box.engine, house.box.begin(), NOW, Then.FAIL, error="out of memory"),
@@ -166,6 +173,10 @@ ENDS: dict[str, tuple[Callable[[House], object], list[str]]] = {
             "No verdict yet: run 1, which held it, failed: out of memory.",
             f"Whoever runs Dropforge can let it go on: dropforge retry 1. {AGAIN}",
         ],
+    ),
+    "cancelled": (
+        lambda house: run_owner.leave(house.box.engine, house.box.begin(), NOW, Then.CANCEL),
+        [f"No verdict yet: run 1, which held it, was cancelled. {AGAIN}"],
     ),
 }
 
@@ -200,6 +211,7 @@ def test_what_a_run_left_out_is_told_once_its_data_is_prepared(house: House) -> 
         session.get_one(Drop, 1).records = 1200
     house.restart()
     assert house.said()[-2] == left.replace("3 rows", "3 rows with 1,200 records")
+    assert house.said()[0] == f"a.jsonl: {HEAD}".replace("3 rows", "3 rows with 1,200 records")
 
 
 def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
@@ -216,6 +228,10 @@ def test_a_drop_on_trial_is_told_so_then_suspended(house: House) -> None:
         "A trial that only guards of old drops stopped may serve after its control.",
         "Nothing needs to be done.",
     ]
+    with database.transaction(house.box.engine) as session:
+        session.get_one(Suspect, 1).trial_run = worse
+        record_event(session, "drop_on_trial", NOW, track="default", run_id=worse, drop_id=1)
+    assert house.said()[3] == TRIED.replace("It is tried when nothing else is to be run", f"Run {worse} is its trial")
     with database.transaction(house.box.engine) as session:
         drop = session.get_one(Drop, 1)
         scores = TrialScores(groups=9, wins=1, losses=8, p_value=0.01)
@@ -255,7 +271,8 @@ def test_held_out_files_say_what_they_are_for(tmp_path: Path) -> None:
     path = house.box.put("more.jsonl", rows(3, 10), "heldout")
     path.chmod(0o666)
     house.box.take(path)
-    assert house.said("more.jsonl")[2].startswith("It waits for a person, who lets it count or not: dropforge drops ")
+    assert house.said("more.jsonl")[2] == "It waits for a person, who lets it count or not: dropforge drops accept 2."
+    assert house.said("more.jsonl")[3].startswith("Why: ")
 
 
 @pytest.mark.parametrize(
