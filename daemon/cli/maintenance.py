@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from daemon.champions.promotion import mend_links, tracks_with_champion
-from daemon.cli.output import print_json, print_line, print_lines, print_table
+from daemon.cli.output import print_json, print_line, print_table
 from daemon.cli.workspace import JsonOption, chosen_file, load_settings, open_overview, open_writer, word_of_user
 from daemon.inbox.answers import rejected
 from daemon.messages import addresses
@@ -41,13 +41,14 @@ def attention(
     list; --json lists the entries that remain. A lasting condition, such as a pause, is listed again after a day.
     """
     settings, overview = load_settings(context), open_overview(context)
-    left_out = [needs.dismiss(open_writer(context), settings, overview, key, word_of_user()) for key in dismiss or ()]
+    for key in dismiss or ():
+        left_out = needs.dismiss(open_writer(context), settings, overview, key, word_of_user())
+        if not as_json:
+            print_line(confirmations.dismissed(left_out))
     entries = needs.attention(settings, overview)
     if as_json:
         print_json(attention=entries)
-    elif left_out:
-        print_lines(map(confirmations.dismissed, left_out))
-    else:
+    elif not dismiss:
         print_table(
             ("KEY", "WHAT"), [(entry.key, ": ".join(filter(None, (entry.title, entry.detail)))) for entry in entries]
         )

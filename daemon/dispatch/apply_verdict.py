@@ -158,7 +158,11 @@ def _settled(root: WorkFolder, control: Run, verdict: Verdict) -> Verdict | None
 
 
 def _promote(session: Session, settings: Settings, run: Run, verdict: Verdict, now: int) -> bool:
-    """Promote a winner's model by `add_promotion`; return `False` if that needs approval or the model is blocked."""
+    """
+    Add a winner's promotion (`add_promotion`, and raises as that does); the caller syncs the link.
+
+    Return `False`, with nothing changed, if it needs approval or the model is blocked.
+    """
     if _is_manual(settings, run):
         return False
     try:

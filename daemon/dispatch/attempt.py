@@ -137,7 +137,7 @@ def _with_room(
     act: Callable[[], _T], stop: threading.Event, tries: Iterable[int], *, any_error: bool = False
 ) -> _T | None:
     """
-    Return what `act` returns; `None` after `tries` failed ones, a second apart, or once `stop` is set.
+    Return what `act` returns; `None` after `tries` failed calls, a second apart, or a failed one with `stop` set.
 
     It is tried again after a full disk, a lack of memory, processes or descriptors, or with `any_error` any `OSError`;
     another `OSError` is raised.

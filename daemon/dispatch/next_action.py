@@ -45,7 +45,7 @@ class Facts:
 
 
 class Do(Enum):
-    """An action that ends neither the attempt nor the claim."""
+    """An action other than the end of an attempt (`End`); of these, only `CONCLUDE` can end the claim."""
 
     #: Begin the next step, or submit the open attempt, which never reached the executor.
     SUBMIT = auto()

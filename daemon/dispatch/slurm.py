@@ -247,11 +247,7 @@ class SlurmExecutor:
             raise
 
     def _look_after(self, known: _Known, names: set[str], job: Job) -> DropforgeError | None:
-        """
-        Note a job's state, and release it if it is held; return why it never begins, or `None`.
-
-        `GIVE_UP_SECONDS` after it ended or went, and after the last progress, its attempt is revoked.
-        """
+        """Note a job's state, release it, or revoke it `GIVE_UP_SECONDS` after it went; return why it never begins."""
         spec, state = known.spec, job.state
         note_state(spec, job)
         if state in WAITING and CLAIM_NAME in names:

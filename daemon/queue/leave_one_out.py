@@ -178,7 +178,7 @@ def trials(session: Session, track: str, now: int, *, left_out: bool = False) ->
 
 
 def run_again(session: Session, settings: Settings, track: str, now: int) -> None:
-    """Mark the accepted training drops that the champion lacks as unused; for any, queue a run as for a new drop."""
+    """Mark accepted training drops, not on trial, that the champion lacks as unused; queue a run if there are any."""
     all_drops = session.exec(select(Drop.id).where(Drop.track == track)).all()
     ids = accepted(session, {drop for drop in all_drops if drop} - champion_drops(session, track))
     session.exec(update(Drop).where(col(Drop.id).in_(ids)).values(first_run=None))

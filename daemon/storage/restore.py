@@ -99,7 +99,11 @@ def restore(settings: Settings, source: Path, *, without_models: bool = False) -
 def _put_all_back(
     root: StateFolder, work: WorkFolder, source: Path, database: Path, files: Mapping[str, tuple[int, str]]
 ) -> Path:
-    """Replace the content of both folders while the marker file exists; return the folder of replaced files."""
+    """
+    Put the files of a backup back while the marker file exists; return the folder of replaced files.
+
+    Other files stay. `database` is moved into place, so it must lie on the state folder's disk.
+    """
     durable.write_json(root / RESTORING, {"backup": str(source)})
     replaced = root / BACKUPS / f"replaced-{stamp()}-{uuid.uuid4().hex[:6]}"
     replaced.mkdir(parents=True, mode=0o700)

@@ -86,9 +86,8 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
     """
     Return the records of the attempt's drops and of its elders as rows, without those too long or with special tokens.
 
-    Rows are sorted by hash, per prompt the pinned ones first, then by drop and number in it. Raises `CannotTrain` if a
-    drop's file is missing or changed, a line of it is no record, a held-out row has the tag `selected`, or the base's
-    tokenizer cannot be read; `Interrupted` if stopped.
+    Rows are sorted by hash, per prompt the pinned ones first, then by drop and number in it. Raises `CannotTrain` for a
+    drop or tokenizer that cannot be read, or a held-out row with the tag `selected`; `Interrupted` if stopped.
     """
     special = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None

@@ -128,7 +128,8 @@ def test_what_needs_attention_is_dismissed(
     assert dropforge("attention").out == "KEY  WHAT\n"
     with lived_in.engine.begin() as base:
         base.exec_driver_sql("DELETE FROM event WHERE kind = 'attention_dismissed'")
-    assert dropforge("attention", "--dismiss", key).out == "dismissed for a day: The daemon is not running\n"
+    ended = dropforge("attention", "--dismiss", key, "--dismiss", "typo")
+    assert (ended.code, ended.out) == (1, "dismissed for a day: The daemon is not running\n")
 
 
 NUMBERS = ("99", "x", "0", str(1 << 70), "9" * 19, "9" * 30, "9" * 5000)
