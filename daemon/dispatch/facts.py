@@ -48,14 +48,15 @@ class FactReader:
         if attempt is None:
             return Facts(run, draining) if run.cancel_requested else self._between_steps(run, draining=draining)
         folder = self._root / folder_of(key_of(attempt))
-        spec = None
-        with suppress(FileNotFoundError, ValueError):  # damaged: of no more use than none
+        try:
             spec = StepSpec.model_validate_json(durable.read_regular(folder / SPEC_NAME))
-        if spec is not None:
-            return self._of_attempt(run, attempt, spec)
-        if run.cancel_requested or any(not name.startswith(".") for name in listed(folder)):
-            return Facts(run, attempt=attempt)
-        return self._between_steps(run, attempt)
+        except FileNotFoundError:
+            if run.cancel_requested or any(not name.startswith(".") for name in listed(folder)):
+                return Facts(run, attempt=attempt)
+            return self._between_steps(run, attempt)
+        except ValueError:
+            return Facts(run, attempt=attempt, damaged=True)
+        return self._of_attempt(run, attempt, spec)
 
     def needs_gpu(self, runs: Iterable[int], spool: Spool) -> bool:
         """Return whether a GPU step of one of `runs` is not published, or the process of a step in `spool` is alive."""

@@ -21,9 +21,11 @@ class Facts:
     run: Run
     #: Whether the daemon stops, so that no step may begin.
     draining: bool = False
-    #: The open attempt and the spec that it was submitted with. Without a spec, `step` is set if nobody has begun it.
+    #: The open attempt and the spec that it was submitted with, or whether its spec.json is damaged. Without a spec,
+    #: `step` is set if nobody has begun it.
     attempt: Attempt | None = None
     spec: StepSpec | None = None
+    damaged: bool = False
     #: Whether the attempt has ended; its result, `None` if that is another attempt's; whether its publication began,
     #: and the artifact, or why it cannot be published, once that has ended.
     ended: bool = False
@@ -73,10 +75,11 @@ def next_action(facts: Facts) -> Action:
     if facts.attempt is None:
         return _between_steps(facts)
     if facts.spec is None:
-        # The daemon died between the attempt's row and its spec, or the spec was lost or damaged later.
+        # The daemon died between the attempt's row and its spec, or the spec was lost later, as by a restore.
         if facts.stale or (facts.step and facts.step.name == facts.attempt.step):
             return Action(Do.REDO if facts.stale else Do.SUBMIT)
-        return Action(End.SPEC_LOST, DropforgeError("its spec.json is missing or damaged"))
+        end, words = (End.SPEC_DAMAGED, "is damaged") if facts.damaged else (End.SPEC_LOST, "is missing")
+        return Action(end, DropforgeError(f"its spec.json {words}"))
     if not facts.ended:
         return Action(Do.CANCEL if facts.run.cancel_requested or facts.useless else Do.WAIT)
     action = _after_result(facts, facts.spec)

@@ -59,6 +59,7 @@ class End(Enum):
     #: The run is to be cancelled, which is its next action.
     CANCELLED = "cancelled", AttemptState.INTERRUPTED, Then.GO_ON
     FOREIGN_RESULT = "foreign result", AttemptState.LOST, Then.DIE
+    SPEC_DAMAGED = "spec damaged", AttemptState.LOST, Then.DIE
     SPEC_LOST = "spec lost", AttemptState.LOST, Then.GO_ON
 
     def __init__(self, _name: str, state: AttemptState, then: Then) -> None:

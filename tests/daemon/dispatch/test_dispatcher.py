@@ -1180,6 +1180,17 @@ def test_an_attempt_with_a_damaged_file_is_repeated(box: Box, name: str) -> None
     assert (box.run().outcome, box.executor.steps.count("train")) == ("promoted", 2)
 
 
+def test_a_run_whose_spec_is_damaged_each_time_crashes(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.drop("a")
+    monkeypatch.setattr(box.executor, "poll", lambda _spec: JobState.RUNNING)
+    for number in range(1, 4):
+        while not (spec := box.settings.state_folder / f"runs/1/attempts/prepare-{number}" / SPEC_NAME).exists():
+            box.ticks(1)
+        spec.write_text("{")
+        ticks(box.new_dispatcher(), 1)
+    assert (box.run().state, box.run().deaths) == ("crashed", 3)
+
+
 def test_a_step_at_work_writes_nothing_into_the_database(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box.executor, "poll", lambda _spec: JobState.RUNNING)
     box.drop("a")

@@ -45,7 +45,7 @@ PREPARE, TRAIN = BY_NAME["prepare"], BY_NAME["train"]
 OPEN: dict[str, Any] = {"attempt": ATTEMPT, "spec": SPEC}
 WELL = ended(result=result())
 BROKEN = StepFailed("it did not work")
-NO_SPEC = "its spec.json is missing or damaged"
+NO_SPEC = "its spec.json is missing"
 PUBLISHING = {**WELL, "publishing": True}
 TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "no step begun": ({"step": TRAIN}, Do.SUBMIT, None),
@@ -60,6 +60,7 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "never submitted": ({"attempt": ATTEMPT, "step": TRAIN}, Do.SUBMIT, None),
     "never submitted, a step is stale": ({"attempt": ATTEMPT, "stale": STALE}, Do.REDO, None),
     "never submitted, another is next": ({"attempt": ATTEMPT, "step": PREPARE}, End.SPEC_LOST, NO_SPEC),
+    "begun, its spec is damaged": ({"attempt": ATTEMPT, "damaged": True}, End.SPEC_DAMAGED, "its spec.json is damaged"),
     "begun without spec, or cancelled": ({"attempt": ATTEMPT}, End.SPEC_LOST, NO_SPEC),
     "at work": (OPEN, Do.WAIT, None),
     "at work, daemon stops": ({**OPEN, "draining": True}, Do.WAIT, None),
@@ -112,7 +113,11 @@ def test_each_action_and_end_is_in_the_table() -> None:
 
 
 #: Only these count: a reboot, a full disk and a lost folder are nobody's failure.
-COUNTED = {End.FAILED: Then.RETRY, End.BAD_DATA: Then.FAIL, End.DIED: Then.DIE, End.FOREIGN_RESULT: Then.DIE}
+COUNTED = {
+    End.FAILED: Then.RETRY,
+    End.BAD_DATA: Then.FAIL,
+    **dict.fromkeys((End.DIED, End.FOREIGN_RESULT, End.SPEC_DAMAGED), Then.DIE),
+}
 
 
 def test_what_follows_from_the_end_of_an_attempt() -> None:
