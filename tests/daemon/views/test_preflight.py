@@ -85,3 +85,4 @@ def test_a_base_without_a_default_template_is_refused_by_init_and_doctor_unless_
         (tmp_path / "dropforge.toml").write_text(f'base_model = "base"\n{setting}')
         findings = dropforge("doctor", "--json").json["findings"]
         assert [one["level"] for one in findings if one["name"] == "base of default"] == [level]
+    assert dropforge("init", "--base-model", "base").code == 0, "the settings that are there have this format"
