@@ -81,14 +81,13 @@ def _settings_of_new(folder: Path, base_model: Path | None) -> Settings:
     Raises `DropforgeError` if `base_model` cannot be trained, `BadParameter` if existing settings do not name it, and
     `SettingsError` if these cannot be used.
     """
-    line = '#base_model = "path/to/a/model"'
+    path, line = folder / FILE_NAME, '#base_model = "path/to/a/model"'
     if base_model is not None:
-        check_base(base_model)
+        check_base(base_model, load(path).train.format if path.exists() else "auto")
         # As the settings are read: without "..", and links stay.
         base_model = Path(os.path.abspath(base_model))  # noqa: PTH100
         line = f"base_model = {json.dumps(str(base_model), ensure_ascii=False)}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE_NAME
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(_START_FILE.format(base_model=line))
@@ -183,8 +182,10 @@ def submit(
     It appears there whole or not at all, and replaces nothing. The daemon takes it when it runs. Exit code 65, with
     nothing copied, if it would be rejected. --new-answers, for the owner of the settings, waits until it is taken.
     """
+    newest = 0
     if new_answers:
         open_writer(context)  # who may not accept learns it before anything is copied
+        newest = max((drop.id for drop in open_overview(context).drops(most=1)), default=0)
     settings = load_settings(context, as_owner=False)  # a file is its sender's
     validation, ruling = _look_at(file, settings, track)
     if not ruling.accepted:
@@ -200,7 +201,7 @@ def submit(
         bad = count(validation.bad_rows, "of them is bad", "of them are bad")
         print_line(f"{bad} and will be set aside: dropforge check {shell_path(file)}")
     if new_answers:
-        _accept_answers(context, target, track)
+        _accept_answers(context, target, track, newest)
 
 
 def say_copied(context: typer.Context, settings: Settings, target: Path, rows: int) -> None:
@@ -214,12 +215,12 @@ def say_copied(context: typer.Context, settings: Settings, target: Path, rows: i
             print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
 
 
-def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
+def _accept_answers(context: typer.Context, file: Path, track: str, newest: int) -> None:
     """
     Wait until the daemon has taken the file from the inbox, accept its drop's new answers, and print what follows.
 
     For a duplicate the original drop's are accepted. Raises `DropforgeError` if no daemon runs while the file waits, at
-    first or for 60 s, and as `accept_answers`, for a rejected drop too.
+    first or for 60 s, if the file went without a drop after drop `newest`, and as `accept_answers`, if rejected too.
     """
     from daemon.cli.wait import GONE_SECONDS  # noqa: PLC0415 - a quick start
     from daemon.queue.drops import accept_answers  # noqa: PLC0415
@@ -233,9 +234,11 @@ def _accept_answers(context: typer.Context, file: Path, track: str) -> None:
             message = f"its new answers are not accepted yet: no daemon runs that takes {file}"
             raise DropforgeError(message, hint, EXIT_UNAVAILABLE)
         time.sleep(_LOOK_SECONDS)
-    for drop in overview.drops(track, most=1, name=printable(file.name)):
-        row = accept_answers(open_writer(context), drop.duplicate_of or drop.id, word_of_user(), settings)
-        print_lines(confirmations.accepted_answers(overview, settings, row))
+    (drop,) = overview.drops(track, most=1, name=printable(file.name)) or (None,)
+    if drop is None or drop.id <= newest:
+        raise DropforgeError(f"{file} is gone, and the daemon has not taken it", "submit it again")
+    row = accept_answers(open_writer(context), drop.duplicate_of or drop.id, word_of_user(), settings)
+    print_lines(confirmations.accepted_answers(overview, settings, row))
 
 
 def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:

@@ -174,6 +174,21 @@ def test_a_file_is_submitted_with_its_new_answers(
         assert session.exec(select(Drop.answers_accepted).where(Drop.name == "new.jsonl")).one()
 
 
+def test_a_file_that_leaves_untaken_accepts_nothing_of_an_older_drop_of_its_name(
+    lived_in: LivedIn, dropforge: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lived_in.folder / "new.jsonl").write_text(lines("a", "z"))
+    inbox = lived_in.settings.inbox_folder / "new.jsonl"
+    inbox.write_text(lines("a", "y"))
+    Intake(lived_in.engine, lived_in.settings).take(Settled("default", "train", b"new.jsonl"), lived_in.tick())
+    monkeypatch.setattr(Overview, "daemon", lambda _self: DaemonView(alive=True, pid=1))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: inbox.unlink())
+    refused = dropforge("submit", "new.jsonl", "--new-answers")
+    assert (refused.code, "is gone, and the daemon has not taken it" in refused.err) == (1, True)
+    with transaction(lived_in.engine) as session:
+        assert not session.exec(select(Drop.answers_accepted).where(Drop.name == "new.jsonl")).one()
+
+
 def test_they_are_accepted_though_the_daemon_is_restarted_before_it_takes_the_file(
     lived_in: LivedIn, dropforge: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
