@@ -8,6 +8,7 @@ then the file leaves the inbox. A recorded file that is still there is recognise
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,8 +184,10 @@ class Intake:
             original = session.exec(known).first()
         if original is None:
             return None
-        stored = self._drops / f"{content}.jsonl"
-        if not stored.is_file() or durable.sha256_file(stored) != content:
+        stored, whole = self._drops / f"{content}.jsonl", False
+        with suppress(OSError):
+            whole = durable.sha256_file(stored) == content
+        if not whole:
             path.rename(stored)
             durable.fsync_folder(self._drops)
         drop = _drop(source, DropState.DUPLICATE, sha256)
