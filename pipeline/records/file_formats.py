@@ -1,5 +1,6 @@
 """Recognise a file of another format, and give the command that converts such a file."""
 
+import csv
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -55,15 +56,16 @@ def foreign_format(head: bytes, path: str = "") -> Foreign | None:
     if _SPREAD.match(body):
         remedy = "write each record on one line: jq -c . FILE > NEW (jq -c '.data[]' where a key holds them all)"
         return Foreign("JSON spread over several lines", remedy)
-    line = body.split(b"\n", 1)[0].decode("utf-8", "replace")
+    line = re.split(rb"[\r\n]", body, maxsplit=1)[0].decode("utf-8", "replace")
     if line.startswith(("{", "[")):
         return None
-    tables = {sep: [re.sub(r'^["\']|["\']$', "", cell.strip()) for cell in line.split(sep)] for sep in SEPARATORS}
+    rows = {sep: next(csv.reader([line], delimiter=sep, skipinitialspace=True), []) for sep in SEPARATORS}
+    tables = {sep: [cell.strip(" '") for cell in row] for sep, row in rows.items()}
     for separator, columns in tables.items():
         if len(columns) > 1 and not _COLUMNS.isdisjoint(map(str.casefold, columns)):
             return Foreign(SEPARATORS[separator], _CONVERT)
     separator = "\t" if "\t" in line else max(SEPARATORS, key=line.count)
     if path.lower().endswith((".csv", ".tsv")) and separator in line:
-        columns = [column[:60] for column in tables[separator]]
+        columns = [column[:60] for column in tables[separator] if column]
         return Foreign(f"{SEPARATORS[separator]} and its columns are {first_of(columns)}", _MAP)
     return None

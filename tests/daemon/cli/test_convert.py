@@ -403,6 +403,8 @@ def test_check_and_submit_name_this_one_command(dropforge: Command, tmp_path: Pa
     [
         ("a.tsv", b"utterance\tgroup, a,b\n", "TSV", "utterance and group, a,b"),
         ("A.CSV", b'\xef\xbb\xbf"utterance";intent name\r\n', "CSV with semicolons", "utterance and intent name"),
+        ("a.csv", b"\"a, b\",'c',\n", "CSV", "a, b and c"),
+        ("a.csv", b"a, b\r1,2\n", "CSV", "a and b"),
         ("a.csv", b"a,b,c,d,e,f," + b"x" * 99 + b"\n", "CSV", "a, b, c, d, e and 2 more"),
     ],
 )
