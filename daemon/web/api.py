@@ -154,7 +154,7 @@ async def live(site: SiteOf) -> AsyncIterator[ServerSentEvent]:
             for events in await run_in_threadpool(next, news):
                 yield events
             await asyncio.sleep(_SECONDS)
-    except (DropforgeError, OSError, sqlite3.Error):
-        return  # the page says so, and connects again
+    except (DropforgeError, OSError, ValueError, sqlite3.Error):
+        return  # the page connects again
     finally:
         site.streams.remove(own)
