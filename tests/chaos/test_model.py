@@ -38,7 +38,7 @@ from daemon.state.events import Word
 from daemon.state.states import AWAITING
 from daemon.state.tables import Drop, Promotion, Run, Track
 from daemon.state.troubles import Troubles
-from pipeline.artifacts import TrialScores
+from pipeline.artifacts import TrialScores, Verdict
 from pipeline.config import RunConfig
 from pipeline.errors import DropforgeError
 from pipeline.models.manifest import model_id
@@ -291,29 +291,28 @@ class House(RuleBasedStateMachine):
     def _following(self, outcome: str) -> Callable[[Session, Run], None]:
         """Return what follows from a verdict for the new drops, as `apply_verdict` lets it follow."""
         said = run_owner.judged(outcome, blames_new_drops=outcome == "worse")
+        # A trial that guards alone stopped may serve after its control; here each lost by its own verdict.
         return lambda session, run: suspects.follow_verdict(
-            session, self.daemon.settings, run, said, self.now, serve=run_owner.unsettled
+            session, self.daemon.settings, run, said, self.now, serve=lambda _trial: None
         )
 
     @precondition(lambda self: self.world.runs)
     @rule(name=st.sampled_from(MODELS))
     def win(self, name: str) -> None:
         """Let the run's candidate win; a blocked model is for a person to take."""
-        number, identity = self._in_hand(), self.models[name]
+        number = self._in_hand()
         if not number:
             return
-        self._lay(number, name)
-        expected = len(self.world.champions) - 1
-        won = run_owner.judged("promoted", candidate_model_id=identity, champion_generation=expected)
+        won = self._lay(number, name)
 
         def conclude(claim: Claim) -> None:
             follow = self._following("promoted")
             try:
                 promotion.promote(self.daemon.engine, self.daemon.root, number, won, Word("", self.now))
             except Blocked:
-                run_owner.finish(self.daemon.engine, claim, run_owner.ending(AWAITING), self.now, follow)
+                run_owner.finish(self.daemon.engine, claim, (AWAITING, won), self.now, follow)
             else:
-                run_owner.finish(self.daemon.engine, claim, run_owner.ending("promoted"), self.now, follow)
+                run_owner.finish(self.daemon.engine, claim, ("promoted", won), self.now, follow)
 
         self._end(conclude)
         if name in self.world.blocked:
@@ -329,20 +328,20 @@ class House(RuleBasedStateMachine):
         number, generation = self._in_hand(), len(self.world.champions) - 1
         if not number:
             return
-        self._lay(number, name)
+        won = self._lay(number, name)
 
         def conclude(claim: Claim) -> None:
             def still(session: Session, run: Run) -> None:
                 require_generation(session, run.track, generation)
                 self._following("promoted")(session, run)
 
-            run_owner.finish(self.daemon.engine, claim, run_owner.ending(AWAITING), self.now, still)
+            run_owner.finish(self.daemon.engine, claim, (AWAITING, won), self.now, still)
 
         self._end(conclude)
         self.world.wait(number, self.now)
 
-    def _lay(self, number: int, name: str) -> None:
-        """Lay down what a run with a model leaves."""
+    def _lay(self, number: int, name: str) -> Verdict:
+        """Lay down what a run with a model leaves, and return its verdict."""
         identity, folder = self.models[name], self.daemon.root / "runs" / str(number)
         if not (self.daemon.root / "models" / identity).exists():
             shutil.copytree(self.folder / "models" / name, self.daemon.root / "models" / identity)
@@ -353,6 +352,7 @@ class House(RuleBasedStateMachine):
         for artifact in (model, verdict):
             (folder / f"{artifact.step}.json").write_text(artifact.model_dump_json())
         self.world.runs[number - 1].model = name
+        return verdict
 
     @precondition(lambda self: self.world.runs)
     @rule(pick=PICK)

@@ -162,13 +162,10 @@ class World:
             if number in (run.snapshot or []) and (run.state in {"running", "waiting"} or place in self.waits)
         ]
         self.leave(number, "ended", now)
-        for one in self.suspects:
-            if not one.ended and one.trial and number in (self.runs[one.trial - 1].snapshot or []):
-                self.take_back(one)
         for place in made:
             self.end(place, "cancelled")
             for one in self.suspects:
-                if one.trial == place and one.drop != number:
+                if one.ended and one.trial == place and one.drop != number:
                     self.drops[one.drop - 1].first_run = None
         self.stopped += len(made)
         self.waits.difference_update(made)
@@ -204,14 +201,16 @@ class World:
         for tried in [one for one in self.suspects if not one.ended and number in {one.trial, self.control(one)}]:
             if not (won and tried.trial == number) and not self.stands(tried):
                 self.take_back(tried)
-            elif tried.trial != number and not worse:
-                # Its candidate is as good as the champion, so the trial's was worse than it, too.
-                self.drops[tried.drop - 1].state = "suspended"
+            elif tried.trial != number:
+                # Where its candidate is as good as the champion, the trial's was worse than it, too.
+                end = "cleared" if worse else "suspended"
+                if not worse:
+                    self.drops[tried.drop - 1].state = end
                 for other in self.suspects:
                     if other.blamed == tried.blamed and not other.ended and other is not tried:
                         other.ended = "cleared"
-                self.clear(tried, "suspended", now)
-            elif tried.trial != number or not speaks:
+                self.clear(tried, end, now)
+            elif not speaks:
                 self.clear(tried, "cleared", now)
 
     def control(self, suspect: Suspect) -> int:
@@ -225,10 +224,10 @@ class World:
         return own - self.known == self.tested(suspect) and not any(map(self.free, self.known - own))
 
     def take_back(self, suspect: Suspect) -> None:
-        """Let a trial count no more."""
-        control = self.control(suspect)
-        if control and self.runs[control - 1].state in {"waiting", "running"}:
-            self.end(control, "cancelled")
+        """Let a trial count no more; it and its control end."""
+        for number in (suspect.trial, self.control(suspect)):
+            if number and self.runs[number - 1].state in {"waiting", "running"}:
+                self.end(number, "cancelled")
         suspect.trial = 0
 
     def tested(self, suspect: Suspect) -> set[int]:
@@ -292,14 +291,15 @@ class World:
         self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
 
     def leave(self, number: int, end: str, now: int) -> None:
-        """End the search for a drop by a person's word, and its trial with it."""
-        for one in self.suspects:
-            if one.drop == number and not one.ended:
-                trial = one.trial
+        """End the search for a drop by a person's word, and its trial with it; a later drop's trial is repeated."""
+        opened = [one for one in self.suspects if not one.ended]
+        counted = self.drops[number - 1].state == "accepted" and any(one.drop == number for one in opened)
+        for one in opened:
+            if one.drop == number:
                 self.take_back(one)
                 self.clear(one, end, now)
-                if trial and self.runs[trial - 1].state in {"waiting", "running"}:
-                    self.end(trial, "cancelled")
+            elif one.trial and not counted and number <= max(self.runs[one.trial - 1].snapshot or []):
+                self.take_back(one)
 
     # --- people
 
