@@ -49,7 +49,7 @@ def settings() -> dict[str, Any]:
     schema["$defs"]["TrackSettings"] = track
     schema["properties"]["tracks"] |= {
         "propertyNames": {
-            "pattern": "^[-_]*[A-Za-z0-9][A-Za-z0-9_-]*$",
+            "pattern": "^_*[A-Za-z0-9][A-Za-z0-9_-]*$",
             "not": {"enum": sorted(RESERVED_TRACKS)},
         },
         "additionalProperties": {"$ref": "#/$defs/TrackSettings"},

@@ -67,7 +67,8 @@ def convert(  # noqa: PLR0913 - its options
         else:
             made.chmod(0o644)
             made.rename(output)
-            print_line(f"wrote {output}; next: {command(context)} submit {shell_path(output)}")
+            words = shlex.join(["submit", *["--track", track] * (track != "default")])
+            print_line(f"wrote {output}; next: {command(context)} {words} {shell_path(output)}")
 
 
 def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[str, str], track: str) -> str:

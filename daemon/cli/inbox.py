@@ -67,8 +67,8 @@ def init(
     settings.state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     steps = [
         *([] if settings.base_model else [f"name the base model in {folder / FILE_NAME}"]),
-        "dropforge run" if folder == Path() else f"cd {folder} && dropforge run",
-        f"cp FILE.jsonl {settings.inbox}/",
+        "dropforge run" if folder == Path() else f"cd {shell_path(folder)} && dropforge run",
+        f"cp FILE.jsonl {shell_path(settings.inbox)}/",
         "dropforge status",
     ]
     print_lines([f"inbox {settings.inbox}, state {settings.state}", "", "next:", *(f"  {step}" for step in steps)])
@@ -212,7 +212,7 @@ def say_copied(context: typer.Context, settings: Settings, target: Path, rows: i
     print_lines(["next:", f"  {same} status", f"  {same} wait {shell_path(target.name)}"])
     with suppress(DropforgeError):  # who may drop a file need not see the state folder
         if not Overview.of(settings).daemon().alive:
-            print_line("the daemon is not running, so nothing happens until you start it: dropforge run")
+            print_line(f"the daemon is not running, so nothing happens until you start it: {same} run")
 
 
 def _accept_answers(context: typer.Context, file: Path, track: str, newest: int) -> None:

@@ -7,7 +7,15 @@ import typer
 
 from daemon.champions.promotion import mend_links, tracks_with_champion
 from daemon.cli.output import print_json, print_line, print_table
-from daemon.cli.workspace import JsonOption, chosen_file, load_settings, open_overview, open_writer, word_of_user
+from daemon.cli.workspace import (
+    JsonOption,
+    chosen_file,
+    command,
+    load_settings,
+    open_overview,
+    open_writer,
+    word_of_user,
+)
 from daemon.inbox.answers import rejected
 from daemon.messages import addresses
 from daemon.metrics import metrics_text
@@ -19,7 +27,7 @@ from daemon.views import attention as needs
 from daemon.views import confirmations
 from daemon.views.doctor import examine
 from pipeline.errors import EXIT_FAILED, EXIT_OK, DropforgeError
-from pipeline.words import count, local, size_words
+from pipeline.words import count, local, shell_path, size_words
 
 _MOST_NAMED = 20
 
@@ -106,7 +114,7 @@ def backup(
             print_line(f"without the models {', '.join(manifest.champions)}: --models takes them along")
         for name in manifest.missing[:_MOST_NAMED]:
             print_line(f"missing or changed: {name}")
-        print_line(f"to put it back, with the daemon stopped: dropforge restore {made.folder}")
+        print_line(f"to put it back, with the daemon stopped: {command(context)} restore {shell_path(made.folder)}")
     if manifest.missing:
         raise typer.Exit(EXIT_FAILED)
 

@@ -23,7 +23,7 @@ from daemon.views.runs import RunView, attempts_of
 from pipeline.artifacts import Frozen
 from pipeline.contract import Progress
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
-from pipeline.words import duration, printable
+from pipeline.words import duration, printable, shell_path
 
 #: The exit code of each verdict; `--help` has them.
 EXIT_CODES = {
@@ -152,7 +152,7 @@ def file_awaited(overview: Overview, settings: Settings, name: str, track: str |
             if drop is None:
                 raise DropforgeError(
                     f"there is no drop of a file {name}, and none in the inbox",
-                    f"drop it first: dropforge submit {name}; list the drops: dropforge drops",
+                    f"drop it first: dropforge submit {shell_path(name)}; list the drops: dropforge drops",
                 )
             number = drop.id
         return drop_awaited(overview, overview.drop(number))

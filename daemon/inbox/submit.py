@@ -13,6 +13,7 @@ from daemon.inbox.drop_folders import FOLDER, Folder, folder_names, is_skipped
 from daemon.settings.model import Settings
 from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError
+from pipeline.words import shell_path
 
 #: Mode of a submitted file, whatever the umask: in the service's inbox the group is the daemon's.
 _MODE = 0o640
@@ -119,5 +120,5 @@ def _opened(inbox: Path, *below: str) -> Folder:
         raise DropforgeError(message, "the daemon makes the folders of its inbox: dropforge run") from error
     except NotADirectoryError as error:
         message = f"{place} is not a folder"
-        raise DropforgeError(message, f"take it away and let the daemon make one: ls -ld {place}") from error
+        raise DropforgeError(message, f"remove it, the daemon makes one: ls -ld {shell_path(place)}") from error
     return folder

@@ -90,8 +90,9 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
         drop = _known(session, drop_id)
         if drop.state != DropState.ACCEPTED or suspects.is_on_trial(session, drop):
             state = "on trial" if drop.state == DropState.ACCEPTED else drop.state
-            message, hint = f"drop {drop_id} is {state}", "wait for its trial, or put it back: dropforge drops restore"
-            raise DropforgeError(message, hint if state == "on trial" else "see the drops: dropforge drops")
+            hint = f"wait for its trial, or: dropforge drops restore {drop_id} --reason TEXT"
+            hint = hint if state == "on trial" else "see the drops: dropforge drops"
+            raise DropforgeError(f"drop {drop_id} is {state}", hint)
         if drop.answers_accepted:
             return drop
         is_open = drop.first_run is not None and session.get_one(Run, drop.first_run).state in OPEN_STATES
@@ -196,9 +197,7 @@ def _refuse_twin(session: Session, drop: Drop) -> None:
     twin = session.exec(same.where(Drop.state == DropState.ACCEPTED, Drop.id != drop.id)).first()
     if twin is not None:
         message = f"the content of drop {drop.id} is accepted already, as drop {twin.id}"
-        raise DropforgeError(
-            message, f"look at it: dropforge drops; to take that one out: dropforge drops withdraw {twin.id}"
-        )
+        raise DropforgeError(message, f"to take that one out: dropforge drops withdraw {twin.id} --reason TEXT")
 
 
 def _decide(session: Session, drop: Drop, state: DropState, kind: str, word: Word) -> None:

@@ -13,6 +13,7 @@ from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settin
 from daemon.settings.text import BadText, nearest, overlay, read_toml, read_variable, shown
 from daemon.system.programs import name_of
 from pipeline.search_settings import first_problem
+from pipeline.words import shell_path
 
 
 def load(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -51,10 +52,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_toml(path)
     except FileNotFoundError as error:
-        raise SettingsError(f"there is no settings file {path}", f"make one: dropforge init {path.parent}") from error
+        hint = f"make one: dropforge init {shell_path(path.parent)}"
+        raise SettingsError(f"there is no settings file {path}", hint) from error
     except OSError as error:
         message = f"cannot read the settings file {path}: {error.strerror}"
-        raise SettingsError(message, f"see who may read it: ls -l {path}") from error
+        raise SettingsError(message, f"see who may read it: ls -l {shell_path(path)}") from error
     except BadText as error:
         raise SettingsError(f"{path} {error}", "mend it; the commented sample is systemd/dropforge.toml") from error
 

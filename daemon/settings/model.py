@@ -38,8 +38,10 @@ _DAY, _MANY, _MOST_BYTES = 86_400, 1_000_000_000, 1 << 53
 
 
 def _check_track_name(value: str) -> str:
-    if value in RESERVED_TRACKS or not re.fullmatch(r"[A-Za-z0-9_-]*[A-Za-z0-9][A-Za-z0-9_-]*", value):
-        raise ValueError("a track cannot be called so: use letters, digits, - and _, but not heldout, done or rejected")
+    if value in RESERVED_TRACKS or not re.fullmatch(r"_*[A-Za-z0-9][A-Za-z0-9_-]*", value):
+        raise ValueError(
+            "a track cannot be called so: use letters, digits, _ and - (not first), but not heldout, done or rejected"
+        )
     return value
 
 

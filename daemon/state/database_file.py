@@ -13,6 +13,7 @@ from pathlib import Path
 from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from pipeline.words import shell_path
 
 #: "DrFg": distinguishes our database from those of other programs.
 APPLICATION_ID = 0x44724667
@@ -73,7 +74,7 @@ def how_to_restore(path: Path) -> str:
     backups = path.parent / BACKUPS
     kept = [folder for folder in backups.glob("[!.]*/") if not folder.name.startswith("replaced-")]
     newest = max(kept, key=lambda folder: folder.stat().st_mtime, default="BACKUP")
-    return f"stop the daemon, then put a backup in its place: dropforge restore {newest}"
+    return f"stop the daemon, then put a backup in its place: dropforge restore {shell_path(newest)}"
 
 
 def verify(path: Path, *, at_start: bool = False) -> dict[str, int]:
@@ -187,7 +188,8 @@ def in_words(error: BaseException, path: Path) -> DatabaseUnusable | None:
     if code in _DENIED:
         what = f"user {user()} may not use the state database {path}: {cause}"
         hint = (
-            f"this user must be able to read and write it and its folder: ls -ld {path.parent} {path}; "
+            "this user must be able to read and write it and its folder: "
+            f"ls -ld {shell_path(path.parent)} {shell_path(path)}; "
             "or ask as the user that the daemon runs as: sudo -u USER dropforge"
         )
     elif code in _HINDERED:

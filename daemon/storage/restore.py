@@ -31,6 +31,7 @@ from daemon.system.processes import FileLock, lock_holder
 from daemon.system.programs import user
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from pipeline.words import shell_path
 
 _ACCEPTED = "SELECT track, role, sha256, name FROM \"drop\" WHERE state = 'accepted'"
 
@@ -51,7 +52,8 @@ def refuse_half_restored(root: Path) -> None:
     """Raise `DropforgeError` if a restore into the state folder `root` was interrupted and not repeated."""
     mark = durable.read_json(root / RESTORING)
     if mark is not None:
-        raise DropforgeError(f"a restore into {root} was cut off", f"do it again: dropforge restore {mark['backup']}")
+        hint = f"do it again: dropforge restore {shell_path(mark['backup'])}"
+        raise DropforgeError(f"a restore into {root} was cut off", hint)
 
 
 def restore(settings: Settings, source: Path, *, without_models: bool = False) -> Restored:
@@ -122,14 +124,14 @@ def _refuse_links(root: Path, names: Iterable[str]) -> None:
     for folder in sorted({root / parent for name in names for parent in PurePosixPath(name).parents} - {root}):
         if folder.is_symlink():
             message = f"{folder} is a link to {folder.readlink()}, and a restore writes into the state folder alone"
-            raise DropforgeError(message, f"put a folder in its place: rm {folder}")
+            raise DropforgeError(message, f"put a folder in its place: rm {shell_path(folder)}")
 
 
 def _full(root: Path, source: Path, size: int) -> DropforgeError:
     mount = next(place for place in (root.absolute(), *root.absolute().parents) if place.is_mount())
     free = shutil.disk_usage(root).free
     message = f"the disk of the state folder {root} is full ({mount}, {free:,} bytes free): the restore was cut off"
-    hint = f"free up to {size:,} bytes on {mount}, then do it again: dropforge restore {source}"
+    hint = f"free up to {size:,} bytes on {mount}, then do it again: dropforge restore {shell_path(source)}"
     return DropforgeError(message, hint)
 
 

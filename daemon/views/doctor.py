@@ -21,7 +21,7 @@ from daemon.views.preflight import Finding, bad, bases, needs, ok, warn
 from daemon.views.slurm_probe import slurm
 from pipeline.errors import DropforgeError, os_words
 from pipeline.models.gpu_driver import nvidia_driver
-from pipeline.words import count, size_words
+from pipeline.words import count, shell_path, size_words
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -128,13 +128,13 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
     folders = [watched.path for watched in watched_folders(settings) if watched.path.is_dir()]
     unusable = [str(folder) for folder in folders if not os.access(folder, os.R_OK | os.W_OK | os.X_OK)]
     if unusable:
-        remedy = f"let this user list and change it: ls -ld {unusable[0]}"
+        remedy = f"let this user list and change it: ls -ld {shell_path(unusable[0])}"
         yield bad("inbox rights", f"{unusable[0]} is not writable", remedy)
     for folder in folders:
         mode = folder.stat().st_mode
         if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
             text = f"{folder}: who may drop files may take away and replace what others dropped"
-            yield warn("inbox rights", text, f"chmod +t {folder}")
+            yield warn("inbox rights", text, f"chmod +t {shell_path(folder)}")
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from daemon.settings.sections import WebSettings
 from pipeline import durable
 from pipeline.errors import DropforgeError
+from pipeline.words import shell_path
 
 TOKEN_NAME = "web-token"  # noqa: S105 - a file's name
 _TOKEN_BYTES = 32
@@ -56,7 +57,7 @@ def load_token(state_folder: Path) -> str:
             file.write(secrets.token_urlsafe(_TOKEN_BYTES))
     token = durable.read_regular(path).decode("ascii", "ignore").strip()
     if len(token) < _TOKEN_BYTES:
-        raise DropforgeError(f"there is no token in {path}", f"remove it, and a new one is made: rm {path}")
+        raise DropforgeError(f"there is no token in {path}", f"remove it, and a new one is made: rm {shell_path(path)}")
     return token
 
 

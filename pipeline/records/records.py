@@ -27,7 +27,7 @@ from pipeline.records.conversation import (
 from pipeline.records.fast_path import KEYS, MOST_KEYS, PlainRows
 from pipeline.records.file_formats import HEAD_BYTES, foreign_format
 from pipeline.records.strict_json import BadJson, BrokenArray, elements, parse
-from pipeline.words import printable
+from pipeline.words import printable, shell_path
 
 _BOM = b"\xef\xbb\xbf"
 #: JSON's white space; a form feed does not belong to it.
@@ -153,7 +153,7 @@ def read_records(path: Path, most: int = MOST_LINE_BYTES) -> Iterator[Record | F
                 line=row.line,
                 rule="schema",
                 message="not a record: instruction and output must be text that is not blank, input text",
-                remedy=f"see every problem: dropforge check {path}",
+                remedy=f"see every problem: dropforge check {shell_path(path)}",
             )
 
 

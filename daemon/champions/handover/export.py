@@ -61,7 +61,8 @@ def _copy(champion: Path, identity: str, aside: Path) -> str:
         shutil.copyfile(champion / name, aside / name)
     if model_id(aside) != identity:
         message = f"the champion in {champion} has changed"
-        raise DropforgeError(message, "see what is wrong: dropforge doctor; or serve another: dropforge rollback")
+        hint = "put it back from a backup, or let another serve: dropforge rollback --reason TEXT"
+        raise DropforgeError(message, hint)
     return f"model {identity[:12]}, {count(len(names), 'file')}"
 
 

@@ -201,7 +201,7 @@ def _sentence(drop: Drop, run: int | None, original: Drop | None) -> str:
     if original.state == DropState.ACCEPTED:
         return f"{same}; nothing was added"
     why = ": ".join(filter(None, (original.state, "; ".join(drop_clauses(original)))))
-    return f"{same}, which is {why}; to use it again: dropforge drops restore {original.id}"
+    return f"{same}, which is {why}; to use it again: dropforge drops restore {original.id} --reason TEXT"
 
 
 def _is_free(folder: Folder, name: str, documents: Mapping[str, Document]) -> bool:

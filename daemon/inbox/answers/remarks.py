@@ -87,7 +87,8 @@ def too_few(name: str, track: TrackSettings, metric: str | None, rows: Mapping[s
         needs += f", so about {_either(_about(least, share), _about(most, share), 'rows', '')}"
         remedy = 'drop more, or pin records of your own: gate.on = "pinned", then'
     when = f"{_IF_LONG}, " if have >= enough else ""
-    remedy = f"{remedy} dropforge submit --heldout FILE"
+    to = "" if name == "default" else f" --track {name}"
+    remedy = f"{remedy} dropforge submit --heldout{to} FILE"
     return f"track {name} has {has}, and {verdict} {needs}: {when}a run with fewer may {nothing}; {remedy}"
 
 

@@ -383,7 +383,7 @@ def test_the_same_content_as_a_withdrawn_or_held_drop_says_so(
         session.add(drop)
     assert box.drop("b.jsonl", GOOD).kind == "duplicate"
     sentence = box.read("done/b.jsonl.receipt.json")["sentence"]
-    assert f"which is {state}: {why}; to use it again: dropforge drops restore 1" in sentence
+    assert f"which is {state}: {why}; to use it again: dropforge drops restore 1 --reason TEXT" in sentence
     drops.restore(box.engine, 1, Word("mended", NOW), box.settings)
 
 

@@ -265,7 +265,7 @@ def test_variables_that_contradict_each_other_are_refused(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["tracks = 5", "[tracks]\na = 5", "[tracks.done]", '[tracks."a b"]', "[tracks.heldout]"]
+    "text", ["tracks = 5", "[tracks]\na = 5", "[tracks.done]", '[tracks."a b"]', "[tracks.heldout]", "[tracks.-a]"]
 )
 def test_what_cannot_be_a_track_is_refused(file: Path, text: str) -> None:
     assert refused(file, text).message.startswith(f"{file}: ")

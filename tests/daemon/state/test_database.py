@@ -13,6 +13,7 @@ from sqlmodel import select
 from daemon.state.database import create, open_engine, open_reader, transaction
 from daemon.state.database_file import APPLICATION_ID, BACKUPS, DatabaseUnusable, refuse_network, verify
 from daemon.state.tables import Attempt, Event, Run
+from pipeline.words import shell_path
 from tests.chaos.faults import Death
 
 
@@ -135,7 +136,7 @@ def test_rows_that_break_a_rule_are_found_at_the_start_with_the_way_to_restore(
     by_hand(path, *statements)
     with pytest.raises(DatabaseUnusable, match=words) as damaged:
         verify(path, at_start=True)
-    assert damaged.value.hint.endswith(f"dropforge restore {path.parent / BACKUPS / 'dropforge-1'}")
+    assert damaged.value.hint.endswith(f"dropforge restore {shell_path(path.parent / BACKUPS / 'dropforge-1')}")
 
 
 MOUNTS = """\

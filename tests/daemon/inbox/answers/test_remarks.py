@@ -16,10 +16,10 @@ def test_the_rows_that_a_verdict_takes_are_named_with_both_ways_out() -> None:
     assert said("rougeL", {"train": 300}) == (
         "track support has 300 rows, and a verdict by rougeL needs 200 held-out records, so about 1,490 rows: "
         'a run with fewer may train nothing; drop more, or pin records of your own: gate.on = "pinned", '
-        "then dropforge submit --heldout FILE"
+        "then dropforge submit --heldout --track support FILE"
     )
     pinned = said("rougeL", gate={"on": "pinned"}) or ""
-    assert pinned.endswith(": a run with fewer may train nothing; pin more: dropforge submit --heldout FILE")
+    assert pinned.endswith("may train nothing; pin more: dropforge submit --heldout --track support FILE")
     assert "a run with fewer may give no verdict" in (said("rougeL", gate={"approval": "manual"}) or "")
     assert "a verdict needs 200" in (said("rougeL", evaluate={"metric": "rougeL"}) or ""), "the settings say so"
 
