@@ -175,17 +175,21 @@ def _begin(
 
 
 def _revocation(folder: Path, stop: threading.Event) -> Callable[[], bool]:
-    """Return a function that is true once `stop` is set or `folder`, listed each second, is revoked or has no spec."""
-    looked, is_revoked = -_LOOK_SECONDS, False
+    """
+    Return a function that tells whether to stop; its caller asks no more once it is true.
+
+    It is true if `stop` is set, or `folder`, listed once a second, holds a revocation or no spec.
+    """
+    looked = -_LOOK_SECONDS
 
     def is_to_stop() -> bool:
-        nonlocal looked, is_revoked
+        nonlocal looked
         if not stop.is_set() and time.monotonic() - looked >= _LOOK_SECONDS:
             looked = time.monotonic()
             with contextlib.suppress(OSError):  # the file system's server may be away for a while
                 names = listed(folder)
-                is_revoked = REVOKED_NAME in names or SPEC_NAME not in names
-        return is_revoked or stop.is_set()
+                return REVOKED_NAME in names or SPEC_NAME not in names
+        return stop.is_set()
 
     return is_to_stop
 

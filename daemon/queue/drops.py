@@ -90,8 +90,8 @@ def accept_answers(engine: Engine, drop_id: int, word: Word, settings: Settings)
         drop = _known(session, drop_id)
         if drop.state != DropState.ACCEPTED or suspects.is_on_trial(session, drop):
             state = "on trial" if drop.state == DropState.ACCEPTED else drop.state
-            hint = f"wait for its trial, or: dropforge drops restore {drop_id} --reason TEXT"
-            hint = hint if state == "on trial" else "see the drops: dropforge drops"
+            restore = f"wait for its trial, or: dropforge drops restore {drop_id} --reason TEXT"
+            hint = restore if state == "on trial" else "see the drops: dropforge drops"
             raise DropforgeError(f"drop {drop_id} is {state}", hint)
         if drop.answers_accepted:
             return drop

@@ -291,7 +291,7 @@ class World:
         self.runs.append(Run(now, now, state="waiting", snapshot=snapshot, retaken=True, trial=True))
 
     def leave(self, number: int, end: str, now: int) -> None:
-        """End the search for a drop by a person's word, and its trial with it; a later drop's trial is repeated."""
+        """End the suspicion of a drop that a person decided on; cancel its trial and repeat that of a later drop."""
         opened = [one for one in self.suspects if not one.ended]
         counted = self.drops[number - 1].state == "accepted" and any(one.drop == number for one in opened)
         for one in opened:
