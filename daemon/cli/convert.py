@@ -2,10 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -20,10 +21,13 @@ from daemon.inbox.tables.reading import Table, open_table
 from daemon.settings.load import load
 from daemon.settings.model import Settings
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
+from pipeline.records.records import SELECTED
 from pipeline.words import shell_path
 
 #: Most characters of a record that are shown.
 _WIDTH = 500
+#: Most values of a column of judgements by which rows are offered.
+_MOST_VALUES = 4
 MapOption = Annotated[
     list[str] | None, typer.Option("--map", metavar="KEY=COLUMN", help="The column of a record's key; repeatable.")
 ]
@@ -36,6 +40,12 @@ def convert(  # noqa: PLR0913 - its options
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the records to a new file.")] = None,
     drop: Annotated[bool, typer.Option("--drop", help="Copy the records into the inbox.")] = False,
     maps: MapOption = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="TAG", help="A tag for each record; repeatable.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="COLUMN=TEXT", help="Only rows with this text in this column.")
+    ] = None,
     track: OneTrackOption = "default",
 ) -> None:
     """
@@ -43,25 +53,36 @@ def convert(  # noqa: PLR0913 - its options
 
     Also of JSON Lines with other keys, and of a folder that datasets saved. Shows which column is read as what, three
     records, and how many rows are lost and why; writes nothing without -o and --drop. Columns of a known form
-    (instruction and output, prompt and completion, question and answer) need no --map. All cells are text. Exit code 65
-    if there are no records or, with -o or --drop, if the columns are only guessed.
+    (instruction and output, prompt and completion, question and answer) need no --map. All cells are text. Of answers
+    that somebody corrected or rated it asks which are to be learned. Exit code 65 if there are no records or, with -o
+    or --drop, if the columns are only guessed or it asks.
     """
     if output is not None:
         _require_new(output, drop=drop)
     given = {key: column for key, _, column in (text.partition("=") for text in maps or ())}
+    asked = _Asked(context, file, given, tuple(tag or ()), _pair(only), track)
     settings = load_settings(context, as_owner=False) if drop else load(config_path(context))
     beside = None if output is None else output.absolute().parent
     exit_on_sigterm()
     with TemporaryDirectory(prefix=".dropforge-convert-", dir=beside) as name:
         made = Path(name, conversion.new_name(file.absolute().name or "table"))
-        choice, result = _converted(file, made, given, settings, track)
-        again = _command(context, file, choice, given, track)
-        if output is None and not drop:
-            print_line("nothing is written yet; next:")
-            print_lines([f"  {again} -o {shlex.quote(made.name)}", f"  {again} --drop"])
+        choice, result, choices = _converted(asked, made, settings)
+        again = asked.command({} if choice.known and not given else choice.columns)
+        is_written = drop or output is not None
+        if choices:
+            print_line(
+                f"which answers are to be learned? Tagged {SELECTED}, since a model chose them, they never judge:"
+            )
+            print_lines(f"  {words} {_to(output if is_written else Path(made.name))}" for words in choices)
+        if choices and is_written:
+            message = "nothing is written: it is not said which answers are to be learned"
+            raise DropforgeError(message, "run one of the commands above", EXIT_BAD_DATA)
+        if not is_written:
+            print_line("nothing is written yet" if choices else "nothing is written yet; next:")
+            print_lines([f"  {again} {_to(to)}" for to in (Path(made.name), None) if not choices])
         elif not choice.known:
-            hint = f"if they are right: {again} {'--drop' if drop else shlex.join(['-o', str(output)])}"
-            raise DropforgeError("nothing is written: the columns are guessed from their names", hint, EXIT_BAD_DATA)
+            message = "nothing is written: the columns are guessed from their names"
+            raise DropforgeError(message, f"if they are right: {again} {_to(output)}", EXIT_BAD_DATA)
         elif output is None:
             say_copied(context, settings, copy_in(made, settings, track, heldout=False), result.kept)
         else:
@@ -71,12 +92,62 @@ def convert(  # noqa: PLR0913 - its options
             print_line(f"wrote {output}; next: {command(context)} {words} {shell_path(output)}")
 
 
-def _command(context: typer.Context, file: Path, choice: Choice, given: Mapping[str, str], track: str) -> str:
-    """Return the shell command that converts `file` with this choice of columns, without -o and --drop."""
-    pairs = [f"{key}={column}" for key, column in choice.columns.items() if given or not choice.known]
-    pairs += [f"{key}=" for key, column in given.items() if not column]
-    options = [word for pair in pairs for word in ("--map", pair)] + ["--track", track] * (track != "default")
-    return " ".join([command(context), "convert", shell_path(file), *map(shlex.quote, options)])
+class _Asked(NamedTuple):
+    """The arguments of the command that say what is converted."""
+
+    context: typer.Context
+    file: Path
+    given: Mapping[str, str]
+    """Key -> column, as `conversion.choose` takes it."""
+    tags: tuple[str, ...]
+    only: tuple[str, str] | None
+    track: str
+
+    def command(self, columns: Mapping[str, str]) -> str:
+        """Return the shell command that converts the file with these columns by key, without -o and --drop."""
+        pairs = [f"{key}={column}" for key, column in columns.items()]
+        pairs += [f"{key}=" for key, column in self.given.items() if not column]
+        options = [word for pair in pairs for word in ("--map", pair)]
+        options += [word for tag in self.tags for word in ("--tag", tag)]
+        options += ["--only", "=".join(self.only)] if self.only else []
+        options += ["--track", self.track] * (self.track != "default")
+        return " ".join([command(self.context), "convert", shell_path(self.file), *map(shlex.quote, options)])
+
+    def choices(self, choice: Choice, table: Table) -> Iterator[str]:
+        """
+        Yield the commands for the answers that may be meant: those of a column, or its rows with one judgement.
+
+        A model may have written or chosen these answers, so they get the tag `selected`.
+        """
+        tags = self.tags if SELECTED in self.tags else (*self.tags, SELECTED)
+        judged = [(choice.judgement, value) for value in _values(table, choice.judgement)] if choice.judgement else []
+        for answer in choice.answers:
+            # A verdict is on the model's answer, not on its correction.
+            for only in [self.only, *([] if conversion.is_persons(answer) or self.only else judged)]:
+                yield self._replace(tags=tags, only=only).command({**choice.columns, "output": answer})
+
+
+def _values(table: Table, column: str) -> list[str]:
+    """Return a column's values, the most frequent first; none if there are more than `_MOST_VALUES`."""
+    values: Counter[str] = Counter()
+    for _line, cells in table.read([column]):
+        if not isinstance(cells, str) and len(values) <= _MOST_VALUES:
+            values[conversion.cell_text(cells[0])] += 1
+    return [value for value, _ in values.most_common()] if len(values) <= _MOST_VALUES else []
+
+
+def _pair(text: str | None) -> tuple[str, str] | None:
+    """Return the two parts of COLUMN=TEXT. Raises `BadParameter` if it has no such form."""
+    if text is None:
+        return None
+    column, sign, value = text.partition("=")
+    if not sign:
+        raise typer.BadParameter(f"--only is COLUMN=TEXT, not {text}")
+    return column, value
+
+
+def _to(output: Path | None) -> str:
+    return "--drop" if output is None else shlex.join(["-o", str(output)])
 
 
 def _require_new(output: Path, *, drop: bool) -> None:
@@ -91,29 +162,32 @@ def _require_new(output: Path, *, drop: bool) -> None:
         raise typer.BadParameter(fault)
 
 
-def _converted(
-    file: Path, made: Path, given: Mapping[str, str], settings: Settings, track: str
-) -> tuple[Choice, Conversion]:
+def _converted(asked: _Asked, made: Path, settings: Settings) -> tuple[Choice, Conversion, list[str]]:
     """
-    Convert the table `file` to the file `made`, and print which column is read as what, three records and the losses.
+    Convert a table to the file `made`, and print which column is read as what, three records and the losses.
 
-    Raises `DropforgeError` if the file cannot be read as a table, `given` names an unknown key or column, no column is
-    known for the question or the answer, there are no records, or they exceed intake.max_bytes.
+    Also returns the commands among which the user has to choose (`_Asked.choices`). Raises `DropforgeError` if the file
+    cannot be read as a table, an unknown key or column is named, no column is known for the question or the answer,
+    there are no records, or they exceed intake.max_bytes.
     """
+    file = asked.file
     if not file.exists():
         raise DropforgeError(f"there is no file {file}", "name a table: CSV, TSV, Parquet, gzip", EXIT_BAD_DATA)
-    table = open_table(file, str(file), made.parent, settings.intake.max_bytes)
-    choice = conversion.choose(table.columns, given)
+    most = settings.intake.max_bytes
+    table = open_table(file, str(file), made.parent, most)
+    if asked.only is not None:
+        conversion.require_column(asked.only[0], table.columns)
+    choice = conversion.choose(table.columns, asked.given)
     _print_columns(file, table, choice)
-    options = validation_options(settings, track, str(file))
-    result = conversion.convert(table, choice.columns, made, options, settings.intake.max_bytes)
+    options = validation_options(settings, asked.track, str(file))
+    result = conversion.convert(table, choice.columns, made, options, most, asked.tags, asked.only)
     _print_records(file, table, result)
-    return choice, result
+    return choice, result, list(asked.choices(choice, table))
 
 
 def _print_columns(file: Path, table: Table, choice: Choice) -> None:
     """Print which column is read as what. Raises `DropforgeError` if none is known for the question or the answer."""
-    print_line(f"{file}: {table.kind}{'' if choice.known else '; the columns are guessed from their names'}")
+    print_line(f"{file}: {'; '.join(filter(None, (table.kind, choice.doubt)))}")
     print_lines(f"  {key}: column {column}" for key, column in choice.columns.items())
     print_lines([f"  {choice.ignored}"] if choice.unused else [])
     if choice.missing:

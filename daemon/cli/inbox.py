@@ -125,7 +125,7 @@ def check(
         exit_on_sigterm()
         foreseen = foresee(file, settings, track)
     if ruling.accepted:
-        foreseen += _lacking(file, settings, track, validation.good_rows)
+        foreseen += _lacking(file, settings, track, validation.good_rows - validation.selected)
     if as_json:
         fields = validation.model_dump(mode="json")
         print_json(file=str(file), ok=validation.ok, accepted=ruling.accepted, **fields, foreseen=foreseen, shown=shown)
@@ -141,9 +141,9 @@ def check(
 
 def _lacking(file: Path, settings: Settings, track: str, rows: int) -> list[str]:
     """
-    Return [sentence] if the track with this file of `rows` rows still has too few rows for a first verdict, else [].
+    Return [sentence] if the track still has too few rows for a first verdict with this file, else [].
 
-    Also [] if this user cannot read the state folder.
+    `rows` is the number of the file's rows that can be held out. Also [] if this user cannot read the state folder.
     """
     with suppress(DropforgeError, OSError):  # who may drop a file need not see the state folder
         lacks = Overview.of(settings).missing_rows(settings, track, (file, rows))
@@ -187,7 +187,7 @@ def submit(
         open_writer(context)  # who may not accept learns it before anything is copied
         newest = max((drop.id for drop in open_overview(context).drops(most=1)), default=0)
     settings = load_settings(context, as_owner=False)  # a file is its sender's
-    validation, ruling = _look_at(file, settings, track)
+    validation, ruling = _look_at(file, settings, track, heldout=heldout)
     if not ruling.accepted:
         hint = f"mend it, then look again: dropforge check {shell_path(file)}"
         if validation.rows:
@@ -241,7 +241,7 @@ def _accept_answers(context: typer.Context, file: Path, track: str, newest: int)
     print_lines(confirmations.accepted_answers(overview, settings, row))
 
 
-def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ruling]:
+def _look_at(file: Path, settings: Settings, track: str, *, heldout: bool = False) -> tuple[Validation, Ruling]:
     """Validate a file for a track and rule whether it is accepted. Raises `DropforgeError` if it is no regular file."""
     if not file.is_file():
         words = f"{file} is not a file" if file.exists() else f"there is no file {file}"
@@ -250,7 +250,8 @@ def _look_at(file: Path, settings: Settings, track: str) -> tuple[Validation, Ru
             hint += f"; if datasets saved this folder: dropforge convert {shell_path(file)}"
         raise DropforgeError(words, hint, EXIT_BAD_DATA)
     refused = too_large(file.stat(), settings.intake.max_bytes)
-    validation = one_finding(*refused) if refused else examine(file, validation_options(settings, track, str(file)))
+    options = validation_options(settings, track, str(file), heldout=heldout)
+    validation = one_finding(*refused) if refused else examine(file, options)
     return validation, rule(validation, settings.intake)
 
 
@@ -267,7 +268,7 @@ def _print_findings(file: Path, validation: Validation, ruling: Ruling, foreseen
         verdict += "accepted without them" if ruling.accepted else "rejected"
         verdict += f": {ruling.ceiling}" if ruling.ceiling else ""
     stopped = ", read no further" if validation.stopped else ""
-    account = f"{account_words(**validation.counts)}{stopped}; " if validation.rows else ""
+    account = f"{account_words(validation.counts)}{stopped}; " if validation.rows else ""
     print_line(f"{file}: {account}{verdict}")
 
 

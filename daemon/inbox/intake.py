@@ -148,7 +148,8 @@ class Intake:
 
         A file that was recorded before a crash is not recorded again.
         """
-        options = validation_options(self._settings, source.settled.track, os.fsdecode(source.settled.name))
+        name, is_heldout = os.fsdecode(source.settled.name), source.settled.role == "heldout"
+        options = validation_options(self._settings, source.settled.track, name, heldout=is_heldout)
         if source.earlier is not None and source.earlier.drop.quarantined:
             drop = source.earlier.drop
             again = validate(path, replace(options, most_bad_rows=drop.quarantined))
@@ -192,7 +193,7 @@ class Intake:
             durable.fsync_folder(self._drops)
         drop = _drop(source, DropState.DUPLICATE, sha256)
         drop.duplicate_of, drop.rows, drop.records = original.id, original.rows, original.records
-        drop.warnings = original.warnings
+        drop.selected, drop.warnings = original.selected, original.warnings
         with transaction(self._engine) as session:
             _record(session, drop, source)
         return self._answer(source, drop, receipts.receipt(drop, None, original, {"warnings": []}, sha256))
@@ -203,7 +204,7 @@ class Intake:
         if settled.role == "heldout":
             drop.reason = self.limit.why_it_waits(settled, source.info)
             drop.state = DropState.ACCEPTED if drop.reason is None else DropState.PROPOSED
-        drop.rows, drop.records = validation.good_rows, validation.records
+        drop.rows, drop.records, drop.selected = validation.good_rows, validation.records, validation.selected
         drop.warnings = sum(notice.rows for notice in validation.warnings)
         drop.findings, drop.quarantined = validation.findings_total, validation.bad_rows
         drop.answers_accepted = self._settings.intake.new_answers == "accept"

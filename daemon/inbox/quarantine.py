@@ -39,17 +39,17 @@ class Ruling:
     """The limit that the bad rows exceed, as text; empty if that is not the reason."""
 
 
-def validation_options(settings: Settings, track: str, path: str) -> Options:
+def validation_options(settings: Settings, track: str, path: str, *, heldout: bool = False) -> Options:
     """
     Return the validation options of `track`, by the settings and the special tokens in its base model's folder.
 
-    `path` is the file's path or name as its owner knows it. No special tokens are looked for if the folder's tokenizer
-    cannot be read. Raises `SettingsError` if the track is not declared.
+    `path` is the file's path or name as its owner knows it, `heldout` whether it is to be held out. No special tokens
+    are looked for if the folder's tokenizer cannot be read. Raises `SettingsError` if the track is not declared.
     """
     base, intake = settings.track(track).base_model, settings.intake
     tokens = special_tokens(Path(base)) if base else ()
     most = intake.max_bad_rows if intake.on_bad_rows == "quarantine" else 0
-    return Options(special_tokens=tokens, path=path, most_bad_rows=most)
+    return Options(special_tokens=tokens, path=path, most_bad_rows=most, is_heldout=heldout)
 
 
 def examine(path: Path, options: Options) -> Validation:

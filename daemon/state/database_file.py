@@ -18,7 +18,7 @@ from pipeline.words import shell_path
 #: "DrFg": distinguishes our database from those of other programs.
 APPLICATION_ID = 0x44724667
 #: Version of the tables, in SQLite's user_version: a daemon uses no other.
-SCHEMA = 8
+SCHEMA = 9
 BACKUPS = "backups"
 BUSY_SECONDS = 30.0
 _MOUNTS = Path("/proc/self/mountinfo")

@@ -31,9 +31,9 @@ NEWEST_FILES = """
 SELECT sha256 FROM "drop" WHERE track = :track AND role = :role AND state = 'accepted' ORDER BY id DESC LIMIT 20
 """
 
-#: Rows of a track's accepted drops, by role.
+#: Rows of a track's accepted drops that can be held out, by role.
 ACCEPTED_ROWS = """
-SELECT role, sum(rows) AS rows FROM "drop" WHERE track = :track AND state = 'accepted' GROUP BY role
+SELECT role, sum(rows - selected) AS rows FROM "drop" WHERE track = :track AND state = 'accepted' GROUP BY role
 """
 
 #: The event that recorded a drop; its detail has the findings.

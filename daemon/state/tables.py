@@ -101,6 +101,8 @@ class Drop(SQLModel, table=True):
     rows: int = 0
     #: Answers to learn or to judge by in its good rows, each once; of a conversation several.
     records: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    #: Of its good rows, those with the tag `selected`, which are never held out.
+    selected: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     findings: int = 0
     warnings: int = 0
     #: Bad rows that were set aside (`on_bad_rows = "quarantine"`); they are in no file that is trained on.

@@ -22,7 +22,7 @@ from daemon.web.actions import Done
 from daemon.web.site import Site, SiteOf, draw
 from pipeline.errors import DropforgeError
 from pipeline.records.fast_path import KEYS
-from pipeline.records.records import LABELS
+from pipeline.records.records import LABELS, SELECTED
 from pipeline.words import size_words
 
 router = APIRouter(tags=["act"])
@@ -109,9 +109,10 @@ def _table(request: Request, site: Site, file: UploadFile, fields: dict[str, str
     with folder.joinpath("table").open("wb") as copy:
         shutil.copyfileobj(file.file, copy)
     table = open_table(folder / "table", name, folder, most)
+    tags = (SELECTED,) if "selected" in fields else ()
     keys, made = (*KEYS, *LABELS), folder / "records.jsonl"
     choice = conversion.choose(table.columns, {key: fields[key] for key in keys if key in fields})
-    result = None if choice.missing else conversion.convert(table, choice.columns, made, options, most)
+    result = None if choice.missing else conversion.convert(table, choice.columns, made, options, most, tags)
     if result is None or not result.kept or not choice.known or "drop" not in fields:
         context = {"name": name, "table": table, "choice": choice, "result": result, "fields": fields, "keys": keys}
         return draw(request, "table.html", context)

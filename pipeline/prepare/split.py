@@ -87,7 +87,7 @@ def read_drops(attempt: Attempt, window: Window) -> DropRows:
     Return the records of the attempt's drops and of its elders as rows, without those too long or with special tokens.
 
     Rows are sorted by hash, per prompt the pinned ones first, then by drop and number in it. Raises `CannotTrain` for a
-    drop or tokenizer that cannot be read, or a held-out row with the tag `selected`; `Interrupted` if stopped.
+    drop or tokenizer that cannot be read; `Interrupted` if stopped.
     """
     special = special_tokens(Path(attempt.config.base_model))
     holds_token = re.compile("|".join(map(re.escape, special))).search if special else None
@@ -181,9 +181,6 @@ def _records(attempt: Attempt, drop: Drop) -> Iterator[Record]:
         if isinstance(record, Finding):
             message = f"drop {drop.id} ({drop.name}), line {record.line}: {record.message}"
             raise CannotTrain(message, f"take it out: {withdraw} 'bad row'")
-        if drop.role == "heldout" and SELECTED in record.tags:
-            message = f"drop {drop.id} ({drop.name}), line {record.line}: a held-out row has the tag {SELECTED}"
-            raise CannotTrain(message, f"drop it again without such rows, and take this one out: {withdraw} selected")
         yield record
 
 

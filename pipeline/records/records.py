@@ -46,7 +46,7 @@ MOST_TAGS = 20
 LONGEST_TAG = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: Our keys by their usual names, in lower case.
-_ALIASES = {
+ALIASES = {
     **dict.fromkeys(("instruction", "instructions", "prompt", "question", "instruct"), "instruction"),
     **dict.fromkeys(("input", "inputs", "context"), "input"),
     **dict.fromkeys(("output", "outputs", "response", "answer", "completion", "target"), "output"),
@@ -222,7 +222,7 @@ def misnamed_key(value: Mapping[str, Any], known: str) -> str | None:
     """Return the row's key that probably means `known` (`response`: output); `None` if none or if `known` is there."""
     if known in value:
         return None
-    return next((key for key in value if _ALIASES.get(key.strip().casefold()) == known), None)
+    return next((key for key in value if ALIASES.get(key.strip().casefold()) == known), None)
 
 
 def _line_rows(file: BufferedReader, most: int, plain: PlainRows | None) -> Iterator[Row | Finding | int]:

@@ -8,7 +8,7 @@ nearly all files are recognised as good by their bytes (`fast_path`); jsonschema
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -24,6 +24,7 @@ from pipeline.records.file_formats import name_file
 from pipeline.records.heldout import normalise
 from pipeline.records.records import (
     MOST_LINE_BYTES,
+    SELECTED,
     FileFinding,
     Finding,
     Record,
@@ -63,6 +64,8 @@ class Options:
     """Path of the file as its owner knows it, for the commands of remedies."""
     most_bad_rows: int = 0
     """Most bad rows of an accepted file: after `MOST_FINDINGS`, a file with more of them is read no further."""
+    is_heldout: bool = False
+    """Whether its records are to be held out: then no row may have the tag `selected`."""
 
     @property
     def special_pattern(self) -> re.Pattern[str] | None:
@@ -122,6 +125,8 @@ class Validation(Frozen):
     """Of the `answers`, those of the weight 0, which only stand before later questions."""
     duplicates: int = 0
     """Of the `answers`, those that repeat an earlier one to the same prompt, of the first `MOST_COMPARED`."""
+    selected: int = 0
+    """Of the good rows, those with the tag `selected`, which are never held out."""
     findings_total: int
     findings: tuple[Finding, ...]
     """The first `MOST_FINDINGS`."""
@@ -140,8 +145,8 @@ class Validation(Frozen):
 
     @property
     def counts(self) -> dict[str, int]:
-        """The arguments of `account_words`."""
-        return self.model_dump(include={"rows", "good_rows", "answers", "context", "duplicates"})
+        """What `account_words` says."""
+        return self.model_dump(include={"rows", "good_rows", "answers", "context", "duplicates", "selected"})
 
     @property
     def bad_rows(self) -> int:
@@ -181,17 +186,23 @@ class Validation(Frozen):
         return f"{many}{where}{first.message}"
 
 
-def account_words(rows: int, good_rows: int, answers: int, context: int, duplicates: int) -> str:
-    """Return a file's account without zeros: `10 rows and 8 further answers = 16 records + 1 bad row + 1 duplicate`."""
-    further = answers - good_rows
-    given = [count(rows, "row"), *([count(further, "further answer")] if further else [])]
+def account_words(counts: Mapping[str, int]) -> str:
+    """
+    Return the account of `Validation.counts` without zeros: `10 rows and 8 further answers = 17 records + 1 bad row`.
+
+    After it, in brackets, how many rows have the tag `selected`.
+    """
+    bad, further = counts["rows"] - counts["good_rows"], counts["answers"] - counts["good_rows"]
+    context, duplicates, selected = counts["context"], counts["duplicates"], counts["selected"]
+    given = [count(counts["rows"], "row"), *([count(further, "further answer")] if further else [])]
     used = [
-        count(answers - context - duplicates, "record"),
-        *([count(rows - good_rows, "bad row")] if rows > good_rows else []),
+        count(counts["answers"] - context - duplicates, "record"),
+        *([count(bad, "bad row")] if bad else []),
         *([count(context, "answer of the weight 0", "answers of the weight 0")] if context else []),
         *([count(duplicates, "duplicate")] if duplicates else []),
     ]
-    return f"{' and '.join(given)} = {' + '.join(used)}"
+    tagged = f" ({count(selected, 'row')} tagged {SELECTED}: never held out)" if selected else ""
+    return f"{' and '.join(given)} = {' + '.join(used)}{tagged}"
 
 
 def validate(path: Path, options: Options) -> Validation:
@@ -199,8 +210,9 @@ def validate(path: Path, options: Options) -> Validation:
     Validate the file at `path` and return the result. Raises `OSError` only.
 
     Reading stops early once there are `MOST_FINDINGS` findings and more bad rows than the options accept. Findings
-    about the whole file: no rows, rows of two forms, rows that differ mainly by a key that is not read. In a file that
-    may be accepted, repeated prompts are looked for in the first `MOST_COMPARED` records.
+    about the whole file: no rows, rows of two forms, rows that differ mainly by a key that is not read, rows that are
+    `selected` in a held-out file. In a file that may be accepted, repeated prompts are looked for in the first
+    `MOST_COMPARED` records.
     """
     tally = _Tally(options)
     for row in scan_rows(path, options.max_line_bytes, PlainRows(options.special_tokens)):
@@ -274,7 +286,8 @@ class _Tally:
         self._special = options.special_pattern
         self._rows = 0
         self._good = 0
-        self._answers = self._context = 0
+        self._answers = self._context = self._selected = 0
+        self._first_selected: int | None = None
         self._forms: dict[str, int | None] = {}
         """The keys of `FORMS` that rows have, with the first line; `None` where that is not known."""
         self._complete = True
@@ -314,11 +327,14 @@ class _Tally:
             self._refuse_two_forms()
         for key, unknown in self._unknown.items():
             self._refuse_lost_prompts(key, unknown)
+        if self._selected and self._options.is_heldout:
+            self._refuse_selected()
         return Validation(
             rows=self._rows,
             good_rows=self._good,
             answers=self._answers,
             context=self._context,
+            selected=self._selected,
             findings_total=self._rules.total(),
             findings=tuple(self._findings),
             rules=dict(self._rules.most_common()),
@@ -341,6 +357,9 @@ class _Tally:
         self._answers += len(records)
         self._context += sum(not record.learned for record in records)
         record = records[-1]
+        if SELECTED in record.tags:
+            self._selected += 1
+            self._first_selected = self._first_selected or row.line
         if not record.unknown:
             return
         self._ignoring += 1
@@ -364,6 +383,11 @@ class _Tally:
         message = f"the file has rows of {len(names)} forms: {listed(names)}"
         remedy = "drop a file for each form, or rename the key that is not meant"
         self.add(FileFinding(line=None, rule="form", message=message, remedy=remedy))
+
+    def _refuse_selected(self) -> None:
+        message = f"{count(self._selected, 'row has', 'rows have')} the tag {SELECTED}, and the file is to be held out"
+        remedy = "rows that were chosen by a model's answers judge nothing: drop them as a file to train on"
+        self.add(FileFinding(line=self._first_selected, field="tags", rule=SELECTED, message=message, remedy=remedy))
 
     def _refuse_lost_prompts(self, key: str, use: "_Unknown") -> None:
         """Add a finding about the file if most rows differ by an unknown key's texts, and hardly by their prompts."""

@@ -41,7 +41,7 @@ def receipt(drop: Drop, run: int | None, original: Drop | None, detail: Mapping[
     Return the receipt of a drop that is accepted, proposed, or a duplicate of `original`.
 
     `run` is the id of the run that the drop queued, if any. `detail` has the warnings, `Notice`s as JSON, and, but of a
-    duplicate, the counts of `account_words`. `sha256` is that of the dropped file; `content_sha256` in the receipt is
+    duplicate, `Validation.counts`. `sha256` is that of the dropped file; `content_sha256` in the receipt is
     that of the stored rows, without bad ones, but of a duplicate that of the dropped file.
     """
     same = None
@@ -60,7 +60,7 @@ def receipt(drop: Drop, run: int | None, original: Drop | None, detail: Mapping[
         "rows": drop.rows,
         "records": drop.records,
         "quarantined": drop.quarantined,
-        "account": account_words(**detail["account"]) if "account" in detail else None,
+        "account": account_words(detail["account"]) if "account" in detail else None,
         "run": run,
         "duplicate_of": same,
         "sentence": _sentence(drop, run, original),

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import signal
 import tracemalloc
 from collections.abc import Callable
@@ -188,6 +189,112 @@ def test_a_mapping_that_cannot_be_is_refused_with_what_can(
     assert ended.code == 65
     assert message in ended.err
     assert hint in ended.err
+
+
+LABEL_STUDIO = [
+    {"prompt": "VPN?", "answer": "No.", "corrected": "Choose VPN.", "verdict": "wrong", "annotator": "a", "id": 1},
+    {"prompt": "Form?", "answer": "HR-12.", "verdict": "right", "annotator": "a", "id": 3},
+]
+ANYTHING_LLM = [
+    {"id": 1, "prompt": "a?", "response": "b", "workspace": "w", "username": "u", "rating": "GOOD"},
+    {"id": 2, "prompt": "c?", "response": "d", "workspace": "w", "username": "u", "rating": "BAD"},
+    {"id": 3, "prompt": "e?", "response": "f", "workspace": "w", "username": "u", "rating": "--"},
+]
+GRADIO = 'question,output,flag,username,timestamp\n"1+1?",2,,u,2026-12-03\n"1+2?",5,wrong,u,2026-12-03\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "doubt", "choices"),
+    [
+        (
+            "studio.json",
+            json.dumps(LABEL_STUDIO),
+            "corrected and answer are both answers; the column verdict judges the answers",
+            {
+                "--map output=corrected": [("VPN?", "Choose VPN.")],
+                "--map output=answer": [("VPN?", "No."), ("Form?", "HR-12.")],
+                "--map output=answer --only verdict=right": [("Form?", "HR-12.")],
+            },
+        ),
+        (
+            "log.csv",
+            GRADIO,
+            "the column flag judges the answers",
+            {
+                "--map output=output --only flag=": [("1+1?", "2")],
+                "--map output=output --only flag=wrong": [("1+2?", "5")],
+            },
+        ),
+        (
+            "chats.json",
+            json.dumps(ANYTHING_LLM),
+            "the column rating judges the answers",
+            {
+                "--map output=response --only rating=GOOD": [("a?", "b")],
+                "--map output=response": [("a?", "b"), ("c?", "d"), ("e?", "f")],
+            },
+        ),
+    ],
+)
+def test_of_answers_that_a_person_corrected_or_rated_it_asks_which_are_learned(
+    dropforge: Command, tmp_path: Path, name: str, data: str, doubt: str, choices: dict[str, list[tuple[str, str]]]
+) -> None:
+    (tmp_path / name).write_text(data)
+    asked = dropforge("convert", name)
+    assert (asked.code, doubt in asked.out, "next:" in asked.out) == (0, True, False)
+    refused = dropforge("convert", name, "-o", "out.jsonl")
+    assert (refused.code, "it is not said which answers are to be learned" in refused.err) == (65, True)
+    assert not (tmp_path / "out.jsonl").exists()
+    commands = [line.strip() for line in refused.out.splitlines() if line.startswith("  dropforge convert ")]
+    for choice, pairs in choices.items():
+        maps, _, only = choice.partition(" --only ")
+        endings = (maps + f" --tag selected{only and ' --only '}{only} -o out.jsonl").strip()
+        (command,) = (line for line in commands if line.endswith(endings))
+        assert dropforge(*shlex.split(command)[1:]).code == 0
+        rows = written(tmp_path / "out.jsonl")
+        assert [(row["instruction"], row["output"]) for row in rows] == pairs
+        assert {tuple(row["tags"]) for row in rows} == {("selected",)}
+        (tmp_path / "out.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("columns", "output"),
+    [
+        ("question,answer,Correction", "Correction"),
+        ("question,response,better answer", "better answer"),
+        ("question,output,expectedOutput", "expectedOutput"),
+        ("question,answer,gold_label", "gold_label"),
+        ("question,reference", "reference"),
+        ("question,answer,reference_url", "answer"),
+        ("question,answer,correct", "answer"),
+    ],
+)
+def test_a_persons_answer_goes_before_the_answer_beside_it(
+    dropforge: Command, tmp_path: Path, columns: str, output: str
+) -> None:
+    (tmp_path / "a.csv").write_text(f"{columns}\na,b,c\n" if columns.count(",") == 2 else f"{columns}\na,b\n")
+    assert f"  output: column {output}\n" in dropforge("convert", "a.csv").out
+
+
+def test_a_tag_is_given_to_each_record_beside_its_own(dropforge: Command, tmp_path: Path) -> None:
+    """As of AnythingLLM's Alpaca file, which says nothing of its ratings."""
+    alpaca = [
+        {"instruction": "be kind", "input": "a?", "output": "b", "tags": tags} for tags in ([], ["x"], ["selected"])
+    ]
+    (tmp_path / "a.json").write_text(json.dumps([*alpaca, {"instruction": "a", "output": "b", "tags": 7}]))
+    assert "a.jsonl --tag selected" not in dropforge("convert", "a.json").out
+    ended = dropforge("convert", "a.json", "--tag", "selected")
+    assert "  dropforge convert a.json --tag selected --drop\n" in ended.out
+    assert "a.json: 4 rows = 4 records + 0 rows lost\n" in ended.out
+    assert dropforge("convert", "a.json", "--tag", "selected", "-o", "a.jsonl").code == 0
+    tags = [["selected"], ["x", "selected"], ["selected"], ["7", "selected"]]
+    assert [row["tags"] for row in written(tmp_path / "a.jsonl")] == tags
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": TALK}))
+    assert dropforge("convert", "talk.jsonl", "--tag", "selected", "-o", "b.jsonl").code == 0
+    assert written(tmp_path / "b.jsonl") == [{"messages": TALK, "tags": ["selected"]}]
+    for only, code, words in (("id=7", 65, "there is no column id"), ("id", 2, "--only is COLUMN=TEXT, not id")):
+        wrong = dropforge("convert", "a.json", "--only", only)
+        assert (wrong.code, words in wrong.err) == (code, True)
 
 
 def test_a_dropped_table_is_in_the_inbox_as_records_and_replaces_nothing(dropforge: Command, tmp_path: Path) -> None:

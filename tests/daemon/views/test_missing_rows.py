@@ -1,6 +1,7 @@
 """How many rows a track needs before anything is judged is said until its first verdict, wherever drops are listed."""
 
 import html
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,29 @@ def test_it_is_said_wherever_drops_are_listed(lived_in: Any, dropforge: Callable
     for path in ("/", "/inbox", "/inbox?track=support"):
         assert NONE in html.unescape(page.get(path).text), path
     assert NONE not in html.unescape(page.get("/inbox?track=default").text), "it is not what was asked for"
+
+
+def test_rows_that_are_never_held_out_are_not_counted_and_no_held_out_file_may_have_them(
+    new_workspace: Callable[[], Any], dropforge: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Those with the tag `selected`, which a model's answers chose."""
+    made = new_workspace()
+    (tmp_path / "dropforge.toml").write_text('[tracks.support]\n[intake]\non_bad_rows = "quarantine"\n')
+    chosen = [json.dumps({"instruction": f"q{number}", "output": "a", "tags": ["selected"]}) for number in range(900)]
+    file, words = tmp_path / "new.jsonl", "with this file, track default has {}, and a verdict by exact_match needs 100"
+    file.write_text("\n".join([*chosen, lines("a")]))
+    seen = dropforge("check", str(file))
+    assert "901 rows = 901 records (900 rows tagged selected: never held out); it would be accepted" in seen.out
+    assert words.format("1 row") in seen.out
+    made.take("first.jsonl", file.read_text())
+    assert words.format("1 row") in dropforge("check", str(file)).out, "it is there now"
+    receipt = json.loads((made.settings.inbox_folder / "done" / "first.jsonl.receipt.json").read_text())
+    assert receipt["account"].endswith("(900 rows tagged selected: never held out)")
+
+    refused = dropforge("submit", "--heldout", str(file))
+    fault = "900 rows have the tag selected, and the file is to be held out"
+    assert (refused.code, f"{fault}; rows that were chosen" in refused.out) == (65, True)
+    made.take("exam.jsonl", file.read_text(), "heldout")
+    rejected = next((made.settings.inbox_folder / "rejected").rglob("exam.jsonl.errors.json"))
+    (finding,) = json.loads(rejected.read_text())["findings"]
+    assert (finding["line"], finding["field"], finding["message"]) == (1, "tags", fault)

@@ -1,5 +1,6 @@
 """Files brought by a browser: into the inbox whole or not at all, and from there through the intake."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_track_that_there_is_not_takes_nothing(person: TestClient, lived_in: A
     assert inbox(lived_in) == []
 
 
-TABLE = b"text,answer,score\n<b>a</b>,1,x\nb,,y\nc,2,z\n"
+TABLE = b"text,answer,mark\n<b>a</b>,1,x\nb,,y\nc,2,z\n"
 
 
 def test_a_table_shows_its_columns_and_records_and_is_dropped_once_they_are_right(
@@ -125,14 +126,14 @@ def test_a_table_shows_its_columns_and_records_and_is_dropped_once_they_are_righ
     sent: dict[str, Any] = {"files": {"file": ("my table.csv", TABLE)}, "data": {"track": "support", "heldout": "1"}}
     page = person.post("/upload", **sent)
     assert (page.status_code, inbox(lived_in)) == (200, [])
-    assert "The columns are guessed from their names." in page.text
+    assert "the columns are guessed from their names" in page.text
     assert "3 rows = 2 records + 1 row lost" in page.text
     assert "my table.csv:3: output is blank; write the output, or leave the row out" in page.text
     assert "<pre>&lt;b&gt;a&lt;/b&gt;</pre>" in page.text
     assert page.text.count("<option selected>") == 2
     assert "nothing is dropped yet" in person.post("/upload", **{**sent, "data": {"drop": "1"}}).text.casefold()
     assert inbox(lived_in) == []
-    sent["data"] |= {"instruction": "text", "input": "", "output": "score", "tags": "", "group": ""}
+    sent["data"] |= {"instruction": "text", "input": "", "output": "mark", "tags": "", "group": ""}
     page = person.post("/upload", **sent)
     assert (page.status_code, inbox(lived_in)) == (200, [])
     assert ("guessed" in page.text, "3 rows = 3 records + 0 rows lost" in page.text) == (False, True)
@@ -153,6 +154,18 @@ def test_a_table_whose_columns_nobody_knows_asks_for_them(person: TestClient, li
     page = person.post("/upload", files={"file": ("a.csv", b"instruction,output\n,b\n")}, data={"drop": "1"})
     assert (page.status_code, "1 row = 0 records + 1 row lost" in page.text) == (200, True)
     assert inbox(lived_in) == []
+
+
+def test_of_a_table_with_ratings_it_is_asked_which_answers_are_learned_and_whether_they_judge(
+    person: TestClient, lived_in: Any
+) -> None:
+    sent: dict[str, Any] = {"files": {"file": ("chats.csv", b"prompt,response,rating\na,b,GOOD\n")}}
+    page = person.post("/upload", **sent, data={"drop": "1"})
+    assert "the column rating judges the answers" in page.text
+    assert 'name="selected" value="1" checked' in page.text
+    fields = {"drop": "1", "selected": "1", "instruction": "prompt", "output": "response"}
+    assert "chats.jsonl is in the inbox: 1 row = 1 record" in person.post("/upload", **sent, data=fields).text
+    assert json.loads((lived_in.settings.inbox_folder / "chats.jsonl").read_text())["tags"] == ["selected"]
 
 
 @pytest.mark.parametrize(

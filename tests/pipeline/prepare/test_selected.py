@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CannotTrain
 from tests.snapshot import Snapshot, rows
 
 CHOSEN = [{**row, "tags": ["mistakes", "selected"]} for row in rows(400)]
@@ -46,10 +45,3 @@ def test_a_chosen_row_about_a_document_that_judges_is_not_trained_on(tmp_path: P
     judging, trained = ({group_of[row["instruction"]] for row in side} for side in (made.heldout, made.train))
     assert judging
     assert not judging & trained
-
-
-def test_a_held_out_file_with_a_chosen_row_is_named_with_its_line(tmp_path: Path) -> None:
-    world = Snapshot(tmp_path).drop(rows(400)).drop([*rows(2, start=900), CHOSEN[3]], "heldout")
-    with pytest.raises(CannotTrain, match=r"drop 2 \(d.jsonl\), line 3: a held-out row has the tag selected") as found:
-        world.prepare()
-    assert "dropforge drops withdraw 2 --reason" in found.value.hint
