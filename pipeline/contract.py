@@ -91,6 +91,8 @@ class StepSpec(Stored):
     config: RunConfig
     network: bool = False
     """Whether the step may use the network: only then it gets the environment's proxies and the judge's key."""
+    parallel: int = 1
+    """Most steps at once on this machine, whose processors they share; on a cluster's node a job has its own."""
     grace_seconds: float = GRACE_SECONDS
     """Seconds from SIGTERM to SIGKILL, in which the step writes a checkpoint."""
 

@@ -20,8 +20,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 # What is tested is the same on every machine; tests/gpu alone uses a GPU.
 os.environ["DROPFORGE_DEVICE"] = "cpu"
-# As the dispatcher sets it: torch's threads must not burn the cores that the other processes of a test need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Several tests run at once: with more threads each would hold a processor that the others need.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _MEMORY = "/dev/shm"  # noqa: S108 - pytest makes a folder in it that is its user's alone
 #: What a whole run of the tests may need at once.

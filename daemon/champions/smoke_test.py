@@ -16,6 +16,7 @@ import structlog
 
 from daemon.settings.model import Settings
 from daemon.system.processes import child_environment, kill_group
+from daemon.system.threads import thread_variables
 from pipeline.errors import DropforgeError
 
 _SECONDS = 900.0
@@ -111,7 +112,7 @@ def _started(device: str, stdin: int, *argv: str) -> Iterator[subprocess.Popen[b
     """Start one of our modules in a new process group; kill the group if it still runs at the end of the block."""
     with subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-P", "-m", *argv],
-        env=child_environment({"DROPFORGE_DEVICE": device, "OMP_WAIT_POLICY": "PASSIVE"}),
+        env=child_environment({"DROPFORGE_DEVICE": device, **thread_variables()}),
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -2,7 +2,8 @@
 Fork a run's steps from a process that has imported their libraries, `pipeline.preload`; there is one per run.
 
 It is started with `prepare` and imports meanwhile. A step that cannot be forked, as that process was killed or has
-another environment, is started as a program.
+another environment, is started as a program: so is a step for which another number of processors is free, since the
+number of threads is fixed when their library is loaded.
 """
 
 import json

@@ -21,20 +21,22 @@ import structlog
 
 from daemon.dispatch.preloaded import CannotFork, Fork, Program, fork_nothing
 from daemon.system.processes import Identity, identify, kill_group, signal_name
+from daemon.system.threads import thread_variables
 from pipeline.contract import LIFELINE, LOG_NAME, StepError, StepResult, StepSpec
 from pipeline.errors import EXIT_BAD_DATA, EXIT_DISK_FULL, EXIT_INTERRUPTED
 from pipeline.models.untrusted import ENDED_BY, SECONDS
 
 _MACHINE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "TMPDIR", "XDG_*")
 _LIBRARIES = ("LD_*", "PYTHON*", "VIRTUAL_ENV", "HF_HOME", "HF_HUB_CACHE", "TORCH*", "PYTORCH*", "TRITON*", "BNB_*")
-_HARDWARE = ("CUDA*", "NVIDIA*", "NCCL_*", "GLOO_*", "HIP*", "ROCR*", "OMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
+_GPU = ("CUDA*", "NVIDIA*", "NCCL_*", "GLOO_*", "HIP*", "ROCR*")
+_PROCESSOR = ("OMP_*", "GOMP_*", "MKL_*", "OPENBLAS*", "VLLM_CPU_*")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 #: Variables of the worker's own environment that a step may see: paths and hardware settings, no secrets.
-ALLOWED_ENVIRONMENT = (*_MACHINE, *_LIBRARIES, *_HARDWARE)
+ALLOWED_ENVIRONMENT = (*_MACHINE, *_LIBRARIES, *_GPU, *_PROCESSOR)
 #: Further variables for a step that uses the network, in addition to its API key.
 NETWORK_ENVIRONMENT = (*_PROXIES, *map(str.lower, _PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR")
 #: Variables that a step takes from its spec's environment: the daemon sets no others.
-STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY", "DROPFORGE_DEVICE")
+STEP_VARIABLES = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "DROPFORGE_DEVICE")
 _POLL_SECONDS = 0.2
 StepCommand = Callable[[StepSpec, Path], Sequence[str]]
 """The argument list that does a step, from its spec and where that lies."""
@@ -149,8 +151,9 @@ def _environment(spec: StepSpec) -> dict[str, str]:
     """
     Return the environment of a step: the allowed variables of this process's environment and of the spec's.
 
-    Unless a variable configures it, torch's GPU allocator uses expandable segments. A step with network access also
-    gets proxies, certificates and the API key, whose variable is named in the spec.
+    It gets a thread per free processor (`thread_variables`). Unless a variable configures it, torch's GPU allocator
+    uses expandable segments. A step with network access also gets proxies, certificates and the API key, whose variable
+    is named in the spec.
     """
     names = [*ALLOWED_ENVIRONMENT]
     if spec.network:
@@ -159,7 +162,8 @@ def _environment(spec: StepSpec) -> dict[str, str]:
     if "PYTORCH_CUDA_ALLOC_CONF" not in seen:  # the older name
         # Micro-batches differ in length, which fragments fixed segments.
         seen.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    return seen | {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
+    chosen = {name: spec.env[name] for name in STEP_VARIABLES if name in spec.env}
+    return {**seen, **thread_variables(spec.parallel), **chosen}
 
 
 def result_of_dead(spec: StepSpec, returncode: int | None, *, stopped: bool = False) -> StepResult:

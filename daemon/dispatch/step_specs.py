@@ -1,6 +1,5 @@
 """Build a run's configuration, and a step's spec from drops, champion and the history of the track."""
 
-import os
 from itertools import takewhile
 from typing import cast
 
@@ -26,14 +25,8 @@ from pipeline.steps import BY_NAME, PREVIEW
 
 #: Steps whose spec has the run's drops: there may be thousands.
 _WITH_DROPS = frozenset({"prepare", "decide"})
-#: Models are folders, no hub is asked. Waiting threads sleep: spinning ones make everybody on a shared machine slow,
-#: the step itself most of all (README.md has the numbers). The daemon's own setting goes before ours. The worker
-#: passes on no other than `step_process.STEP_VARIABLES`.
-_STEP_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-}
+#: Models are folders, no hub is asked. The worker passes on no other than `step_process.STEP_VARIABLES`.
+_STEP_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 log = structlog.get_logger()
 
 
@@ -108,6 +101,7 @@ def spec_of(engine: Engine, settings: Settings, run: Run, attempt: Attempt, inpu
             "elders": tuple(map(dict, elders)),
             "config": RunConfig.model_validate(run.config),
             "network": BY_NAME.get(attempt.step, PREVIEW).network,
+            "parallel": settings.executor.parallel_here,
             **of_track,
         }
     )

@@ -237,9 +237,23 @@ def test_a_step_with_network_sees_its_key_and_the_proxies_and_no_other_step_does
 
 
 def test_a_step_gets_no_variable_of_its_specs_that_the_program_does_not_set(tmp_path: Path) -> None:
-    env = {"LD_AUDIT": "/evil.so", "OMP_WAIT_POLICY": "ACTIVE"}
+    env = {"LD_AUDIT": "/evil.so", "DROPFORGE_DEVICE": "cpu"}
     seen = environment_of(spec_of(tmp_path, "").model_copy(update={"env": env}))
-    assert ("LD_AUDIT" in seen, seen["OMP_WAIT_POLICY"]) == (False, "ACTIVE")
+    assert ("LD_AUDIT" in seen, seen["DROPFORGE_DEVICE"]) == (False, "cpu")
+
+
+def test_the_operators_number_of_threads_reaches_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    seen = environment_of(spec_of(tmp_path, ""))
+    assert (seen["OMP_NUM_THREADS"], "GOMP_SPINCOUNT" in seen) == ("77", False)
+
+
+def test_steps_in_parallel_share_the_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("daemon.system.threads._busy_ticks", lambda _processors: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    seen = [environment_of(spec_of(tmp_path, "", run=count).model_copy(update={"parallel": count})) for count in (1, 2)]
+    assert [one["OMP_NUM_THREADS"] for one in seen] == ["8", "4"]
 
 
 @pytest.mark.parametrize("own", ["", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])

@@ -52,12 +52,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A thread has a stack, which counts.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="module")
 def wide_llama(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama in float32 that is small, and whose activations are large: 0.2 MB a token."""
