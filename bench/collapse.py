@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline import durable
 from pipeline.config import TrainConfig
 from pipeline.decide.statistics import mcnemar_exact
@@ -69,7 +70,7 @@ def main() -> int:
     parser.add_argument("--answers", choices=("ours", "base"), default="ours")
     parser.add_argument("--say", action="store_true")
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= thread_variables()
     base = demo_base()
     plain = open_base(base)
     usual = answer(plain, [item.question for item in ASKED])

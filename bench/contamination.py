@@ -8,8 +8,8 @@ process of its own:
   ours       the comparison, as each run's `prepare` does
   LSH        datasketch, 128 permutations, on a sample of the rows (where it is installed)
   all pairs  sets of shingles, each row against each held-out one, on a smaller sample
-and prints one table: seconds of the clock and of the processors, planted rows that were found, and the ratio of the
-peers' processor time, taken to as many rows, to ours. Exit status 1 if the budget is missed by processor time.
+and prints one table: seconds by the clock and of the processors, medians of three runs in turns, planted rows that were
+found, and the ratio by the clock of the peers, taken to as many rows, to ours. Exit status 1 if the budget is missed.
 
 Measured on two busy cores: 100,000 rows take 4.9 s of processors, and 982 of 1,000 planted ones are found, at a
 hundredth of the cost of all pairs and a fifth of that of datasketch's LSH, which finds about as many.
@@ -19,7 +19,9 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ from pipeline.prepare.split import DropRow, group_prompts
 #: Seconds on two cores.
 BUDGET = 5.0
 PLANTED = 100
+TURNS = 3
 LSH_ROWS, PAIR_ROWS = 5_000, 500
 SIMILARITY = 0.5
 
@@ -57,7 +60,9 @@ def main() -> int:
     if options.way:
         print(json.dumps(WAYS[options.way](make(options.rows, options.heldout))))
         return 0
-    found = {way: apart(way, options) for way in WAYS if way != "LSH" or has_datasketch()}
+    ways = [way for way in WAYS if way != "LSH" or has_datasketch()]
+    runs = [{way: apart(way, options) for way in ways} for _ in range(TURNS)]
+    found = {way: {key: statistics.median(run[way][key] for run in runs) for key in runs[0][way]} for way in ways}
     return show(options, found)
 
 
@@ -166,7 +171,7 @@ def lines(found: dict[str, dict[str, float]]) -> Iterator[tuple[str, ...]]:
     """Yield the table's rows."""
     ours = found["ours"]
     for way, one in found.items():
-        each, own = one["processors"] / one["rows"], ours["processors"] / ours["rows"]
+        each, own = one["clock"] / one["rows"], ours["clock"] / ours["rows"]
         yield (
             way,
             f"{one['rows']:,.0f}",
@@ -186,14 +191,14 @@ def show(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> int
         "of processors",
         "found",
         "a row, times ours",
-        title=f"{options.rows:,} training rows against {options.heldout:,} held-out ones",
+        title=f"{options.rows:,} rows against {options.heldout:,} held-out ones; load {os.getloadavg()[0]:.1f}",
     )
     for line in lines(found):
         table.add_row(*line)
     console = Console(width=120)
     console.print(table)
-    kept = found["ours"]["processors"] <= BUDGET
-    console.print(f"within {BUDGET:g} s of processors: {'kept' if kept else 'MISSED'}")
+    kept = found["ours"]["clock"] <= BUDGET
+    console.print(f"within {BUDGET:g} s: {'kept' if kept else 'MISSED'}")
     return 0 if kept else 1
 
 

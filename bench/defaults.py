@@ -53,6 +53,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Drop, Evaluation, ModelRef, Role
 from pipeline.config import EvaluateConfig, GateConfig, GuardConfig, RunConfig, TrainConfig
@@ -140,7 +141,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--results", type=Path)
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= thread_variables()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # An import of the library of this name must not find bench/evaluate.py.
     sys.path.remove(str(Path(__file__).parent))

@@ -1,14 +1,15 @@
 """
 Measure answering: one prompt at a time, in fixed batches, as the evaluate step does it, and by vLLM.
 
-    python bench/evaluate.py [--short 32] [--long 48] [--base FOLDER] [--vllm /opt/vllm/bin/vllm]
+    python bench/evaluate.py [--short 32] [--long 48] [--runs 3] [--base FOLDER] [--vllm /opt/vllm/bin/vllm]
 
 Two sets on SmolLM2-135M-Instruct, greedily. `short`: the demo's held-out questions, at most 16 tokens an answer.
 `long`: questions for SQL over made schemas, at most 192 tokens, where an answer ends with its line: most do within 50
 tokens, and one in eight loops to the limit, as a model does that was trained for a while. The peers are the loop of a
-script, and batches of 16 through `generate`, which wait for their longest answer. Seconds of this process stand
-beside those of the clock, since other work on the machine is not in them. It fails if ours takes more than half of
-the time of fixed batches on `long`. The defaults take 250 seconds of one core; `--short 500 --long 239` is the whole.
+script, and batches of 16 through `generate`, which wait for their longest answer. Each way has a process of its own,
+the peers' threads wait as their users' do, ours as a step's; medians of the runs by the clock, processor time beside
+them. It fails if ours takes more than half of the time of fixed batches on `long`. `--short 500 --long 239` is the
+whole.
 
 Measured in bf16 on two cores that had ten other processes, the defaults, seconds of this process: `short` one at a time
 31, batches 4.0, ours 4.1; `long` one at a time 119, batches 71, ours 25 (by the clock 568, 326 and 85: 0.26). 64 others
@@ -16,8 +17,11 @@ of `long`: batches 88, ours 23, of it without cutting loops 29. On a GPU it was 
 """
 
 import argparse
+import json
 import os
 import random
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,13 +33,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Threads that wait must not count as work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline.evaluate.inference import Vllm, cache_bytes
 from pipeline.evaluate.vllm import Process
 from pipeline.metrics.degenerate import is_looping
@@ -47,6 +49,7 @@ from pipeline.models.template import fold, single_turn
 from tests.demo_data import make_data
 
 ROWS = 16
+WAYS = ("one at a time", "batches", "ours", "vLLM")
 #: Ours against fixed batches on `long`.
 BUDGET = 0.5
 TABLES = (
@@ -113,45 +116,76 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", type=int, default=32)
     parser.add_argument("--long", type=int, default=48)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--vllm")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     base = given.base or demo_base()
+    if given.way:
+        print(json.dumps(measure(base, given)))
+        return 0
+    ways = [way for way in WAYS if way != "vLLM" or given.vllm]
+    runs = [{way: apart(way, base, given) for way in ways} for _ in range(given.runs)]
+    title = f"at most {ROWS} prompts at once; load {os.getloadavg()[0]:.1f}"
+    columns = ("", "", "seconds", "x batches", "of the processor", "tokens", "tokens/s", "loops", "as one at a time")
+    table = Table(*columns, title=title)
+    ratios = {}
+    for work in ("short", "long"):
+        wall = {way: statistics.median(run[way][work]["wall"] for run in runs) for way in ways}
+        ratios[work] = wall["ours"] / wall["batches"]
+        alone = runs[0]["one at a time"][work]["answers"]
+        for way in ways:
+            said = runs[0][way][work]
+            same = sum(one == other for one, other in zip(said["answers"], alone, strict=True))
+            table.add_row(
+                f"{work}, {len(alone)}",
+                way,
+                f"{wall[way]:.1f}",
+                f"{wall[way] / wall['batches']:.2f}",
+                f"{statistics.median(run[way][work]['processor'] for run in runs):.1f}",
+                str(said["tokens"]),
+                f"{said['tokens'] / wall[way]:.0f}",
+                str(sum(map(is_looping, said["answers"]))),
+                f"{same} of {len(alone)}",
+            )
+    Console(width=120).print(table)
+    print(f"ours takes {ratios['long']:.2f} of the time of fixed batches on long (budget: {BUDGET})")
+    return int(ratios["long"] > BUDGET)
+
+
+def apart(way: str, base: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Measure one way in a process of its own, in the environment of its users."""
+    sizes = [
+        f"--short={given.short}",
+        f"--long={given.long}",
+        f"--base={base}",
+        *(["--vllm", given.vllm] * bool(given.vllm)),
+    ]
+    environment = {**os.environ, **(thread_variables() if way == "ours" else {})}
+    argv = [sys.executable, __file__, *sizes, "--way", way]
+    done = subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(base: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Answer both sets; return seconds, tokens and answers of each. The processor's are of this process."""
     asked = generation.open_model(base, generation.load_template(base, "chat"), chosen_device())
     works = [_short(asked, given.short), _long(asked, given.long)]
-    table = Table(title=f"at most {ROWS} prompts at once, {asked.model.dtype}, {asked.model.device}")
-    for column in ("", "", "seconds", "of this process", "tokens", "tokens/s", "loops", "as one at a time"):
-        table.add_column(column, justify="left" if not column else "right")
-    spent: dict[tuple[str, str], float] = {}
-    alone: dict[str, list[Answer]] = {}
+    if given.way != "vLLM":
+        return {work.name: _measured(work, ANSWER[given.way]) for work in works}
+    generation.close_model(asked)
+    with _served(base, given.vllm) as process:
+        return {work.name: _measured(work, partial(_vllm, process)) for work in works}
 
-    def measure(work: Work, way: str, answer: Callable[[Work], list[Answer]]) -> None:
-        wall, own = time.monotonic(), time.process_time()
-        answers = answer(work)
-        wall, own = time.monotonic() - wall, time.process_time() - own
-        spent[work.name, way] = wall
-        tokens = sum(one.tokens for one in answers)
-        others = alone.setdefault(work.name, answers)
-        same = sum(one.text == other.text for one, other in zip(answers, others, strict=True))
-        loops = sum(is_looping(one.text) for one in answers)
-        numbers = (f"{wall:.1f}", f"{own:.1f}", str(tokens), f"{tokens / wall:.0f}", str(loops))
-        row = (f"{work.name}, {len(answers)}", way, *numbers, f"{same} of {len(answers)}")
-        table.add_row(*row)
-        # What comes after may fail: vLLM is another program.
-        print(*row, sep="\t", file=sys.stderr)
 
-    for work in works:
-        for way, answer in {"one at a time": _alone, "batches": _batches, "ours": _ours}.items():
-            measure(work, way, answer)
-    if given.vllm:
-        generation.close_model(asked)
-        with _served(base, given.vllm) as process:
-            for work in works:
-                measure(work, "vLLM", partial(_vllm, process))
-    Console(width=120).print(table)
-    ratio = spent["long", "ours"] / spent["long", "batches"]
-    print(f"ours takes {ratio:.2f} of the time of fixed batches on long (budget: {BUDGET})")
-    return int(ratio > BUDGET)
+def _measured(work: Work, answer: Callable[[Work], list[Answer]]) -> dict[str, Any]:
+    wall, processor = time.perf_counter(), time.process_time()
+    said = answer(work)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    texts, tokens = [one.text for one in said], sum(one.tokens for one in said)
+    return {"wall": wall, "processor": processor, "tokens": tokens, "answers": texts}
 
 
 def _short(asked: AskedModel, count: int) -> Work:
@@ -226,6 +260,10 @@ def _ours(work: Work) -> list[Answer]:
         said = greedy_decoding.answers(work.asked, [work.prompts[place] for place in batch], work.decoding)
         found.update(zip(batch, said, strict=True))
     return [found[place] for place in range(len(work.prompts))]
+
+
+#: How this process answers; vLLM is another program.
+ANSWER = {"one at a time": _alone, "batches": _batches, "ours": _ours}
 
 
 def _vllm(process: Process, work: Work) -> list[Answer]:

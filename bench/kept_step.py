@@ -47,6 +47,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline.config import TrainConfig
 from tests.demo_data import TEAMS, make_data
 
@@ -91,7 +92,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--read", type=Path)
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= thread_variables()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if asked.read:
         compare([json.loads(line) for line in asked.read.read_text(encoding="utf-8").splitlines()])

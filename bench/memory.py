@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline import durable
 from pipeline.artifacts import Adapter, Dataset, ModelRef
 from pipeline.config import RunConfig, TrainConfig
@@ -112,7 +113,7 @@ def trained(base: Path, records: Sequence[dict[str, str]], settings: TrainConfig
         place.mkdir()
         durable.write_json(place / SPEC_NAME, spec.model_dump(mode="json"))
         command = [sys.executable, "-P", "-m", "pipeline", spec.step, str(place / SPEC_NAME)]
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", **os.environ}
+        environment = {"HF_HUB_OFFLINE": "1", **os.environ, **thread_variables()}
         subprocess.run(command, env=environment, check=True)
         return Adapter.model_validate(StepResult.model_validate(durable.read_json(place / RESULT_NAME)).artifact)
 

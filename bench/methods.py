@@ -55,6 +55,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline import durable
 from pipeline.artifacts import Adapter, Model, ModelRef
 from pipeline.config import RunConfig, TrainConfig
@@ -98,7 +99,7 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--base", type=Path)
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= thread_variables()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     common = {"epochs": asked.epochs, "batch_size": asked.batch_size, "max_length": 512, "format": "chat"}
     if asked.learning_rate:

@@ -1,12 +1,12 @@
 """
 Count the trials an hour of a search, beside a shell loop over the script that the libraries' guides tell to write.
 
-    python bench/search_trials.py [--rows 64] [--trials 4] [--base FOLDER]
+    python bench/search_trials.py [--rows 64] [--trials 4] [--runs 3] [--base FOLDER]
 
 Ours is one train step with a grid over ranks: each trial is trained, its checkpoints are kept, and it is asked the dev
 rows; the fourth may end early. The loop starts `fit` of bench/bare_script.py in a process of its own for each rank,
 over the base in 4 bits as the guide has it, and asks nothing. SmolLM2-135M-Instruct, rows of the demo, one epoch,
-batches of 4. On a busy machine, processor time is the one to trust.
+batches of 4; medians of the runs, in turns. On a busy machine they are worthless.
 
 Measured on one of two cores with avx512_bf16, shared with other work, the defaults: the loop 50 trials an hour (61 of
 processor time), a search 102 (112), its fourth trial ended early. With 16 rows and two trials a search was slower (112
@@ -17,17 +17,20 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline.config import TrainConfig
 from tests.demo_data import make_data
 
@@ -44,25 +47,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--base", type=Path)
     asked = parser.parse_args()
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
     base, ranks = asked.base or demo_base(), [8 * (one + 1) for one in range(asked.trials)]
     rows = list(make_data(first=asked.rows + DEV_ROWS, heldout=1, second=1).first)
     table = Table("", "trials an hour", "of processor time", title=f"{asked.rows} rows; load {os.getloadavg()}")
-    took = {
-        "the guide's script in a loop": measured(lambda: loop(base, rows[:-DEV_ROWS], ranks)),
-        "a search": measured(lambda: search(base, rows, ranks)),
+    ways = {
+        "the guide's script in a loop": (lambda: loop(base, rows[:-DEV_ROWS], ranks), {}),
+        "a search": (lambda: search(base, rows, ranks), thread_variables()),
     }
-    for name, (wall, processor) in took.items():
+    runs = [[measured(work, own) for work, own in ways.values()] for _ in range(asked.runs)]
+    took = [tuple(map(statistics.median, zip(*times, strict=True))) for times in zip(*runs, strict=True)]
+    for name, (wall, processor) in zip(ways, took, strict=True):
         table.add_row(name, f"{HOUR * asked.trials / wall:.0f}", f"{HOUR * asked.trials / processor:.0f}")
     Console().print(table)
-    theirs, ours = (processor for _, processor in took.values())
+    (theirs, _), (ours, _) = took
     return int(ours >= theirs)
 
 
-def measured(work: Callable[[], None]) -> tuple[float, float]:
-    """Return the seconds by the clock and of the processor that child processes take for it."""
+def measured(work: Callable[[], None], own: Mapping[str, str]) -> tuple[float, float]:
+    """Return the seconds by clock and processor that child processes with their `own` variables take for it."""
+    with patch.dict(os.environ, own):
+        return _measured(work)
+
+
+def _measured(work: Callable[[], None]) -> tuple[float, float]:
     wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     work()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

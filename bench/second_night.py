@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.cli.demo import demo_base
+from daemon.system.threads import thread_variables
 from pipeline import durable
 from pipeline.artifacts import Adapter, Artifact, Dataset, Drop, Model, ModelRef
 from pipeline.config import RunConfig, SplitConfig, TrainConfig
@@ -152,7 +153,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--base", type=Path)
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= thread_variables()
     base = asked.base or demo_base()
     train = TrainConfig(
         learning_rate=4e-4,
