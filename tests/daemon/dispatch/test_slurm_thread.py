@@ -35,7 +35,9 @@ def test_a_log_that_cannot_be_written_ends_no_thread(house: House) -> None:
 def test_a_job_that_is_gone_is_not_shown_as_one_that_waits(house: House) -> None:
     spec = house.submit()
     assert house.cluster is not None
-    (house.cluster / "jobs/1").unlink()
+    job = house.cluster / "jobs/1"
+    house.wait_until(lambda: "JobHeldUser" not in job.read_text())  # `released` is written first
+    job.unlink()
     house.wait_until(lambda: durable.read_object(house.attempt / JOB_STATE_NAME).get("state") == "GONE")
     progress = load_progress(house.root, spec.run, spec.step, spec.attempt)
     assert progress is not None
