@@ -188,15 +188,15 @@ def test_a_dropped_table_shows_its_columns_and_is_sent_again_without_being_chose
 ) -> None:
     made, _, _ = room
     file = tmp_path_factory.mktemp("elsewhere") / "table.csv"
-    file.write_text("text,label,rating\na,x,1\nb,y,2\n")
+    file.write_text("text,label,stars\na,x,1\nb,y,2\n")
     served.open("/inbox")
     served.drop(file)
     served.wait_for("table.csv: which column is what?", "h1")
-    assert "The columns are guessed" in served.text()
+    assert "the columns are guessed from their names" in served.text()
     assert served.was_kept()
     served.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": axe})
     assert served.driver.execute_async_script(_AXE) == []
-    served.driver.execute_script("document.querySelector('select[name=output]').value = 'rating'")
+    served.driver.execute_script("document.querySelector('select[name=output]').value = 'stars'")
     served.find("form.target button:not(.main)").click()
     served.wait_for("Record 1 instruction a output 1 Record 2 instruction b output 2")
     assert "guessed" not in served.text()
