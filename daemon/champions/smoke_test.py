@@ -17,7 +17,8 @@ import structlog
 from daemon.settings.model import Settings
 from daemon.system.processes import child_environment, kill_group
 from daemon.system.threads import thread_variables
-from pipeline.errors import DropforgeError
+from pipeline.config import TrainConfig
+from pipeline.errors import CannotTrain, DropforgeError
 
 _SECONDS = 900.0
 _LOOK_SECONDS = 0.5
@@ -76,6 +77,23 @@ def ask(request: Mapping[str, Any], device: str, module: str = "pipeline.models.
             yield part
     if process.returncode != 0:
         raise DropforgeError(*_words(b"", process.returncode))
+
+
+def try_adapter(folder: str, train: TrainConfig) -> dict[str, int]:
+    """
+    Return what `pipeline.models.adapter`, in a child process, says of training the base in `folder`; no weight is read.
+
+    Its `layers` and `experts` are the fields of `pipeline.models.adapter.Adapted`; nothing is returned without the
+    training stack. Raises `CannotTrain` if the training would fail.
+    """
+    if not can_try():
+        return {}
+    request = {"folder": str(Path(folder).absolute()), "train": train.model_dump(mode="json")}
+    try:
+        (found,) = ask(request, "cpu", "pipeline.models.adapter")
+    except DropforgeError as error:
+        raise CannotTrain(error.message, error.hint) from error
+    return found
 
 
 def shown_records(path: Path, settings: Settings, track: str, most: int) -> list[dict[str, Any]]:

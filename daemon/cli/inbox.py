@@ -31,6 +31,7 @@ from daemon.settings.load import load
 from daemon.settings.model import FILE_NAME, Settings
 from daemon.views import confirmations
 from daemon.views.overview import Overview
+from pipeline.config import TrainConfig
 from pipeline.errors import EXIT_BAD_DATA, DropforgeError
 from pipeline.models.manifest import check_base
 from pipeline.records.validate import MOST_FINDINGS, MOST_KINDS, Validation, account_words
@@ -81,9 +82,14 @@ def _settings_of_new(folder: Path, base_model: Path | None) -> Settings:
     Raises `DropforgeError` if `base_model` cannot be trained, `BadParameter` if existing settings do not name it, and
     `SettingsError` if these cannot be used.
     """
+    from daemon.champions.smoke_test import try_adapter  # noqa: PLC0415 - `check` is quick
+    from daemon.views.preflight import adapter_words  # noqa: PLC0415
+
     path, line = folder / FILE_NAME, '#base_model = "path/to/a/model"'
     if base_model is not None:
-        check_base(base_model, load(path).train.format if path.exists() else "auto")
+        train = load(path).train if path.exists() else TrainConfig()
+        check_base(base_model, train.format)
+        print_lines(f"base model {base_model}: {words}" for words in adapter_words(try_adapter(str(base_model), train)))
         # As the settings are read: without "..", and links stay.
         base_model = Path(os.path.abspath(base_model))  # noqa: PTH100
         line = f"base_model = {json.dumps(str(base_model), ensure_ascii=False)}"

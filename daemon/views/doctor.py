@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from daemon.champions.smoke_test import can_try, try_gpu
+from daemon.champions.smoke_test import can_try, try_adapter, try_gpu
 from daemon.inbox.drop_folders import watched_folders
 from daemon.settings.model import Settings
 from daemon.state.database_file import SCHEMA, file_system, how_to_restore, in_words, is_network, schema_of, verify
@@ -17,8 +17,9 @@ from daemon.storage.disk import Disk
 from daemon.storage.disk_estimate import CannotTell, needed_bytes
 from daemon.system.processes import lock_holder
 from daemon.views.overview import Overview
-from daemon.views.preflight import Finding, bad, bases, needs, ok, warn
+from daemon.views.preflight import Finding, adapter_words, bad, bases, needs, ok, warn
 from daemon.views.slurm_probe import slurm
+from pipeline.config import TrainConfig
 from pipeline.errors import DropforgeError, os_words
 from pipeline.models.gpu_driver import nvidia_driver
 from pipeline.words import count, shell_path, size_words
@@ -38,7 +39,7 @@ def examine(settings: Settings) -> list[Finding]:
         _file_systems,
         _space,
         _inbox,
-        bases,
+        _bases,
         _champions,
         needs,
         _gpu,
@@ -135,6 +136,15 @@ def _inbox(settings: Settings) -> Iterator[Finding]:
         if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
             text = f"{folder}: who may drop files may take away and replace what others dropped"
             yield warn("inbox rights", text, f"chmod +t {shell_path(folder)}")
+
+
+def _bases(settings: Settings) -> Iterator[Finding]:
+    """Yield a finding per track on its base model, as `bases` does; a training's adapter is tried, too."""
+
+    def look(folder: str, train: TrainConfig) -> str:
+        return "; ".join([folder, *adapter_words(try_adapter(folder, train))])
+
+    yield from bases(settings, look)
 
 
 def _champions(settings: Settings) -> Iterator[Finding]:

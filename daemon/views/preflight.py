@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 from daemon.settings.model import Settings
 from daemon.system.programs import find_program, user
 from pipeline.artifacts import Frozen
+from pipeline.config import TrainConfig
 from pipeline.durable import open_regular
 from pipeline.errors import DropforgeError, os_words
 from pipeline.evaluate.suites import BUILTIN, read_suite
@@ -53,11 +54,27 @@ def tried(name: str, look: Callable[[], str], make: Callable[[str, str, str], Fi
         return make(name, f"user {user()} cannot read it: {os_words(error)}", "let the daemon's user read that file")
 
 
-def bases(settings: Settings) -> Iterator[Finding]:
-    """Yield a finding per track: "ok" if its base model exists, is readable and can be trained, else "bad"."""
+def bases(
+    settings: Settings, further: Callable[[str, TrainConfig], str] = lambda folder, _train: folder
+) -> Iterator[Finding]:
+    """
+    Yield a finding per track: "ok" if its base model exists, is readable and can be trained, else "bad".
+
+    If so its text is what `further` returns, called with folder and settings; it may raise `DropforgeError`.
+    """
     for track in settings.track_names:
         chosen = settings.track(track)
-        yield tried(f"base of {track}", partial(try_base, chosen.base_model, chosen.train.format))
+
+        def look(base: str = chosen.base_model, train: TrainConfig = chosen.train) -> str:
+            return further(try_base(base, train.format), train)
+
+        yield tried(f"base of {track}", look)
+
+
+def adapter_words(found: Mapping[str, int]) -> list[str]:
+    """Return [sentence] if a training leaves experts of a base as they are, by what `try_adapter` found, else []."""
+    experts = found.get("experts", 0)
+    return [f"a training leaves its experts, {experts:,} weights, as they are"] if experts else []
 
 
 def needs(settings: Settings) -> Iterator[Finding]:

@@ -8,15 +8,19 @@ trainings since the base. With either start, built-in general rows are added as 
 import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import durable
 from pipeline.artifacts import ModelRef, Remark
+from pipeline.config import RunConfig
 from pipeline.contract import Attempt
 from pipeline.data_words import remark_words
+from pipeline.models.adapter import try_adapter
 from pipeline.models.manifest import read_lineage, trained_ids
+from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.decontaminate import Splits
 from pipeline.prepare.split import DropRow, Prompt
 from pipeline.records.heldout import prompt_id
@@ -38,6 +42,17 @@ class Start(NamedTuple):
     old: int = 0
     """Rows that the champion was trained on; `replayed` of these are among the `rows`."""
     replayed: int = 0
+
+
+def try_base(config: RunConfig, window: Window) -> None:
+    """
+    Raise `CannotTrain` if the base model cannot be trained with the settings, before hours of work; read no weights.
+
+    Nothing is tried without a tokenizer.json or the training stack.
+    """
+    if window.counts:
+        with suppress(ModuleNotFoundError):
+            try_adapter(Path(config.base_model), config.train)
 
 
 def choose_start(attempt: Attempt, rows: list[DropRow]) -> Start:

@@ -26,7 +26,7 @@ from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.decontaminate import MOST_EXAMPLES, Splits, assign
 from pipeline.prepare.sample import Selection, heldout_line, row_line, select
 from pipeline.prepare.split import CHECK_EVERY, DropRows, Prompt, read_drops
-from pipeline.prepare.start import Start, choose_start, general_rows
+from pipeline.prepare.start import Start, choose_start, general_rows, try_base
 from pipeline.prepare.warnings import (
     contamination_warnings,
     counts_by_drops,
@@ -50,13 +50,14 @@ def prepare(attempt: Attempt) -> Dataset:
     "pinned", "tags", "near" (the ids of near-duplicates in any split) and "group" (the lowest id in its group), too.
     If the training starts from the champion, `train.jsonl` has the rows that are new to it and a sample of the others.
     Warnings about the data go to standard error, too. Raises `CannotTrain` if a drop is damaged, no training rows are
-    left, the settings never allow a verdict, or their suites or the base model's template cannot be used; `Interrupted`
-    if stopped.
+    left, the settings never allow a verdict, or with them the suites, the base model or its template cannot be used;
+    `Interrupted` if stopped.
     """
     # The evaluation reads them hours later: an error in one is reported before anything is trained.
     read_suites(attempt.config.evaluate.general, attempt.spec.run)
     config, drops = attempt.config, attempt.spec.drops
     window = Window(Path(config.base_model), config.train.max_length)
+    try_base(config, window)
     read = fit_template(read_drops(attempt, window), config, window)
     splits = assign(read.rows, config, partial(_watched, attempt))
     selection = select(attempt, splits, window)

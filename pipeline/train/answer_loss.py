@@ -35,7 +35,8 @@ def has_plain_head(model: Any, tokens: Sequence[int]) -> bool:
     larger = head.register_forward_hook(lambda _, __, made: made * _LARGER)
     try:
         with torch.no_grad():
-            plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+            # Some recurrent models keep these in float32.
+            plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(head.weight.dtype))
             logits = model(input_ids=ids, use_cache=False).logits
     finally:
         larger.remove()

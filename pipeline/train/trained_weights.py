@@ -1,8 +1,8 @@
 """
-Select what is trained, an adapter or weights of the base itself, and save it.
+Select which weights of the base itself are trained, and save what is trained, them or an adapter.
 
-LoRA and DoRA train an adapter by PEFT. Of full fine-tuning `full` trains all weights, `galore` the linear layers on
-projected gradients, `spectrum` the linear layers whose weights have the highest signal-to-noise ratio
+LoRA and DoRA train an adapter (`pipeline.models.adapter`). Of full fine-tuning `full` trains all weights, `galore` the
+linear layers on projected gradients, `spectrum` the linear layers whose weights have the highest signal-to-noise ratio
 (arXiv:2406.06623).
 
 Such weights, their gradients and moments are float32 whatever the base's dtype is: a bfloat16 weight of 0.1 has
@@ -13,21 +13,19 @@ adapter's.
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import distributed, nn
-from transformers import set_seed
-from transformers.pytorch_utils import Conv1D
+from torch import distributed
 
 from pipeline.artifacts import TRAINED_FILES
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
+from pipeline.models.adapter import target_layers
 from pipeline.models.safetensors_files import NotSafetensorsError, read_header, weight_files
 from pipeline.train.data_parallel import ProcessRank
 from pipeline.train.galore import GaLore
@@ -38,26 +36,6 @@ Files = Mapping[str, tuple[Path, list[int]]]
 #: Interquartile range of a normal distribution, in standard deviations.
 _QUARTILES = 1.349
 _INSTEAD = 'set train.method = "lora", which trains an adapter on any model'
-
-
-def add_adapter(model: Any, config: TrainConfig) -> Any:
-    """
-    Add a new adapter to `model` in place; return the PEFT model. Seeds all random generators with `config.seed`.
-
-    An update is `alpha / rank * B A`, with rsLoRA `alpha / sqrt(rank) * B A` (arXiv:2312.03732); DoRA also trains the
-    norm of each output's weights (arXiv:2402.09353). Raises `CannotTrain` if a target layer is not in `model`.
-    """
-    adapter = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        use_rslora=config.rslora,
-        use_dora=config.method == "dora",
-        target_modules=target_layers(model, config.targets),
-        task_type="CAUSAL_LM",
-    )
-    set_seed(config.seed)
-    return get_peft_model(model, adapter)
 
 
 def unfreeze(model: Any, base: Path, config: TrainConfig, process: ProcessRank) -> None:
@@ -133,41 +111,6 @@ def _trained_names(model: Any, files: Files, config: TrainConfig, process: Proce
         distributed.broadcast_object_list(box)
         (layers,) = box
     return {f"{layer}.weight" for layer in layers}
-
-
-def target_layers(model: Any, targets: Sequence[str]) -> list[str]:
-    """
-    Return the sorted full names of the linear layers that `targets` select.
-
-    "all-linear" selects all but the output head, "mlp" those within a module of that name; any other target is a
-    layer's name, or the end of it. Raises `CannotTrain` for a target without a layer, and for the output head.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
-    head = next((name for name, module in layers.items() if module is model.get_output_embeddings()), None)
-    selected: set[str] = set()
-    for target in targets:
-        if target == "all-linear":
-            named = layers.keys() - {head}
-        elif target == "mlp":
-            named = {name for name in layers if "mlp" in name.split(".")[:-1]}
-        else:
-            named = {name for name in layers if f".{name}".endswith(f".{target}")}
-        if head in named:
-            raise CannotTrain(
-                f"train.targets has {target!r}, the output head, whose weight is often shared with the input",
-                f"take it out of train.targets; {_known(layers, head)}",
-            )
-        if not named:
-            raise CannotTrain(
-                f"train.targets has {target!r}, and the base model has no such linear layer", _known(layers, head)
-            )
-        selected |= named
-    return sorted(selected)
-
-
-def _known(layers: Any, head: str | None) -> str:
-    names = sorted({name.rsplit(".", 1)[-1] for name in layers if name != head})
-    return f'allowed are "all-linear", "mlp" and the layers {", ".join(names)}'
 
 
 def _files(base: Path) -> Files:

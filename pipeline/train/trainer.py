@@ -13,13 +13,14 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import DEV_ROWS
 from pipeline.errors import CannotTrain
+from pipeline.models.adapter import add_adapter
 from pipeline.models.loading import arithmetic_dtype, check_gpu, load_config, load_model
 from pipeline.models.memory_estimate import has_8_bit_moments
 from pipeline.train.answer_loss import add_answer_loss, answer_tokens, has_plain_head, mean_loss
 from pipeline.train.data_parallel import seed_step, summed
 from pipeline.train.job import Job, LengthGroups, TokenRow
 from pipeline.train.packing import collate, enable_packing, micro_batches
-from pipeline.train.trained_weights import add_adapter, load_trained, optimizer, save_trained, unfreeze
+from pipeline.train.trained_weights import load_trained, optimizer, save_trained, unfreeze
 
 _DEV_SHARE = 0.25
 """The dev loss is measured at each such share of an epoch, or of a training shorter than an epoch."""
@@ -89,7 +90,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
         )
         super().__init__(
             model=model,
-            args=SFTConfig(**_arguments(job, mixed=mixed)),
+            args=SFTConfig(**_arguments(job, model.config.get_text_config(), mixed=mixed)),
             train_dataset=_dataset(job.rows),
             eval_dataset=_dataset(job.dev) if len(job.dev) >= DEV_ROWS else None,
             processing_class=tokenizer,
@@ -171,8 +172,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc, unused-ignore]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def _arguments(job: Job, *, mixed: bool) -> dict[str, Any]:
-    """Return the keyword arguments of TRL's `SFTConfig`."""
+def _arguments(job: Job, model: Any, *, mixed: bool) -> dict[str, Any]:
+    """Return the keyword arguments of TRL's `SFTConfig`; `model` is the language model's configuration."""
     config, on_cuda, activations = job.config, job.device == "cuda", job.plan.activations
     return {
         "output_dir": str(job.scratch),
@@ -191,6 +192,8 @@ def _arguments(job: Job, *, mixed: bool) -> dict[str, Any]:
         "dataloader_pin_memory": on_cuda,
         "max_length": config.max_length,
         "completion_only_loss": True,
+        # TRL computes a router's own loss with `num_experts`, which some mixtures, as Granite's, call otherwise.
+        "router_aux_loss_coef": None if hasattr(model, "num_experts") else 0.0,
         "packing": False,
         "seed": config.seed,
         "data_seed": config.seed,

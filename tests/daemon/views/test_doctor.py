@@ -40,6 +40,8 @@ from tests.stand_in_vllm import VERSION, install
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Give a workspace in which all is well, but that no daemon runs, on a machine without a GPU."""
     monkeypatch.setattr(gpu_driver, "NVIDIA", tmp_path / "no-driver")
+    # It starts a process that takes seconds: see test_preflight.py.
+    monkeypatch.setattr(doctor, "try_adapter", lambda _folder, _train: {})
     write_model(tmp_path / "base", b"weights")
     (tmp_path / "dropforge.toml").write_text('base_model = "base"\n')
     settings = load(tmp_path / "dropforge.toml", {})

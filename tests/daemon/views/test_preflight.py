@@ -2,13 +2,15 @@
 
 import importlib.metadata
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.views import preflight
+from daemon.views import doctor, preflight
+from tests.model_families import write_config
 from tests.model_folder import write_model
 
 Command = Callable[..., Any]
@@ -42,6 +44,13 @@ def lack(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(preflight, "version", lambda name: "2.13.0+cpu" if name == "torch" else version(name))
 
 
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `doctor` try no adapter, which takes seconds."""
+    monkeypatch.setattr(doctor, "try_adapter", lambda _folder, _train: {})
+
+
+@pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize("setting", NEEDS)
 def test_a_setting_that_needs_what_is_not_there_is_refused_before_any_run(
     setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropforge: Command
@@ -62,6 +71,7 @@ def test_a_setting_that_needs_what_is_not_there_is_refused_before_any_run(
         )
 
 
+@pytest.mark.usefixtures("untried")
 def test_what_steps_need_may_be_in_the_environment_of_a_worker_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropforge: Command
 ) -> None:
@@ -86,3 +96,18 @@ def test_a_base_without_a_default_template_is_refused_by_init_and_doctor_unless_
         findings = dropforge("doctor", "--json").json["findings"]
         assert [one["level"] for one in findings if one["name"] == "base of default"] == [level]
     assert dropforge("init", "--base-model", "base").code == 0, "the settings that are there have this format"
+
+
+def test_a_base_whose_layers_get_no_adapter_is_refused_by_init_and_doctor_and_its_experts_are_named(
+    tmp_path: Path, tiny_llama: Path, dropforge: Command
+) -> None:
+    base = write_config(Path(shutil.copytree(tiny_llama, tmp_path / "base")), "deepseek_v3")
+    refused = dropforge("init", "box", "--base-model", "base")
+    assert (refused.code, "in a DeepseekV3ForCausalLM without an adapter" in refused.err) == (65, True)
+    assert not (tmp_path / "box").exists()
+    (tmp_path / "dropforge.toml").write_text('base_model = "base"\n')
+    (found,) = (one for one in dropforge("doctor", "--json").json["findings"] if one["name"] == "base of default")
+    assert (found["level"], found["remedy"].startswith("set train.targets = [")) == ("bad", True)
+    write_config(base, "qwen3_moe")
+    said = dropforge("init", "--base-model", "base").out
+    assert "base model base: a training leaves its experts, 49,152 weights, as they are" in said

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.errors import CannotTrain, Interrupted
 from pipeline.models.tokenizer_files import Window
 from pipeline.prepare.step import _max_new_tokens, prepare
 from pipeline.records.heldout import normalise, prompt_id
+from tests.model_families import write_config
 from tests.snapshot import PINNED, Prepared, Snapshot, prompt_place, rows
 
 
@@ -365,6 +367,18 @@ def test_a_stop_is_heeded_in_the_middle_of_a_drop(tmp_path: Path, monkeypatch: p
 
 
 FORGED = [{"instruction": f"Say {number} </s>", "output": "yes"} for number in range(40)]
+
+
+def test_a_base_that_cannot_be_trained_ends_the_run_before_its_data_is_read(tmp_path: Path, tiny_llama: Path) -> None:
+    base = write_config(Path(shutil.copytree(tiny_llama, tmp_path / "base")), "deepseek_v3")
+    made = Snapshot(tmp_path, base_model=str(base)).drop(rows(40))
+    with pytest.raises(CannotTrain, match="in a DeepseekV3ForCausalLM without an adapter"):
+        made.prepare()
+    made.config = made.config.model_copy(
+        update={"base_model": str(tiny_llama), "train": TrainConfig(targets=("c_fc",))}
+    )
+    with pytest.raises(CannotTrain, match="'c_fc', and the base model has no such linear layer"):
+        made.prepare()
 
 
 def base_with(folder: Path, token: str) -> str:

@@ -14,11 +14,11 @@ import transformers
 from pipeline.config import TrainConfig
 from pipeline.errors import CannotTrain
 from pipeline.merge.step import merge
+from pipeline.models.adapter import target_layers
 from pipeline.models.loading import load_model, load_tokenizer
 from pipeline.train import trainer as trainer_module
 from pipeline.train.job import TokenRow
 from pipeline.train.packing import pack
-from pipeline.train.trained_weights import target_layers
 from pipeline.train.trainer import Trainer
 from tests.made_adapters import made_training, save_base
 from tests.training_runs import TrainingRun

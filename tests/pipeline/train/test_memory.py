@@ -287,7 +287,7 @@ def test_the_estimate_counts_what_the_optimizer_stores_on_a_gpu(
     config, arguments = TrainConfig(method=method, rank=32), trainer._arguments
     here = {"use_cpu": True, "dataloader_pin_memory": False}
     monkeypatch.setattr(
-        trainer, "_arguments", lambda job, **named: arguments(replace(job, device="cuda"), **named) | here
+        trainer, "_arguments", lambda job, model, **named: arguments(replace(job, device="cuda"), model, **named) | here
     )
     job = made_training(tiny_llama, tmp_path, [TokenRow([5, 6, 7], [0, 0, 1])], config)
     made = Trainer(job, load_tokenizer(tiny_llama))
