@@ -19,6 +19,7 @@ from daemon.queue import order
 from daemon.settings.load import load
 from daemon.state.events import Word
 from daemon.state.states import AttemptState
+from daemon.views import doctor
 from tests.daemon.cli.test_examples import LEAVES
 from tests.daemon.conftest import lines
 from tests.model_folder import write_model
@@ -105,6 +106,7 @@ def full(new_workspace: Callable[[], Any], made_reports: Any, monkeypatch: pytes
         yield from ({"text": "it"}, {"tokens": 2, "ended": True})
 
     monkeypatch.setattr(smoke_test, "ask", answer)
+    monkeypatch.setattr(doctor, "try_adapter", lambda _folder, _train: {})
     return made
 
 
