@@ -13,8 +13,8 @@ measures conversations of OpenAI's messages in place of Alpaca rows, against a r
 files of 100 MB and 2 GB. --hostile measures files made to cost much instead: seconds, time a byte beside that of a good
 file of the same size, and peak memory. Everything made is deleted at the end.
 
-Memory does not grow with the file. Measured on 100,000 rows: 6 times as fast as the loop (11 before repeated
-prompts were looked for in the first 10,000 rows).
+Measured by the clock on 100,000 rows, two cores of an AMD EPYC: 215,000 rows a second, 5.3 times as many as the loop.
+Memory does not grow with the file: 119 MB at its peak on both.
 """
 
 import argparse
