@@ -91,6 +91,22 @@ class Bases:
         ensure_base(self._engine, self._settings.work_folder, name, Base(folder, identity), now)
 
 
+def is_away(folder: Path) -> bool:
+    """Return whether a base model's folder has no config.json that can be reached, as where its disk is unmounted."""
+    try:
+        return not (folder / "config.json").exists()
+    except OSError:
+        return True
+
+
+def require_base(folder: Path, run_id: int) -> None:
+    """Raise `DropforgeError` if the base model in `folder`, of a run that has begun, is away."""
+    if is_away(folder):
+        message = f"the base model {folder} is away: it has no config.json"
+        hint = f"mount its disk, and the run goes on by itself; or end the run: dropforge cancel {run_id}"
+        raise DropforgeError(message, hint)
+
+
 def _unreadable(track: str, error: Exception) -> DropforgeError:
     if not isinstance(error, OSError):
         hint = "put a backup in its place: dropforge restore BACKUP"

@@ -19,7 +19,7 @@ from daemon.champions.hooks.training import TrainingHooks
 from daemon.dispatch.apply_verdict import conclude, fix_measures
 from daemon.dispatch.claimer import Claimer, unusable
 from daemon.dispatch.facts import FactReader
-from daemon.dispatch.next_action import Action, Do, Facts, next_action, without_share
+from daemon.dispatch.next_action import Action, Do, Facts, next_action, not_mounted
 from daemon.dispatch.previews import Previews
 from daemon.dispatch.publication import Publisher
 from daemon.dispatch.spool import Executor, JobState, Spool
@@ -267,14 +267,14 @@ class Dispatcher:
 
     def _fail(self, claim: states.Claim, error: DropforgeError, now: int) -> None:
         """
-        Stop the run's step, and fail the run; interrupt it if the shared folder was away since the step's start.
+        Stop the run's step, and fail the run; interrupt it if `FactReader.away` names a folder.
 
         Raises `ShareGone`, with nothing changed, if it is away now.
         """
         require_share(self._settings)
         self._stop_step(claim)
-        gone = self._reader.share_gone(states.claimed_run(self._engine, claim))
-        self._leave(claim, Leave(Then.INTERRUPT, without_share(error)) if gone else Leave(Then.FAIL, error), now)
+        away = self._reader.away(states.claimed_run(self._engine, claim))
+        self._leave(claim, Leave(Then.INTERRUPT, not_mounted(away, error)) if away else Leave(Then.FAIL, error), now)
 
     def _postpone(self, claim: states.Claim, error: OSError | DBAPIError, now: int) -> None:
         """

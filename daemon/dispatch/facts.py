@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from sqlalchemy import Engine
 
+from daemon.champions.base_models import is_away, require_base
 from daemon.dispatch.attempt import folder_of, listed
 from daemon.dispatch.next_action import Facts
 from daemon.dispatch.publication import Publisher
@@ -64,30 +66,39 @@ class FactReader:
         is_before = any(not steps <= set(run_files.published(self._root, run)) for run in runs)
         return is_before or spool.has_living()
 
-    def share_gone(self, run: Run) -> bool:
-        """Return whether the shared folder was away after the last attempt at `run.step` began; `False` without one."""
+    def away(self, run: Run) -> str:
+        """
+        Return "the shared folder" if it was away after the last attempt at `run.step` began, or the base if it is.
+
+        Empty if neither is true.
+        """
         last = states.last_attempts(self._engine, run.id or 0, run.step or "", 1)
         _, _, gone, _ = durable.signature(self._settings.state_folder / SHARE_GONE_NOTE)
-        return bool(last) and gone // 1_000_000 >= last[0].started_at
+        if last and gone // 1_000_000 >= last[0].started_at:
+            return "the shared folder"
+        folder = str((run.config or {}).get("base_model", ""))
+        return f"the base model {folder}" if folder and is_away(Path(folder)) else ""
 
     def _between_steps(self, run: Run, attempt: Attempt | None = None, *, draining: bool = False) -> Facts:
         """
         Return the facts of a run without a running step: the first stale step, else the next.
 
-        A lack of disk space is looked for only without `attempt`, and not while `draining`.
+        Disk space and base model are looked for only without `attempt`, and not while `draining`.
         """
         if stale := first_stale(self._engine, self._root, run):
             return Facts(run, attempt=attempt, stale=stale)
         run_id = run.id or 0
         done = run_files.published(self._root, run_id)
         dataset = run_files.load_dataset(self._root, run_id)
-        step, shortage = next_step(done, dataset, RunConfig.model_validate(run.config)), None
+        config = RunConfig.model_validate(run.config)
+        step, obstacle = next_step(done, dataset, config), None
         if step is not None and attempt is None and not draining:
             try:
+                require_base(Path(config.base_model), run_id)
                 self._disk.require(still_needed(self._root, run), margin=False)
             except DropforgeError as error:
-                shortage = error
-        return Facts(run, draining=draining, attempt=attempt, done=done, step=step, shortage=shortage)
+                obstacle = error
+        return Facts(run, draining=draining, attempt=attempt, done=done, step=step, obstacle=obstacle)
 
     def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec) -> Facts:
         """Return a submitted attempt's facts: whether it has ended, how (a publication's end once), or is useless."""
@@ -109,7 +120,7 @@ class FactReader:
             published=self._publisher.take(spec.run) if publishing else None,
             stopped=self._how_stopped(run, attempt, spec) if is_interrupted else None,
             progress=self._made_progress(attempt),
-            share_gone=self.share_gone(run),
+            away=self.away(run),
         )
 
     def _how_stopped(self, run: Run, attempt: Attempt, spec: StepSpec) -> DropforgeError | None:

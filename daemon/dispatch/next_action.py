@@ -36,14 +36,14 @@ class Facts:
     useless: bool = False
     #: How Slurm ended the attempt's job; its hint says why that counts as a failure, or is empty.
     stopped: DropforgeError | None = None
-    #: Whether the attempt made progress (`FactReader._made_progress`), and whether the shared folder was away.
+    #: Whether the attempt made progress (`FactReader._made_progress`), and which folder was away (`FactReader.away`).
     progress: bool = False
-    share_gone: bool = False
+    away: str = ""
     #: The artifacts by step, the first stale step (`first_stale`), the next step, and what keeps it from beginning.
     done: dict[str, str] = field(default_factory=dict)
     stale: tuple[str, str] | None = None
     step: Step | None = None
-    shortage: DropforgeError | None = None
+    obstacle: DropforgeError | None = None
 
 
 class Do(Enum):
@@ -83,14 +83,14 @@ def next_action(facts: Facts) -> Action:
     if not facts.ended:
         return Action(Do.CANCEL if facts.run.cancel_requested or facts.useless else Do.WAIT)
     action = _after_result(facts, facts.spec)
-    if facts.share_gone and action.error and isinstance(action.what, End) and action.what.then in _FAILURES:
-        return Action(End.SHARE_GONE, without_share(action.error))
+    if facts.away and action.error and isinstance(action.what, End) and action.what.then in _FAILURES:
+        return Action(End.FOLDER_AWAY, not_mounted(facts.away, action.error))
     return action
 
 
-def without_share(error: DropforgeError) -> DropforgeError:
-    """Return `error` with its message extended: the shared folder was not mounted. Hint and exit code are dropped."""
-    return DropforgeError(f"the shared folder was not mounted: {error.message}")
+def not_mounted(folder: str, error: DropforgeError) -> DropforgeError:
+    """Return `error` with its message extended: `folder` was not mounted. Hint and exit code are dropped."""
+    return DropforgeError(f"{folder} was not mounted: {error.message}")
 
 
 def _between_steps(facts: Facts) -> Action:
@@ -100,7 +100,7 @@ def _between_steps(facts: Facts) -> Action:
         return Action(Do.REDO if facts.stale else Do.CONCLUDE)
     if facts.draining:
         return Action(Then.INTERRUPT)
-    return Action(Then.POSTPONE, facts.shortage) if facts.shortage else Action(Do.SUBMIT)
+    return Action(Then.POSTPONE, facts.obstacle) if facts.obstacle else Action(Do.SUBMIT)
 
 
 def _after_result(facts: Facts, spec: StepSpec) -> Action:

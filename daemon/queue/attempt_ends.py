@@ -50,8 +50,8 @@ class End(Enum):
     #: Its process was killed, or vanished.
     DIED = "died", AttemptState.FAILED, Then.DIE
     DISK_FULL = "disk full", AttemptState.FAILED, Then.POSTPONE
-    #: It failed or died, and the shared folder was away meanwhile.
-    SHARE_GONE = "share gone", AttemptState.FAILED, Then.INTERRUPT
+    #: It failed or died, and the shared folder was away meanwhile, or the base model is.
+    FOLDER_AWAY = "folder away", AttemptState.FAILED, Then.INTERRUPT
     #: The step was stopped, and can continue.
     INTERRUPTED = "interrupted", AttemptState.INTERRUPTED, Then.INTERRUPT
     #: The step saved its state for a fresh process.

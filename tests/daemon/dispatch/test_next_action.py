@@ -19,6 +19,7 @@ ATTEMPT = Attempt(run_id=1, step="train", number=1, fence="f", started_at=0)
 SPEC: StepSpec = made_spec(Path("/root"), "train")
 STALE, FULL = ("merge", ""), DropforgeError("the disk is full", "free some room")
 STOPPED = DropforgeError("Slurm stopped job 7")
+SHARE = "the shared folder"
 NOT_MOUNTED = "the shared folder was not mounted: it did not work"
 TOO_OFTEN = DropforgeError("Slurm stopped job 7", "10 attempts in a row left no checkpoint")
 
@@ -54,8 +55,8 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "all steps done": ({}, Do.CONCLUDE, None),
     "all steps done, daemon stops": ({"draining": True}, Do.CONCLUDE, None),
     "no step begun, daemon stops": ({"step": TRAIN, "draining": True}, Then.INTERRUPT, None),
-    "no room": ({"step": TRAIN, "shortage": FULL}, Then.POSTPONE, "the disk is full"),
-    "no room, daemon stops": ({"step": TRAIN, "shortage": FULL, "draining": True}, Then.INTERRUPT, None),
+    "no room": ({"step": TRAIN, "obstacle": FULL}, Then.POSTPONE, "the disk is full"),
+    "no room, daemon stops": ({"step": TRAIN, "obstacle": FULL, "draining": True}, Then.INTERRUPT, None),
     "cancelled": ({"cancelled": True}, Then.CANCEL, None),
     "never submitted": ({"attempt": ATTEMPT, "step": TRAIN}, Do.SUBMIT, None),
     "never submitted, a step is stale": ({"attempt": ATTEMPT, "stale": STALE}, Do.REDO, None),
@@ -78,19 +79,19 @@ TABLE: dict[str, tuple[dict[str, Any], Do | End | Then, str | None]] = {
     "published": ({**PUBLISHING, "published": made_adapter(SPEC)}, End.PUBLISHED, None),
     "published, cancelled": ({**PUBLISHING, "published": made_adapter(SPEC), "cancelled": True}, End.PUBLISHED, None),
     "cannot be published": ({**WELL, "published": BROKEN}, End.FAILED, "it did not work"),
-    "cannot be published, share gone": ({**WELL, "published": BROKEN, "share_gone": True}, End.SHARE_GONE, NOT_MOUNTED),
+    "cannot be published, folder away": ({**WELL, "published": BROKEN, "away": SHARE}, End.FOLDER_AWAY, NOT_MOUNTED),
     "failed": (failed(1), End.FAILED, "it did not work"),
     "failed without words": (ended(result=result("failed", 3, None)), End.FAILED, "exit code 3"),
-    "failed, share gone": (failed(1, share_gone=True), End.SHARE_GONE, NOT_MOUNTED),
+    "failed, folder away": (failed(1, away=SHARE), End.FOLDER_AWAY, NOT_MOUNTED),
     "failed, cancelled": (failed(1, cancelled=True), End.FAILED, "it did not work"),
     "bad data": (failed(65), End.BAD_DATA, "it did not work"),
     "disk full": (failed(74), End.DISK_FULL, "it did not work"),
-    "disk full, share gone": (failed(74, share_gone=True), End.DISK_FULL, "it did not work"),
+    "disk full, folder away": (failed(74, away=SHARE), End.DISK_FULL, "it did not work"),
     "killed": (failed(137), End.DIED, "it did not work"),
-    "killed, share gone": (failed(137, share_gone=True), End.SHARE_GONE, NOT_MOUNTED),
+    "killed, folder away": (failed(137, away=SHARE), End.FOLDER_AWAY, NOT_MOUNTED),
     "stopped here": (stopped(), End.INTERRUPTED, None),
     "stopped by Slurm": (stopped(stopped=STOPPED), End.INTERRUPTED, "Slurm stopped job 7"),
-    "stopped by Slurm, share gone": (stopped(stopped=STOPPED, share_gone=True), End.INTERRUPTED, "Slurm stopped job 7"),
+    "stopped by Slurm, folder away": (stopped(stopped=STOPPED, away=SHARE), End.INTERRUPTED, "Slurm stopped job 7"),
     "stopped by Slurm too often": (stopped(stopped=TOO_OFTEN), End.FAILED, "Slurm stopped job 7"),
     "stopped, cancelled": (stopped(cancelled=True), End.CANCELLED, None),
     "starts again": (stopped(76), End.START_AGAIN, "it did not work"),
