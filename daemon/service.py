@@ -8,6 +8,7 @@ heavy work is done by the worker, which is a child process or a systemd unit.
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -25,7 +26,8 @@ from daemon.inbox.loop import TROUBLE_SECONDS, IntakeLoop
 from daemon.messages.outbox import Messenger
 from daemon.queue import states
 from daemon.queue.nightly import Schedule
-from daemon.settings.model import Settings
+from daemon.settings.in_force import WHOSE, SettingsInForce
+from daemon.settings.model import Settings, SettingsError
 from daemon.state.database import create, open_engine, transaction
 from daemon.state.database_file import refuse_network, verify
 from daemon.state.layout import DATABASE_NAME, LOCK_NAME, TRASH_NAME, TROUBLES_NOTE, WORKER_LOCK
@@ -60,6 +62,7 @@ class Service:
         elsewhere now (`refuse_moved`).
         """
         self._settings = settings
+        self._in_force = SettingsInForce(settings, config)
         root, work = settings.state_folder, settings.work_folder
         self._folder, self._lock = _open_folders(settings)
         create(root / DATABASE_NAME)
@@ -68,6 +71,8 @@ class Service:
         verify(root / DATABASE_NAME, at_start=True)
         self.stop = threading.Event()
         self.exit_code = 0
+        #: Whether the daemon is to begin again after the shutdown, with the settings as they are then.
+        self.begins_again = False
         self._wake = threading.Event()
         self._troubles = Troubles()
         self._spool = Spool(root, work)
@@ -96,9 +101,22 @@ class Service:
         Begin an orderly shutdown; at a second signal exit at once, with 128 plus the signal's number.
 
         In that case a child worker and its step are killed: what is on disk is as safe as after a power cut, and the
-        run waits without a failure being counted.
+        run waits without a failure being counted. At SIGHUP set `begins_again`, too, unless the settings file cannot be
+        used, which becomes a trouble; during a shutdown SIGHUP does nothing.
         """
-        if self.stop.is_set():
+        if number == signal.SIGHUP:
+            problem = self._in_force.difference()
+            if isinstance(problem, SettingsError):
+                log.warning("reload_refused", error=problem.message, hint=problem.hint)
+            elif not self.stop.is_set():
+                log.info("reload_requested")
+                self.begins_again = True
+                self.stop.set()
+                self._wake.set()
+            return
+        if self.begins_again:
+            self.begins_again = False
+        elif self.stop.is_set():
             log.warning("stopping_now", signal=signal.Signals(number).name)
             # The main thread may come to its end before this one does.
             self.exit_code = 128 + number
@@ -196,6 +214,7 @@ class Service:
         if not self.stop.is_set() and monotonic - self._described_at >= _STATUS_SECONDS:
             self._described_at = monotonic
             self._look_for_worker()
+            self._troubles.note(WHOSE, self._in_force.difference())
             status, self._status = self._status, self._dispatcher.describe()
             if status != self._status:
                 notify(f"STATUS={self._status}")
@@ -233,7 +252,10 @@ class Service:
         A child worker stops after its steps left checkpoints, and the claimed runs are set to waiting; the steps of a
         worker unit, or of Slurm, go on.
         """
-        notify("STOPPING=1", "STATUS=stopping: running steps leave checkpoints")
+        if self.begins_again:
+            notify("RELOADING=1", "STATUS=reloading: running steps leave checkpoints")
+        else:
+            notify("STOPPING=1", "STATUS=stopping: running steps leave checkpoints")
         self._web.stop()
         self._dispatcher.draining = True
         if self._settings.worker == "child":
@@ -304,10 +326,15 @@ def run(settings: Settings, config: Path | None = None) -> int:
     """
     Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 plus the number of a second signal.
 
-    `config` is the path of the settings file, if one was named. Raises `DropforgeError` if state folder or inbox cannot
+    At SIGHUP this program is executed anew in the same process, which reads its settings. `config` is the path of the
+    settings file, if one was named. Raises `DropforgeError` if state folder or inbox cannot
     be used or the intake fails. If the state folder is taken away, the process exits at once with code 1.
     """
     service = Service(settings, config)
-    on_stop(service.on_signal)
+    on_stop(service.on_signal, signal.SIGHUP)
     service.run()
+    if service.begins_again:
+        # Until the new program handles it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - as this process was started
     return service.exit_code

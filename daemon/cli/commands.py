@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "metrics": ("maintenance", "Print all metrics in Prometheus' text format, as /metrics of the page does."),
         "demo": ("demo", "Show the whole loop on a real small model."),
         "drops": ("drops", "List the files that were taken in, newest first."),
-        "config": ("workspace", "Show the settings in force, or check them."),
+        "config": ("workspace", "Show the settings, or check them."),
     }
 )
 #: Command name -> its subcommands, functions of the same module.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.output import print_line
+from daemon.cli.output import print_line, print_lines
 from daemon.cli.workspace import (
     AnyReasonOption,
     ReasonOption,
@@ -12,6 +12,7 @@ from daemon.cli.workspace import (
     TrackArgument,
     chosen_tracks,
     load_settings,
+    not_in_force,
     open_overview,
     open_writer,
     word_of_user,
@@ -39,6 +40,7 @@ def train(context: typer.Context, *, track: TrackArgument = "default") -> None:
     rows, new = sum(drop.rows for drop in held), sum(drop.first_run is None for drop in held)
     data = f"{count(rows, 'row')} of {count(len(held), 'drop')}, {new} of them new"
     print_line(f"run {run} trains on {data}; it begins next{_when_it_acts(context)}")
+    print_lines(not_in_force(open_overview(context)))
 
 
 def retry(
@@ -52,12 +54,13 @@ def retry(
     """
     Let a failed, cancelled or crashed run go on where it stopped.
 
-    It uses the settings of today, and no drop that was withdrawn or suspended since. The first step that these changes
-    make stale, with --from STEP at the latest that one, and all later steps are done again. A run that never began is
-    queued anew. In any other state this is an error.
+    It uses the settings that the daemon has in force, and no drop that was withdrawn or suspended since. The first step
+    that these changes make stale, with --from STEP at the latest that one, and all later steps are done again. A run
+    that never began is queued anew. In any other state this is an error.
     """
     goes_on = stale_steps.retry(open_writer(context), load_settings(context).work_folder, run, now_ms(), since)
     print_line(f"{goes_on}{_when_it_acts(context)}")
+    print_lines(not_in_force(open_overview(context)))
 
 
 def cancel(context: typer.Context, *, run: RunArgument) -> None:
@@ -122,3 +125,4 @@ def search(context: typer.Context, *, track: TrackArgument = "default") -> None:
     run, drops = run_queue.enqueue_by_hand(open_writer(context), track, now_ms(), search=True)
     rows, trials = sum(drop.rows for drop in drops if drop.role == "train"), count(most_trials(wanted), "trial")
     print_line(f"run {run} searches on {count(rows, 'row')} in {trials}; it begins next{_when_it_acts(context)}")
+    print_lines(not_in_force(open_overview(context)))

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.output import print_json, print_line, print_table
+from daemon.cli.output import print_json, print_line, print_lines, print_table
+from daemon.settings.in_force import WHOSE
 from daemon.settings.load import load
 from daemon.settings.model import ENV_PREFIX, FILE_NAME, OTHER_VARIABLES, Settings, SettingsError
 from daemon.settings.text import flat
 from daemon.system.clock import now_ms
 from daemon.system.programs import act_as_owner, name_of
 from daemon.views.overview import Overview
+from pipeline.errors import DropforgeError
 from pipeline.words import listed, shell_path
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def chosen_file(context: typer.Context) -> Path:
 
 def load_settings(context: typer.Context, *, as_owner: bool = True) -> Settings:
     """
-    Return the settings in force.
+    Return the settings in the file and the environment.
 
     With `as_owner` a process of root becomes the user that owns the state folder, for good (`act_as_owner`). Raises
     `SettingsError` if they cannot be used, if there are neither settings nor a state folder, or, for root without a
@@ -167,16 +169,17 @@ def newest_only(rows: Sequence[object], *, whole: bool) -> list[str]:
 
 
 def config(context: typer.Context) -> None:
-    """Show the settings in force, or check them; without a subcommand they are shown."""
+    """Show the settings, or check them; without a subcommand they are shown."""
     if context.invoked_subcommand is None:
         show(context)
 
 
 def show(context: typer.Context, *, as_json: JsonOption = False) -> None:
     """
-    Show the settings in force, and the default of each that has another value.
+    Show the settings in the file and the environment, and the default of each that has another value.
 
-    With --json all defaults are shown. Passwords and tokens are not shown.
+    With --json all defaults are shown. Passwords and tokens are not shown. Says which of them a running daemon does not
+    use yet.
     """
     values, defaults = _by_name(load_settings(context)), _by_name(Settings())
     if as_json:
@@ -188,6 +191,16 @@ def show(context: typer.Context, *, as_json: JsonOption = False) -> None:
         for name, value in values.items()
     ]
     print_table(("SETTING", "VALUE", "DEFAULT"), rows)
+    print_lines(not_in_force(open_overview(context)))
+
+
+def not_in_force(overview: Overview) -> list[str]:
+    """Return [sentence] if the running daemon says that settings are not in force, else []."""
+    try:
+        words = overview.troubles().get(WHOSE) if overview.daemon().alive else None
+    except DropforgeError:  # the state folder may be closed to a user who may read the settings
+        words = None
+    return [f"trouble: {WHOSE}: {words}"] if words else []
 
 
 def _by_name(settings: Settings) -> dict[str, Any]:
@@ -203,7 +216,7 @@ def check(context: typer.Context, *, as_json: JsonOption = False) -> None:
 
     Exit code 2 if not, with the file or the variable, the setting and what would be right; so too if a track's base
     model is not there or cannot be trained, or a package or program that a setting needs is not installed. Changes
-    nothing; the daemon reads its settings when it starts.
+    nothing; the daemon reads its settings when it starts, and at `systemctl reload dropforge`.
     """
     settings, where = load_settings(context), str(chosen_file(context))
     refuse_missing(context, settings, with_bases=True)

@@ -91,14 +91,14 @@ class FactReader:
         done = run_files.published(self._root, run_id)
         dataset = run_files.load_dataset(self._root, run_id)
         config = RunConfig.model_validate(run.config)
-        step, obstacle = next_step(done, dataset, config), None
+        step, blocker = next_step(done, dataset, config), None
         if step is not None and attempt is None and not draining:
             try:
                 require_base(Path(config.base_model), run_id)
                 self._disk.require(still_needed(self._root, run), margin=False)
             except DropforgeError as error:
-                obstacle = error
-        return Facts(run, draining=draining, attempt=attempt, done=done, step=step, obstacle=obstacle)
+                blocker = error
+        return Facts(run, draining=draining, attempt=attempt, done=done, step=step, blocker=blocker)
 
     def _of_attempt(self, run: Run, attempt: Attempt, spec: StepSpec) -> Facts:
         """Return a submitted attempt's facts: whether it has ended, how (a publication's end once), or is useless."""

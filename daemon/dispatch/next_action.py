@@ -43,7 +43,7 @@ class Facts:
     done: dict[str, str] = field(default_factory=dict)
     stale: tuple[str, str] | None = None
     step: Step | None = None
-    obstacle: DropforgeError | None = None
+    blocker: DropforgeError | None = None
 
 
 class Do(Enum):
@@ -100,7 +100,7 @@ def _between_steps(facts: Facts) -> Action:
         return Action(Do.REDO if facts.stale else Do.CONCLUDE)
     if facts.draining:
         return Action(Then.INTERRUPT)
-    return Action(Then.POSTPONE, facts.obstacle) if facts.obstacle else Action(Do.SUBMIT)
+    return Action(Then.POSTPONE, facts.blocker) if facts.blocker else Action(Do.SUBMIT)
 
 
 def _after_result(facts: Facts, spec: StepSpec) -> Action:

@@ -462,6 +462,12 @@ def test_a_person_configures_it_and_every_documented_command_does_its_work(machi
         machine.run("systemctl", "restart", "dropforge")
     machine.run("systemctl", "kill", "--signal=KILL", "dropforge")
     wait_for(lambda: shown(machine, "NRestarts") == "1" and shown(machine, "ActiveState") == "active")
+    before, troubles = shown(machine, "MainPID"), machine.root / STATE / "troubles.json"
+    settings.write_text("retry.limit = 4\n" + right + web, encoding="utf-8")
+    wait_for(lambda: "until: systemctl reload dropforge" in machine.run("dropforge", "config").stdout)
+    machine.run("systemctl", "reload", "dropforge")
+    wait_for(lambda: not troubles.exists() and shown(machine, "ActiveState") == "active")
+    assert [shown(machine, name) for name in ("MainPID", "NRestarts")] == [before, "1"]
 
     machine.write("/etc/dropforge/environment", "DROPFORGE_MESSAGES__URLS='[\"json://127.0.0.1:9\"]'\n", 0o600)
     wait_for((machine.root / "run/dropforge/web.sock").exists)
