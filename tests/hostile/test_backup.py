@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from daemon.champions import base_models
 from daemon.dispatch.dispatcher import Dispatcher
 from daemon.dispatch.spool import LocalExecutor
 from daemon.dispatch.step_specs import compose
@@ -234,6 +235,7 @@ def test_a_restored_run_takes_programs_and_addresses_from_todays_settings(
     engine = open_engine(root / DATABASE_NAME)
     dispatcher = Dispatcher(engine, lived_in.settings, LocalExecutor(spool_of(root)))
     monkeypatch.setattr(dispatcher.upkeep.bases, "problem", lambda _name: None)
+    monkeypatch.setattr(base_models, "is_away", lambda _folder: False)
     dispatcher.recover(lived_in.tick())
     dispatcher.tick(lived_in.tick())
     with transaction(engine) as session:
