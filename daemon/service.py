@@ -327,8 +327,8 @@ def run(settings: Settings, config: Path | None = None) -> int:
     Run the daemon until SIGTERM or SIGINT; return the exit code: 0, or 128 plus the number of a second signal.
 
     At SIGHUP this program is executed anew in the same process, which reads its settings. `config` is the path of the
-    settings file, if one was named. Raises `DropforgeError` if state folder or inbox cannot
-    be used or the intake fails. If the state folder is taken away, the process exits at once with code 1.
+    settings file, if one was named. Raises `DropforgeError` if state folder or inbox cannot be used or the intake
+    fails. If the state folder is taken away, the process exits at once with code 1.
     """
     service = Service(settings, config)
     on_stop(service.on_signal, signal.SIGHUP)

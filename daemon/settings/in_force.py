@@ -21,8 +21,8 @@ class SettingsInForce:
     def __init__(self, settings: Settings, path: Path | None) -> None:
         """Remember `settings`, which `load(path)` has just returned."""
         self._settings, self._path = settings, path
-        self.file = (path or Path(os.environ.get("DROPFORGE_CONFIG") or FILE_NAME)).absolute()
-        self._seen = durable.signature(self.file)
+        self._file = (path or Path(os.environ.get("DROPFORGE_CONFIG") or FILE_NAME)).absolute()
+        self._seen = durable.signature(self._file)
         self._found: DropforgeError | None = None
 
     def difference(self) -> DropforgeError | None:
@@ -31,7 +31,7 @@ class SettingsInForce:
 
         A file that cannot be used is a `SettingsError`.
         """
-        seen = durable.signature(self.file)
+        seen = durable.signature(self._file)
         if seen != self._seen:
             self._seen, self._found = seen, self._compare()
         return self._found
@@ -44,7 +44,7 @@ class SettingsInForce:
         if not names:
             return None
         verb = "is" if len(names) == 1 else "are"
-        return DropforgeError(f"{first_of(names)} in {self.file} {verb} not in force until: {_reload_command()}")
+        return DropforgeError(f"{first_of(names)} in {self._file} {verb} not in force until: {_reload_command()}")
 
 
 def _changed(before: Settings, now: Settings) -> Iterator[str]:
